@@ -1,0 +1,84 @@
+// The base folder: known answers for Philox, exact round trips for the 16-bit floats, and a pool that visits each index once.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "base/bfloat16.h"
+#include "base/error.h"
+#include "base/philox.h"
+#include "base/thread_pool.h"
+
+namespace orrery {
+namespace {
+
+// The three vectors published with Random123 (kat_vectors, philox4x32 10).
+TEST(Philox, KnownAnswers) {
+  using Words = std::array<uint32_t, 4>;
+  EXPECT_EQ(philox4x32({0, 0, 0, 0}, {0, 0}), (Words{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
+  EXPECT_EQ(philox4x32({~0u, ~0u, ~0u, ~0u}, {~0u, ~0u}), (Words{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
+  EXPECT_EQ(philox4x32({0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, {0xa4093822, 0x299f31d0}),
+            (Words{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}));
+}
+
+// Every bf16 and f16 value survives the way to f32 and back; halves of an f32 master join to the same bits.
+TEST(HalfFloats, RoundTrips) {
+  for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+    const float wide = bf16_to_f32(static_cast<uint16_t>(bits));
+    if (!std::isnan(wide)) EXPECT_EQ(f32_to_bf16(wide), bits);
+    const float half = f16_to_f32(static_cast<uint16_t>(bits));
+    if (!std::isnan(half)) EXPECT_EQ(f32_to_f16(half), bits);
+  }
+  for (uint32_t i = 0; i < 200000; ++i) {
+    const uint32_t bits = philox4x32({i, 0, 0, 0}, {1, 2})[0];
+    const float value = std::bit_cast<float>(bits);
+    if (!std::isfinite(value) || std::abs(value) > 3.3e38f) continue;
+    EXPECT_EQ(std::bit_cast<uint32_t>(join_master(master_high(value), master_low(value))), bits);
+  }
+}
+
+// f32_to_f16 rounds to the nearest neighbour, ties to even: compared with a search over all halves.
+TEST(HalfFloats, F16RoundsToNearest) {
+  for (uint32_t i = 0; i < 2000; ++i) {
+    const float value = (static_cast<float>(philox4x32({i, 1, 0, 0}, {3, 4})[0]) * 0x1p-32f - 0.5f) * std::exp2(static_cast<float>(i % 40) - 26);
+    const uint16_t got = f32_to_f16(value);
+    const float error = std::abs(f16_to_f32(got) - value);
+    for (int delta : {-1, 1}) {
+      const uint16_t neighbour = static_cast<uint16_t>(got + delta);
+      if (((neighbour ^ got) & 0x8000) || std::isnan(f16_to_f32(neighbour))) continue;
+      const float other = std::abs(f16_to_f32(neighbour) - value);
+      EXPECT_TRUE(error < other || (error == other && !(got & 1))) << value;
+    }
+  }
+}
+
+// Each index of parallel_for is visited exactly once, for ragged counts and repeated runs.
+TEST(ThreadPool, VisitsEachIndexOnce) {
+  for (int num_threads : {1, 2, 3}) {
+    ThreadPool pool(num_threads, false);
+    for (int64_t count : {0, 1, 7, 64, 1001}) {
+      std::vector<std::atomic<int>> visits(count);
+      for (int repeat = 0; repeat < 20; ++repeat)
+        pool.parallel_for(count, 16, [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) visits[i].fetch_add(1);
+        });
+      for (auto& visit : visits) EXPECT_EQ(visit.load(), 20);
+    }
+  }
+}
+
+// An error carries its code, and each code has the exit status that the documentation promises.
+TEST(Error, ExitStatus) {
+  EXPECT_EQ(exit_status(ErrorCode::kInvalidConfig), 2);
+  EXPECT_EQ(exit_status(ErrorCode::kIo), 3);
+  EXPECT_EQ(exit_status(ErrorCode::kCorruptData), 4);
+  EXPECT_EQ(exit_status(ErrorCode::kPeerLost), 5);
+  EXPECT_EQ(exit_status(ErrorCode::kCancelled), 130);
+  const Error error(ErrorCode::kIo, "cannot write {}", "x");
+  EXPECT_STREQ(error.what(), "cannot write x");
+}
+
+}  // namespace
+}  // namespace orrery

@@ -1,0 +1,62 @@
+// The one pool of compute threads of a process. Work is cut statically by index, so which thread computes a tile never
+// depends on timing, and no op's result depends on the number of threads (NUMERICS rule 3).
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <type_traits>
+
+namespace orrery {
+
+/// FTZ and DAZ on for this thread (NUMERICS rule 1). Every thread that computes calls it once.
+void set_floating_point_mode();
+
+/// `num_threads` workers, the caller being worker 0; the others are pinned to cores and spin briefly before they sleep.
+/// A pool of one runs everything inline. run() makes no heap allocation.
+class ThreadPool {
+ public:
+  /// pin: bind worker i to the i-th core this process may use.
+  explicit ThreadPool(int num_threads, bool pin = true);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int num_threads() const { return num_threads_; }
+
+  /// Calls body(thread_index, num_threads) once on every worker and returns when all have. Not reentrant.
+  /// `body` must not throw: kernels report bugs with ORRERY_CHECK.
+  template <typename Body>
+  void run(Body&& body) {
+    using Plain = std::remove_reference_t<Body>;
+    run_erased([](void* context, int thread_index, int num_threads) { (*static_cast<Plain*>(context))(thread_index, num_threads); },
+               const_cast<void*>(static_cast<const void*>(&body)));
+  }
+
+  /// Cuts [0, count) into one contiguous range per worker, as equal as possible in units of `granule`, and calls
+  /// body(begin, end) on each non-empty one.
+  template <typename Body>
+  void parallel_for(int64_t count, int64_t granule, Body&& body) {
+    const int64_t num_units = (count + granule - 1) / granule;
+    if (num_units <= 1 || num_threads_ == 1) {
+      if (count > 0) body(int64_t{0}, count);
+      return;
+    }
+    run([&](int thread_index, int num_threads) {
+      const int64_t begin = num_units * thread_index / num_threads * granule;
+      const int64_t end_unit = num_units * (thread_index + 1) / num_threads * granule;
+      const int64_t end = end_unit < count ? end_unit : count;
+      if (begin < end) body(begin, end);
+    });
+  }
+
+ private:
+  using ErasedBody = void (*)(void* context, int thread_index, int num_threads);
+  void run_erased(ErasedBody body, void* context);
+
+  struct State;
+  int num_threads_;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace orrery
