@@ -13,7 +13,7 @@ constexpr std::array<std::string_view, static_cast<size_t>(OpKind::kCount)> kNam
     "bias_grad", "rope_grad", "attention_grad", "linear_cross_entropy_grad",
     "add_rms_norm", "add_layer_norm", "rms_norm_grad_add", "layer_norm_grad_add", "linear_gelu", "linear_grad_input_gelu",
     "swiglu", "swiglu_grad", "split_rope", "split_rope_grad", "linear_cross_entropy_with_grad",
-    "accumulate", "squared_sums", "optimizer_scale", "adamw", "sgd", "lion",
+    "zero", "accumulate", "squared_sums", "optimizer_scale", "adamw", "sgd", "lion",
     "kv_write", "paged_attention"};
 static_assert(!kNames.back().empty(), "every op kind has a name");
 }  // namespace
