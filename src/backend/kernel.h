@@ -51,9 +51,11 @@ struct TensorView {
 
 /// How the gradient sums of a micro-batch's sequences meet (NUMERICS rules 3 and 4). The rows of the micro-batch are
 /// `num_sequences` packed sequences of `sequence_tokens` rows. A kernel that sums over rows works with a small stack of partial
-/// sums (tiles, rows, whatever unit it keeps in cache): for each sequence i, in order, it computes the sequence's own sum from
-/// +0 and pushes it; then merges[i] times it replaces the two top entries (lower, upper) by lower + upper. One entry remains:
-/// destination = entry, or destination = destination + entry when add_to_destination.
+/// sums (tiles, rows, whatever unit it keeps in cache). When add_to_destination is set the stack starts with the destination's
+/// present contents as its bottom entry, else it starts empty. For each sequence i, in order, the kernel computes the sequence's
+/// own sum from +0 and pushes it; then merges[i] times it replaces the two top entries (lower, upper) by lower + upper. One
+/// entry remains and is written to the destination. So {merges 0,1,1} continues a lane sequence by sequence, ((s0 + s1) + s2),
+/// and with add_to_destination {1,1} goes on: ((d + s0) + s1); {0,1,0,2} is the tree (s0 + s1) + (s2 + s3).
 struct GradFold {
   static constexpr int kMaxDepth = 16;
   int64_t num_sequences = 0;
