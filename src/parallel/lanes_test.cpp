@@ -1,0 +1,75 @@
+// The lane schedule adds the sequences of a global batch in one fixed order, whatever the micro-batch size: each schedule is run
+// symbolically, with strings for sums, and must give the string that the definition of NUMERICS rule 4 gives.
+#include "parallel/lanes.h"
+
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <map>
+#include <string>
+
+#include "base/error.h"
+
+namespace orrery {
+namespace {
+
+std::string lane_sum(int64_t lane, int64_t per_lane) {
+  std::string sum = std::to_string(lane * per_lane);
+  for (int64_t i = 1; i < per_lane; ++i) sum = "(" + sum + "+" + std::to_string(lane * per_lane + i) + ")";
+  return sum;
+}
+
+std::string tree_sum(int64_t first, int64_t count, int64_t per_lane) {
+  if (count == 1) return lane_sum(first, per_lane);
+  return "(" + tree_sum(first, count / 2, per_lane) + "+" + tree_sum(first + count / 2, count / 2, per_lane) + ")";
+}
+
+std::string run(const Schedule& schedule) {
+  std::map<int, std::string> buffers;
+  for (const Action& action : schedule.actions) {
+    if (action.kind == ActionKind::kMerge)
+      buffers[action.gradient_buffer] = "(" + buffers.at(action.gradient_buffer) + "+" + buffers.at(action.source_buffer) + ")";
+    if (action.kind != ActionKind::kBackward) continue;
+    const MicroBatch& batch = schedule.micro_batches[action.micro_batch];
+    std::vector<std::string> stack;
+    if (action.add_to_destination) stack.push_back(buffers.at(action.gradient_buffer));
+    EXPECT_EQ(static_cast<int64_t>(action.merges.size()), batch.num_sequences);
+    for (int64_t i = 0; i < batch.num_sequences; ++i) {
+      stack.push_back(std::to_string(batch.first_sequence + i));
+      for (int merge = 0; merge < action.merges[i]; ++merge) {
+        const std::string upper = stack.back();
+        stack.pop_back();
+        stack.back() = "(" + stack.back() + "+" + upper + ")";
+      }
+    }
+    EXPECT_EQ(stack.size(), 1u);
+    buffers[action.gradient_buffer] = stack[0];
+  }
+  return buffers.at(0);
+}
+
+TEST(LaneSchedule, SameSumForEveryMicroBatchSize) {
+  for (int64_t lanes : {1, 2, 4, 8})
+    for (int64_t per_lane : {1, 2, 3, 4, 5})
+      for (int64_t micro_batch = 1; micro_batch <= lanes * per_lane; ++micro_batch) {
+        const Schedule schedule = lane_schedule({lanes * per_lane, lanes, micro_batch}, false);
+        EXPECT_EQ(run(schedule), tree_sum(0, lanes, per_lane)) << lanes << " " << per_lane << " " << micro_batch;
+        const int64_t whole = micro_batch >= per_lane ? std::min<int64_t>(lanes, std::bit_floor(static_cast<uint64_t>(micro_batch / per_lane))) : 0;
+        const int log_lanes = std::countr_zero(static_cast<uint64_t>(lanes));
+        const int bound = whole ? std::max(1, log_lanes - std::countr_zero(static_cast<uint64_t>(whole))) : log_lanes + 1;
+        EXPECT_EQ(schedule.num_gradient_buffers, bound) << lanes << " " << per_lane << " " << micro_batch;
+      }
+}
+
+TEST(LaneSchedule, RefusesLanesThatDoNotDivide) {
+  EXPECT_THROW(lane_schedule({6, 4, 1}, false), Error);
+  EXPECT_THROW(lane_schedule({6, 3, 1}, false), Error);
+}
+
+TEST(LaneSchedule, PrintsActions) {
+  EXPECT_EQ(to_string(lane_schedule({2, 2, 1}, true)), "Z0 F0 B0 F1 B1 OPT");
+  EXPECT_EQ(to_string(lane_schedule({4, 2, 1}, false)), "F0 B0 F1 B1 F2 B2 F3 B3 M1>0 OPT");
+}
+
+}  // namespace
+}  // namespace orrery
