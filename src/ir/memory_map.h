@@ -1,0 +1,74 @@
+// Where every byte of a run lives: an offset in one arena for each buffer, from lifetimes in the schedule. Its total is both the
+// prediction and the allocation. Persistent buffers lie one after the other; activations and workspaces share an area by lifetime.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "ir/block.h"
+#include "ir/schedule.h"
+
+namespace orrery {
+
+enum class MemoryClass : uint8_t { kWeights, kMasterLow, kGradients, kMoments, kConstants, kBatch, kStep, kKvCache, kPackedWeights, kActivations, kCount };
+std::string_view memory_class_name(MemoryClass memory_class);
+
+constexpr int64_t kArenaAlignment = 64;           // every buffer starts on a cache line
+constexpr int64_t kArenaGranule = 2 << 20;        // the arena itself is a multiple of 2 MiB
+constexpr int64_t align_up(int64_t bytes, int64_t alignment) { return (bytes + alignment - 1) / alignment * alignment; }
+
+/// Workspace bytes of an op at the stage's bounds, for the machine the plan is made for. Pure (backend kernel traits).
+using WorkspaceBytes = std::function<int64_t(const Stage&, const Op&)>;
+
+struct MemoryMap {
+  /// Persistent buffers: bytes from the arena's start; -1 where there is none.
+  std::vector<int64_t> parameter_offset;                // by parameter: the compute weight
+  std::vector<std::array<int64_t, 3>> state_offset;     // by parameter and StateField
+  std::vector<int64_t> gradient_buffer_offset;          // by gradient buffer
+  std::vector<std::array<int64_t, 2>> gradient_offset;  // by parameter and accumulator, inside a gradient buffer
+  int64_t gradient_buffer_bytes = 0;
+  std::vector<int64_t> constant_offset;
+  std::array<int64_t, 10> batch_offset{};   // by BatchField: the first of two copies, so that the next step's data arrives during this one
+  std::array<int64_t, 10> batch_bytes{};    // of one copy
+  std::array<int64_t, 5> step_offset{};     // by StepField
+  std::vector<std::array<int64_t, 2>> kv_offset;  // by layer: keys, values
+  std::vector<int64_t> packed_offset;             // by parameter: packed for serving
+  /// Activations: by value and slot (index value * num_slots + slot); -1 for values that live elsewhere.
+  std::vector<int64_t> activation_offset;
+  std::array<std::vector<int64_t>, static_cast<size_t>(Phase::kCount)> workspace_offset;  // by phase and op
+  std::array<std::vector<int64_t>, static_cast<size_t>(Phase::kCount)> workspace_bytes;
+  int32_t num_slots = 0;
+
+  std::array<int64_t, static_cast<size_t>(MemoryClass::kCount)> class_bytes{};
+  int64_t activation_lower_bound = 0;  // largest sum of activation and workspace bytes alive at one time
+  int64_t total_bytes = 0;             // the arena: all classes, rounded up to kArenaGranule
+};
+
+struct MemoryMapOptions {
+  DType moment_dtype = DType::kF32;
+  int num_moments = 2;                // AdamW 2, SGD with momentum and Lion 1
+  int64_t batch_sequences = 0;        // the step's sequences on this rank (training and evaluation batches)
+  int64_t sequence_tokens = 0;
+  int64_t kv_blocks = 0;              // serving
+  int batch_copies = 2;
+};
+
+/// Lays out `stage` under `schedule`. Deterministic. Cost: quadratic in the number of activation buffers.
+MemoryMap build_memory_map(const Stage& stage, const Schedule& schedule, const MemoryMapOptions& options, const WorkspaceBytes& workspace_bytes);
+
+/// A buffer to place: alive in [begin, end) of its owner's time.
+struct PlacedBuffer {
+  int64_t bytes = 0;
+  int64_t begin = 0, end = 0;
+  int64_t offset = 0;
+};
+/// Chooses offsets so that buffers alive at the same time do not overlap; returns the height. Tries several orders of greedy
+/// best-fit and keeps the lowest.
+int64_t place_buffers(std::vector<PlacedBuffer>& buffers);
+/// Largest sum of bytes alive at one time: no placement can be lower.
+int64_t live_bytes_lower_bound(const std::vector<PlacedBuffer>& buffers);
+
+}  // namespace orrery

@@ -1,0 +1,19 @@
+// Recompute (activation checkpointing): drops saved values from the forward's memory and makes them again in the backward, by the
+// same ops, hence with the same bits.
+#pragma once
+
+#include "ir/block.h"
+
+namespace orrery {
+
+enum class Recompute : uint8_t {
+  kNone,       // save everything that the backward reads
+  kSelective,  // make normalized rows and activation functions again: cheap ops, large outputs
+  kFull,       // save only the residual stream at each layer's entrance
+};
+
+/// Rewrites the backward block: reads of a dropped value are redirected to a copy that cloned forward ops make just before its first
+/// use. Run after fusion. kFull treats as kept: batch inputs, parameters, and each layer's residual input.
+void apply_recompute(Stage& stage, Recompute policy);
+
+}  // namespace orrery
