@@ -1,0 +1,2 @@
+#include "backend/cpu/math_arrays.h"
+#include "backend/cpu/math_arrays.inl"
