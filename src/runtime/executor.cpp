@@ -1,0 +1,142 @@
+#include "runtime/executor.h"
+
+#include "ir/op_table.h"
+
+namespace orrery {
+namespace {
+
+constexpr size_t kMaxOperands = 16;
+
+int64_t actual_extent(const Dim& dim, const ActionBinding& binding) {
+  switch (dim.dynamic) {
+    case DynamicDim::kStatic: return dim.bound;
+    case DynamicDim::kTokens: return binding.num_tokens;
+    case DynamicDim::kSegments: return binding.num_segments;
+    case DynamicDim::kSegmentsPlusOne: return binding.num_segments + 1;
+    case DynamicDim::kRows: return binding.num_rows;
+  }
+  return 0;
+}
+
+// Shape and strides of a value; the address is the caller's.
+TensorView shaped_view(const Stage& stage, const Value& value, const ActionBinding& binding) {
+  TensorView view;
+  view.dtype = value.dtype;
+  view.num_dims = static_cast<int8_t>(value.shape.size());
+  ORRERY_CHECK(value.shape.size() <= view.dims.size(), "{} has {} dimensions", value.name, value.shape.size());
+  for (size_t i = 0; i < value.shape.size(); ++i) {
+    view.dims[i] = actual_extent(value.shape[i], binding);
+    ORRERY_CHECK(view.dims[i] <= value.shape[i].bound, "{}: extent {} above its bound {}", value.name, view.dims[i], value.shape[i].bound);
+  }
+  view.row_stride = value.view_of == kNoValue ? view.row_width() : stage.value(value.view_of).shape.back().bound;
+  return view;
+}
+
+ActionBinding bounds_of(const Stage& stage, int64_t sequence_tokens) {
+  ActionBinding binding;
+  for (const Value& value : stage.values)
+    for (const Dim& dim : value.shape) switch (dim.dynamic) {
+        case DynamicDim::kStatic: break;
+        case DynamicDim::kTokens: binding.num_tokens = std::max(binding.num_tokens, dim.bound); break;
+        case DynamicDim::kSegments: binding.num_segments = std::max(binding.num_segments, dim.bound); break;
+        case DynamicDim::kSegmentsPlusOne: binding.num_segments = std::max(binding.num_segments, dim.bound - 1); break;
+        case DynamicDim::kRows: binding.num_rows = std::max(binding.num_rows, dim.bound); break;
+      }
+  if (sequence_tokens > 0) {
+    binding.fold.sequence_tokens = sequence_tokens;
+    binding.fold.num_sequences = binding.num_tokens / sequence_tokens;
+  }
+  return binding;
+}
+
+}  // namespace
+
+int64_t op_workspace_bytes(const DeviceSpec& device, const Stage& stage, const Op& op, int64_t sequence_tokens) {
+  const KernelEntry& kernel = cpu_kernel(op.kind, stage.compute_dtype);
+  if (!kernel.workspace_bytes) return 0;
+  const ActionBinding binding = bounds_of(stage, sequence_tokens);
+  std::vector<TensorView> inputs, outputs;
+  for (ValueId id : op.inputs) inputs.push_back(shaped_view(stage, stage.value(id), binding));
+  for (ValueId id : op.outputs) outputs.push_back(shaped_view(stage, stage.value(id), binding));
+  OpCall call;
+  call.kind = op.kind;
+  call.inputs = inputs;
+  call.outputs = outputs;
+  call.attributes = &op.attributes;
+  call.fold = has_gradient_output(op.kind) ? &binding.fold : nullptr;
+  return kernel.workspace_bytes(device, call);
+}
+
+Executor::Executor(const Stage& stage, const MemoryMap& map, const Arena& arena, const KernelContext& context, int64_t sequence_tokens)
+    : stage_(stage), map_(map), arena_(arena), context_(context), sequence_tokens_(sequence_tokens) {
+  ORRERY_CHECK(arena.bytes() == map.total_bytes, "arena of {} bytes for a map of {}", arena.bytes(), map.total_bytes);
+  for (size_t phase = 0; phase < stage.blocks.size(); ++phase) {
+    for (const Op& op : stage.blocks[phase].ops) {
+      ORRERY_CHECK(op.inputs.size() <= kMaxOperands && op.outputs.size() <= kMaxOperands, "{} has too many operands", op_name(op.kind));
+      kernels_[phase].push_back(&cpu_kernel(op.kind, stage.compute_dtype));
+    }
+    times_[phase].resize(stage.blocks[phase].ops.size());
+  }
+}
+
+TensorView Executor::view(ValueId id, const ActionBinding& binding) const {
+  const Value& value = stage_.value(id);
+  TensorView view = shaped_view(stage_, value, binding);
+  const int64_t element = dtype_bytes(value.dtype);
+  int64_t offset = -1;
+  switch (value.kind) {
+    case ValueKind::kBatch: {
+      offset = map_.batch_offset[value.index];
+      if (offset < 0) break;
+      offset += binding.batch_copy * map_.batch_bytes[value.index];
+      const bool token_shaped = !value.shape.empty() && value.shape[0].dynamic == DynamicDim::kTokens;
+      offset += token_shaped ? binding.first_token * element : binding.micro_batch * align_up(value.bytes(), kArenaAlignment);
+      break;
+    }
+    case ValueKind::kParameter: offset = map_.parameter_offset[value.index]; break;
+    case ValueKind::kConstant: offset = map_.constant_offset[value.index]; break;
+    case ValueKind::kActivation: offset = map_.activation_offset[stage_.storage(id)]; break;
+    case ValueKind::kGradient:
+      offset = map_.gradient_buffer_offset[value.buffer_role == 0 ? binding.gradient_buffer : binding.source_buffer] +
+               map_.gradient_offset[value.index][value.sub];
+      break;
+    case ValueKind::kState: offset = map_.state_offset[value.index][value.sub]; break;
+    case ValueKind::kStep: offset = map_.step_offset[value.index]; break;
+    case ValueKind::kKvCache: offset = map_.kv_offset[value.index][value.sub]; break;
+  }
+  ORRERY_CHECK(offset >= 0, "{} ({}) has no memory in the map", value.name, value_kind_name(value.kind));
+  view.data = arena_.data() + offset + value.element_offset * element;
+  return view;
+}
+
+void Executor::run(Phase phase, const ActionBinding& binding) {
+  const auto phase_index = static_cast<size_t>(phase);
+  const std::vector<Op>& ops = stage_.block(phase).ops;
+  std::array<TensorView, kMaxOperands> inputs, outputs;
+  auto before = std::chrono::steady_clock::now();
+  for (size_t i = 0; i < ops.size(); ++i) {
+    const Op& op = ops[i];
+    for (size_t k = 0; k < op.inputs.size(); ++k) inputs[k] = view(op.inputs[k], binding);
+    for (size_t k = 0; k < op.outputs.size(); ++k) outputs[k] = view(op.outputs[k], binding);
+    OpCall call;
+    call.kind = op.kind;
+    call.inputs = {inputs.data(), op.inputs.size()};
+    call.outputs = {outputs.data(), op.outputs.size()};
+    call.attributes = &op.attributes;
+    call.fold = has_gradient_output(op.kind) ? &binding.fold : nullptr;
+    const int64_t workspace = map_.workspace_bytes[phase_index][i];
+    if (workspace > 0) call.workspace = {arena_.data() + map_.workspace_offset[phase_index][i], static_cast<size_t>(workspace)};
+    kernels_[phase_index][i]->run(context_, call);
+    const auto after = std::chrono::steady_clock::now();
+    times_[phase_index][i].seconds += std::chrono::duration<double>(after - before).count();
+    ++times_[phase_index][i].calls;
+    before = after;
+  }
+}
+
+void Executor::reset_op_times() {
+  for (auto& phase : times_)
+    for (OpTime& time : phase) time = {};
+}
+
+}  // namespace orrery

@@ -1,0 +1,63 @@
+// Runs the blocks of a stage in the memory that the map gave them. It resolves operands to addresses and calls kernels; it
+// decides nothing and allocates nothing after construction.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "backend/kernel.h"
+#include "ir/block.h"
+#include "ir/memory_map.h"
+#include "runtime/arena.h"
+
+namespace orrery {
+
+/// What an action fixes at run time: which micro-batch, which buffers, how many rows.
+struct ActionBinding {
+  int32_t micro_batch = 0;
+  int32_t gradient_buffer = 0;
+  int32_t source_buffer = 0;
+  int32_t batch_copy = 0;        // which copy of the step's batch is this step's
+  int64_t first_token = 0;       // of the micro-batch inside the step's token-shaped fields
+  int64_t num_tokens = 0;        // T
+  int64_t num_segments = 0;      // S
+  int64_t num_rows = 0;          // M
+  GradFold fold;
+};
+
+/// Workspace bytes of `op` at the stage's bounds: what the memory map asks of the kernel traits. Pure: `device` need not be here.
+int64_t op_workspace_bytes(const DeviceSpec& device, const Stage& stage, const Op& op, int64_t sequence_tokens);
+
+/// Time spent in one op of a block since the last reset.
+struct OpTime {
+  double seconds = 0;
+  int64_t calls = 0;
+};
+
+class Executor {
+ public:
+  /// Resolves every kernel; fails with kUnsupported before anything runs when one is missing. `stage`, `map` and `arena` outlive it.
+  Executor(const Stage& stage, const MemoryMap& map, const Arena& arena, const KernelContext& context, int64_t sequence_tokens);
+
+  /// Runs all ops of a phase, in order. No heap allocation.
+  void run(Phase phase, const ActionBinding& binding);
+
+  /// The memory of a value under a binding: for the trainer (batch in, losses out), checkpoints and tests.
+  TensorView view(ValueId id, const ActionBinding& binding) const;
+
+  const std::vector<OpTime>& op_times(Phase phase) const { return times_[static_cast<size_t>(phase)]; }
+  void reset_op_times();
+
+ private:
+  const Stage& stage_;
+  const MemoryMap& map_;
+  const Arena& arena_;
+  KernelContext context_;
+  int64_t sequence_tokens_;
+  std::array<std::vector<const KernelEntry*>, static_cast<size_t>(Phase::kCount)> kernels_;
+  std::array<std::vector<OpTime>, static_cast<size_t>(Phase::kCount)> times_;
+};
+
+}  // namespace orrery
