@@ -58,6 +58,12 @@ ValueId BlockBuilder::batch(BatchField field, DType dtype, Shape shape) {
 
 ValueId BlockBuilder::parameter(ParameterSpec spec) {
   check_parameter_spec(spec);
+  for (size_t i = 0; i < stage_.values.size(); ++i) {
+    const Value& known = stage_.values[i];
+    if (known.kind != ValueKind::kParameter || known.name != spec.name) continue;
+    ORRERY_CHECK(stage_.parameters[known.index] == spec, "two parameters are called {}", spec.name);
+    return static_cast<ValueId>(i);
+  }
   Value value;
   value.name = spec.name;
   value.dtype = stage_.compute_dtype;
@@ -69,6 +75,8 @@ ValueId BlockBuilder::parameter(ParameterSpec spec) {
 }
 
 ValueId BlockBuilder::constant(const RopeTable& table) {
+  for (size_t i = 0; i < stage_.values.size(); ++i)
+    if (stage_.values[i].kind == ValueKind::kConstant && stage_.constants[stage_.values[i].index] == table) return static_cast<ValueId>(i);
   Value value;
   value.name = "rope_table";
   value.dtype = DType::kF32;

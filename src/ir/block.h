@@ -127,7 +127,7 @@ class BlockBuilder {
 
   ValueId add_value(Value value);
   ValueId batch(BatchField field, DType dtype, Shape shape);
-  /// The compute weight of a new parameter.
+  /// The compute weight of a parameter; the known one when the stage has a parameter of this name (a second phase).
   ValueId parameter(ParameterSpec spec);
   ValueId constant(const RopeTable& table);
 

@@ -1,0 +1,29 @@
+// Builds the forward block of a decoder from its ModelConfig: the only entrance to the model families. Each family is one file
+// (gpt2.cpp, llama.cpp) on top of the parts they share (decoder_parts.h); see docs/adding_a_model.md.
+#pragma once
+
+#include "ir/block.h"
+#include "model/model_config.h"
+
+namespace orrery {
+
+/// kLoss: ids and targets in, token losses out (training and evaluation). kServe: keys and values go through the paged cache, and
+/// logits are made for the rows that are asked for.
+enum class ForwardMode : uint8_t { kLoss, kServe };
+
+struct ForwardOptions {
+  ForwardMode mode = ForwardMode::kLoss;
+  int64_t max_tokens = 0;    // bound of T
+  int64_t max_segments = 0;  // bound of S
+  // kServe only.
+  int64_t max_rows = 0;                 // bound of M: rows whose logits are wanted
+  int64_t kv_blocks = 0;                // blocks of the cache
+  int64_t kv_block_tokens = 0;          // tokens a block
+  int64_t max_blocks_per_segment = 0;   // columns of the block table
+};
+
+/// Appends the forward of `config` to `phase` of `stage`, creating parameters, or, when the stage has them already (a second
+/// phase of the same stage), reusing them by name. Errors: kInvalidConfig from validate().
+void build_forward(const ModelConfig& config, const ForwardOptions& options, Stage& stage, Phase phase);
+
+}  // namespace orrery

@@ -1,0 +1,59 @@
+// What model families share: parameters by their Hugging Face names, the attention of training and serving, the loss and the head.
+#pragma once
+
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "model/decoder.h"
+
+namespace orrery {
+
+/// The state of one build_forward call. Families read `config` and `options`, and write ops through `builder`.
+class DecoderParts {
+ public:
+  DecoderParts(const ModelConfig& config, const ForwardOptions& options, Stage& stage, Phase phase);
+
+  BlockBuilder& builder() { return builder_; }
+  const ModelConfig& config() const { return config_; }
+
+  ValueId ids();
+  ValueId positions();
+
+  /// A matrix parameter [sum of rows, columns] made of whole logical tensors stacked by rows (a fused q, k, v is three).
+  /// std: of the normal initialization. decay: weight decay applies.
+  ValueId matrix(const std::string& name, const std::vector<std::string>& tensors, float std, bool decay = true);
+  /// A vector parameter, likewise; init kOnes (norm weights) or kZeros (biases).
+  ValueId vector(const std::string& name, const std::vector<std::string>& tensors, InitKind init);
+  /// The embedding table; with tied embeddings it has two gradient accumulators (NUMERICS rule 6).
+  ValueId embedding_table(const std::string& tensor, bool tied);
+
+  /// x weight^T (+ bias).
+  ValueId linear(ValueId x, ValueId weight, ValueId bias, const std::string& name);
+
+  /// Causal attention of a layer, through the cache when serving. q [T, N*H], k and v [T, K*H].
+  ValueId attention(ValueId q, ValueId k, ValueId v, int64_t layer);
+
+  /// The end of the model: the loss over `weight` [V, D], or logits of the gathered rows.
+  void head(ValueId x, ValueId weight);
+
+ private:
+  ParameterSpec spec_of(const std::string& name, const std::vector<std::string>& tensors) const;
+
+  const ModelConfig& config_;
+  const ForwardOptions& options_;
+  BlockBuilder builder_;
+  std::vector<LogicalTensor> tensors_;
+  std::unordered_map<std::string, int32_t> tensor_index_;
+};
+
+/// The families, one file each.
+void build_gpt2(DecoderParts& parts);
+void build_llama(DecoderParts& parts);
+
+/// Standard deviation of the initialization (GPT-2's and Llama's 0.02), and that of projections into the residual stream, which
+/// is divided by sqrt(2 * num_layers) so that the stream's variance does not grow with depth (Radford et al. 2019, section 2.3).
+float init_std();
+float residual_init_std(int64_t num_layers);
+
+}  // namespace orrery

@@ -1,0 +1,56 @@
+// GPT-2: learned positions, LayerNorm before attention and MLP, one fused qkv with bias, gelu (tanh form), tied head.
+// Source  Radford et al. 2019, "Language models are unsupervised multitask learners"; tensor names as Hugging Face's GPT2LMHeadModel.
+#include "model/decoder_parts.h"
+
+namespace orrery {
+namespace {
+
+ValueId layer_norm(DecoderParts& parts, ValueId x, const std::string& name, const std::string& tensor) {
+  const ValueId weight = parts.vector(name + ".weight", {tensor + ".weight"}, InitKind::kOnes);
+  const ValueId bias = parts.vector(name + ".bias", {tensor + ".bias"}, InitKind::kZeros);
+  NormAttributes attributes;
+  attributes.eps = static_cast<float>(parts.config().norm_eps);
+  attributes.group_width = parts.config().hidden_size;
+  return parts.builder().emit(OpKind::kLayerNorm, {x, weight, bias}, attributes, {}, name)[0];
+}
+
+ValueId conv1d(DecoderParts& parts, ValueId x, const std::string& name, const std::string& tensor, float std) {
+  const ValueId weight = parts.matrix(name + ".weight", {tensor + ".weight"}, std);
+  const ValueId bias = parts.vector(name + ".bias", {tensor + ".bias"}, InitKind::kZeros);
+  return parts.linear(x, weight, bias, name);
+}
+
+}  // namespace
+
+void build_gpt2(DecoderParts& parts) {
+  const ModelConfig& config = parts.config();
+  BlockBuilder& builder = parts.builder();
+  const float residual_std = residual_init_std(config.num_layers);
+  const ValueId table = parts.embedding_table("transformer.wte.weight", config.tie_embeddings);
+  const ValueId position_table = parts.matrix("position_embedding", {"transformer.wpe.weight"}, init_std(), false);
+  const ValueId token = builder.emit_one(OpKind::kEmbedding, {parts.ids(), table}, NoAttributes{}, "token_embedding");
+  const ValueId position = builder.emit_one(OpKind::kEmbedding, {parts.positions(), position_table}, NoAttributes{}, "position_embedding");
+  ValueId x = builder.emit_one(OpKind::kAdd, {token, position}, NoAttributes{}, "x");
+  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    builder.set_layer(static_cast<int32_t>(layer));
+    const std::string physical = "layers." + std::to_string(layer) + ".";
+    const std::string logical = "transformer.h." + std::to_string(layer) + ".";
+    const ValueId normed = layer_norm(parts, x, physical + "attention_norm", logical + "ln_1");
+    const ValueId qkv = conv1d(parts, normed, physical + "attention.qkv", logical + "attn.c_attn", init_std());
+    const int64_t width = config.hidden_size;
+    const auto heads = builder.emit(OpKind::kSplit, {qkv}, SplitAttributes{{width, width, width}}, {}, "qkv");
+    const ValueId attended = parts.attention(heads[0], heads[1], heads[2], layer);
+    const ValueId projected = conv1d(parts, attended, physical + "attention.output", logical + "attn.c_proj", residual_std);
+    x = builder.emit_one(OpKind::kAdd, {x, projected}, NoAttributes{}, "x_mid");
+    const ValueId mlp_normed = layer_norm(parts, x, physical + "mlp_norm", logical + "ln_2");
+    const ValueId up = conv1d(parts, mlp_normed, physical + "mlp.up", logical + "mlp.c_fc", init_std());
+    const ValueId activated = builder.emit_one(OpKind::kGelu, {up}, NoAttributes{}, "gelu");
+    const ValueId down = conv1d(parts, activated, physical + "mlp.down", logical + "mlp.c_proj", residual_std);
+    x = builder.emit_one(OpKind::kAdd, {x, down}, NoAttributes{}, "x");
+  }
+  builder.set_layer(-1);
+  const ValueId normed = layer_norm(parts, x, "final_norm", "transformer.ln_f");
+  parts.head(normed, config.tie_embeddings ? table : parts.matrix("head", {"lm_head.weight"}, init_std()));
+}
+
+}  // namespace orrery

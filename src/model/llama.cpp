@@ -1,0 +1,97 @@
+// The Llama family: rotary positions, RMSNorm, grouped heads, SwiGLU; with Qwen2's biases, Qwen3's q and k norms, Mistral's window.
+// Source  Touvron et al. 2023, arXiv:2302.13971; tensor names as Hugging Face's LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM.
+#include "model/decoder_parts.h"
+
+namespace orrery {
+namespace {
+
+ValueId rms_norm(DecoderParts& parts, ValueId x, const std::string& name, const std::string& tensor, int64_t group_width) {
+  const ValueId weight = parts.vector(name, {tensor}, InitKind::kOnes);
+  NormAttributes attributes;
+  attributes.eps = static_cast<float>(parts.config().norm_eps);
+  attributes.group_width = group_width;
+  return parts.builder().emit(OpKind::kRmsNorm, {x, weight}, attributes, {}, name)[0];
+}
+
+RopeTable rope_table(const ModelConfig& config) {
+  RopeTable table;
+  table.max_positions = config.max_seq_len;
+  table.rotary_dim = config.head_dim;
+  table.theta = config.rope_theta;
+  if (config.rope_scaling.kind == RopeScalingKind::kNone) return table;
+  table.factor = config.rope_scaling.factor;
+  table.llama3 = config.rope_scaling.kind == RopeScalingKind::kLlama3;
+  table.low_freq_factor = config.rope_scaling.low_freq_factor;
+  table.high_freq_factor = config.rope_scaling.high_freq_factor;
+  table.original_max_positions = config.rope_scaling.original_max_seq_len;
+  return table;
+}
+
+ValueId attention_block(DecoderParts& parts, ValueId x, ValueId table, int64_t layer) {
+  const ModelConfig& config = parts.config();
+  BlockBuilder& builder = parts.builder();
+  const std::string physical = "layers." + std::to_string(layer) + ".attention.";
+  const std::string logical = "model.layers." + std::to_string(layer) + ".self_attn.";
+  const ValueId weight =
+      parts.matrix(physical + "qkv", {logical + "q_proj.weight", logical + "k_proj.weight", logical + "v_proj.weight"}, init_std());
+  const ValueId bias = config.attention_bias
+                           ? parts.vector(physical + "qkv.bias", {logical + "q_proj.bias", logical + "k_proj.bias", logical + "v_proj.bias"}, InitKind::kZeros)
+                           : kNoValue;
+  const ValueId qkv = parts.linear(x, weight, bias, "qkv");
+  const auto split = builder.emit(OpKind::kSplit, {qkv}, SplitAttributes{{config.query_size(), config.kv_size(), config.kv_size()}}, {}, "split");
+  ValueId q = split[0], k = split[1];
+  if (config.qk_norm) {
+    q = rms_norm(parts, q, physical + "q_norm", logical + "q_norm.weight", config.head_dim);
+    k = rms_norm(parts, k, physical + "k_norm", logical + "k_norm.weight", config.head_dim);
+  }
+  RopeAttributes rope;
+  rope.head_dim = rope.rotary_dim = config.head_dim;
+  rope.num_heads = config.num_heads;
+  q = builder.emit_one(OpKind::kRope, {q, parts.positions(), table}, rope, "q");
+  rope.num_heads = config.num_kv_heads;
+  k = builder.emit_one(OpKind::kRope, {k, parts.positions(), table}, rope, "k");
+  const ValueId attended = parts.attention(q, k, split[2], layer);
+  const ValueId output_bias =
+      config.attention_output_bias ? parts.vector(physical + "output.bias", {logical + "o_proj.bias"}, InitKind::kZeros) : kNoValue;
+  return parts.linear(attended, parts.matrix(physical + "output", {logical + "o_proj.weight"}, residual_init_std(config.num_layers)), output_bias, "attention_output");
+}
+
+ValueId mlp_block(DecoderParts& parts, ValueId x, int64_t layer) {
+  const ModelConfig& config = parts.config();
+  BlockBuilder& builder = parts.builder();
+  const std::string physical = "layers." + std::to_string(layer) + ".mlp.";
+  const std::string logical = "model.layers." + std::to_string(layer) + ".mlp.";
+  const ValueId weight = parts.matrix(physical + "gate_up", {logical + "gate_proj.weight", logical + "up_proj.weight"}, init_std());
+  const ValueId bias = config.mlp_bias ? parts.vector(physical + "gate_up.bias", {logical + "gate_proj.bias", logical + "up_proj.bias"}, InitKind::kZeros) : kNoValue;
+  const ValueId gate_up = parts.linear(x, weight, bias, "gate_up");
+  const auto halves = builder.emit(OpKind::kSplit, {gate_up}, SplitAttributes{{config.intermediate_size, config.intermediate_size}}, {}, "split");
+  const ValueId gate = builder.emit_one(OpKind::kSilu, {halves[0]}, NoAttributes{}, "silu");
+  const ValueId hidden = builder.emit_one(OpKind::kMul, {gate, halves[1]}, NoAttributes{}, "mlp_hidden");
+  const ValueId down = parts.matrix(physical + "down", {logical + "down_proj.weight"}, residual_init_std(config.num_layers));
+  const ValueId down_bias = config.mlp_bias ? parts.vector(physical + "down.bias", {logical + "down_proj.bias"}, InitKind::kZeros) : kNoValue;
+  return parts.linear(hidden, down, down_bias, "mlp_output");
+}
+
+}  // namespace
+
+void build_llama(DecoderParts& parts) {
+  const ModelConfig& config = parts.config();
+  BlockBuilder& builder = parts.builder();
+  const ValueId embedding = parts.embedding_table("model.embed_tokens.weight", config.tie_embeddings);
+  const ValueId table = builder.constant(rope_table(config));
+  ValueId x = builder.emit_one(OpKind::kEmbedding, {parts.ids(), embedding}, NoAttributes{}, "x");
+  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    builder.set_layer(static_cast<int32_t>(layer));
+    const std::string physical = "layers." + std::to_string(layer) + ".";
+    const std::string logical = "model.layers." + std::to_string(layer) + ".";
+    const ValueId normed = rms_norm(parts, x, physical + "attention_norm", logical + "input_layernorm.weight", config.hidden_size);
+    x = builder.emit_one(OpKind::kAdd, {x, attention_block(parts, normed, table, layer)}, NoAttributes{}, "x_mid");
+    const ValueId mlp_normed = rms_norm(parts, x, physical + "mlp_norm", logical + "post_attention_layernorm.weight", config.hidden_size);
+    x = builder.emit_one(OpKind::kAdd, {x, mlp_block(parts, mlp_normed, layer)}, NoAttributes{}, "x");
+  }
+  builder.set_layer(-1);
+  const ValueId normed = rms_norm(parts, x, "final_norm", "model.norm.weight", config.hidden_size);
+  parts.head(normed, config.tie_embeddings ? embedding : parts.matrix("head", {"lm_head.weight"}, init_std()));
+}
+
+}  // namespace orrery
