@@ -11,7 +11,7 @@ ValueId gradient_value(Stage& stage, int32_t parameter, int32_t accumulator, int
   for (size_t i = 0; i < stage.values.size(); ++i) {
     const Value& value = stage.values[i];
     if (value.kind == ValueKind::kGradient && value.index == parameter && value.sub == accumulator && value.buffer_role == buffer_role &&
-        value.element_offset == 0 && value.shape.size() == stage.parameters[parameter].shape.size())
+        value.element_offset == 0 && num_elements(value.shape) == stage.parameters[parameter].num_elements())
       return static_cast<ValueId>(i);
   }
   const ParameterSpec& spec = stage.parameters[parameter];
