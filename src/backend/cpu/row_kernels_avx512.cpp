@@ -1,0 +1,1 @@
+#include "backend/cpu/row_kernels.inl"
