@@ -9,6 +9,7 @@
 #include "base/bfloat16.h"
 #include "base/error.h"
 #include "base/philox.h"
+#include "base/portable_math.h"
 #include "base/thread_pool.h"
 
 namespace orrery {
@@ -27,9 +28,13 @@ TEST(Philox, KnownAnswers) {
 TEST(HalfFloats, RoundTrips) {
   for (uint32_t bits = 0; bits < 0x10000; ++bits) {
     const float wide = bf16_to_f32(static_cast<uint16_t>(bits));
-    if (!std::isnan(wide)) EXPECT_EQ(f32_to_bf16(wide), bits);
+    if (!std::isnan(wide)) {
+      EXPECT_EQ(f32_to_bf16(wide), bits);
+    }
     const float half = f16_to_f32(static_cast<uint16_t>(bits));
-    if (!std::isnan(half)) EXPECT_EQ(f32_to_f16(half), bits);
+    if (!std::isnan(half)) {
+      EXPECT_EQ(f32_to_f16(half), bits);
+    }
   }
   for (uint32_t i = 0; i < 200000; ++i) {
     const uint32_t bits = philox4x32({i, 0, 0, 0}, {1, 2})[0];
@@ -51,6 +56,18 @@ TEST(HalfFloats, F16RoundsToNearest) {
       const float other = std::abs(f16_to_f32(neighbour) - value);
       EXPECT_TRUE(error < other || (error == other && !(got & 1))) << value;
     }
+  }
+}
+
+// The portable functions agree with the C library's to the errors that their contracts state.
+TEST(PortableMath, AgreesWithTheLibrary) {
+  for (uint32_t i = 0; i < 100000; ++i) {
+    const double u = philox4x32({i, 5, 0, 0}, {1, 1})[0] * 0x1p-32;
+    const double positive = std::exp2(u * 80 - 40), exponent = u * 200 - 100, angle = (u - 0.5) * 2e6;
+    EXPECT_NEAR(portable_log(positive), std::log(positive), 1e-15 * std::max(1.0, std::abs(std::log(positive))));
+    EXPECT_NEAR(portable_exp(exponent) / std::exp(exponent), 1.0, 1e-14);
+    EXPECT_NEAR(portable_sincos(angle).sin, std::sin(angle), 1e-11);
+    EXPECT_NEAR(portable_sincos(angle).cos, std::cos(angle), 1e-11);
   }
 }
 

@@ -1,0 +1,108 @@
+// Plans as values: whatever the options, the plan verifies (verify.h is written independently of the memory map), equal inputs give
+// equal plans, recompute frees memory, and a plan broken by hand is refused with a reason.
+#include "planner/plan.h"
+
+#include <gtest/gtest.h>
+
+#include "base/error.h"
+#include "ir/verify.h"
+
+namespace orrery {
+namespace {
+
+int64_t fake_workspace(const Stage&, const Op& op) { return op.kind == OpKind::kLinear ? 1000 : 0; }
+
+TrainingPlanOptions small_options(ModelFamily family) {
+  TrainingPlanOptions options;
+  options.model = default_model_config(family);
+  options.model.hidden_size = 64;
+  options.model.num_layers = 3;
+  options.model.num_heads = 4;
+  options.model.num_kv_heads = family == ModelFamily::kGpt2 ? 4 : 2;
+  options.model.intermediate_size = 96;
+  options.model.vocab_size = 100;
+  options.model.max_seq_len = 32;
+  resolve(options.model);
+  options.sequence_tokens = 32;
+  options.global_batch_size = 8;
+  options.segments_per_sequence = 4;
+  options.evaluates = true;
+  return options;
+}
+
+TEST(Plan, EveryChoiceVerifiesAndEqualInputsGiveEqualPlans) {
+  for (ModelFamily family : {ModelFamily::kGpt2, ModelFamily::kLlama})
+    for (bool qk_norm : {false, true})
+      for (int64_t micro_batch : {1, 2, 3, 4, 8})
+        for (Recompute recompute : {Recompute::kNone, Recompute::kSelective, Recompute::kFull}) {
+          TrainingPlanOptions options = small_options(family);
+          options.model.qk_norm = qk_norm && family == ModelFamily::kLlama;
+          options.micro_batch_size = micro_batch;
+          options.recompute = recompute;
+          const Plan plan = make_training_plan(options, fake_workspace);
+          EXPECT_EQ(verify_plan(plan.stage, plan.schedule, plan.memory), std::vector<std::string>{});
+          EXPECT_GE(plan.memory.class_bytes[static_cast<size_t>(MemoryClass::kActivations)], plan.memory.activation_lower_bound);
+          EXPECT_EQ(plan_to_json(plan), plan_to_json(make_training_plan(options, fake_workspace)));
+        }
+}
+
+TEST(Plan, RecomputeFreesActivations) {
+  for (ModelFamily family : {ModelFamily::kGpt2, ModelFamily::kLlama}) {
+    TrainingPlanOptions options = small_options(family);
+    options.evaluates = false;
+    options.model.vocab_size = 64;
+    options.model.num_layers = 12;
+    int64_t before = 0;
+    for (Recompute recompute : {Recompute::kFull, Recompute::kSelective, Recompute::kNone}) {
+      options.recompute = recompute;
+      const Plan plan = make_training_plan(options, fake_workspace);
+      EXPECT_GT(plan.memory.activation_lower_bound, before) << recompute_name(recompute);
+      before = plan.memory.activation_lower_bound;
+      EXPECT_EQ(plan.recompute_flops_per_step > 0, recompute == Recompute::kFull);
+    }
+  }
+}
+
+TEST(Plan, ChoosesWhatFitsAndSaysTheLeastThatWould) {
+  TrainingPlanOptions options = small_options(ModelFamily::kLlama);
+  options.memory_budget_bytes = 1;
+  try {
+    make_training_plan(options, fake_workspace);
+    FAIL() << "a plan of one byte";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kInvalidConfig);
+    EXPECT_NE(std::string(error.what()).find("the least that would do"), std::string::npos);
+  }
+}
+
+// Each mutation breaks one promise of verify.h; each must be named.
+TEST(Verify, RefusesBrokenPlans) {
+  TrainingPlanOptions options = small_options(ModelFamily::kLlama);
+  options.micro_batch_size = 1;
+  const Plan good = make_training_plan(options, fake_workspace);
+  const auto broken = [&](auto&& mutate) {
+    Plan plan = good;
+    mutate(plan);
+    return !verify_plan(plan.stage, plan.schedule, plan.memory).empty();
+  };
+  EXPECT_TRUE(broken([](Plan& plan) { plan.schedule.actions.pop_back(); }));
+  EXPECT_TRUE(broken([](Plan& plan) { std::swap(plan.schedule.actions[1], plan.schedule.actions[2]); }));
+  EXPECT_TRUE(broken([](Plan& plan) { plan.schedule.actions.erase(plan.schedule.actions.begin()); }));
+  EXPECT_TRUE(broken([](Plan& plan) { plan.schedule.actions[1].merges.push_back(1); }));
+  for (size_t i = 0; i < good.schedule.actions.size(); ++i) {
+    EXPECT_TRUE(broken([&](Plan& plan) { plan.schedule.actions.erase(plan.schedule.actions.begin() + static_cast<long>(i)); })) << i;
+    if (good.schedule.actions[i].kind != ActionKind::kOptimizer)
+      EXPECT_TRUE(broken([&](Plan& plan) { plan.schedule.actions[i].gradient_buffer ^= 1; })) << i << to_string(good.schedule.actions[i]);
+  }
+  // Any activation that is read moved onto its neighbour, or out of the arena.
+  int moved = 0;
+  for (size_t value = 0; value < good.stage.values.size(); ++value) {
+    if (good.memory.activation_offset[value] < 0) continue;
+    EXPECT_TRUE(broken([&](Plan& plan) { plan.memory.activation_offset[value] = plan.memory.total_bytes; })) << good.stage.values[value].name;
+    ++moved;
+  }
+  EXPECT_GT(moved, 50);
+}
+
+}  // namespace
+}  // namespace orrery

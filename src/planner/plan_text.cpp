@@ -1,0 +1,130 @@
+// The plan as people and programs read it.
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "planner/plan.h"
+
+namespace orrery {
+namespace {
+
+using nlohmann::json;
+
+json shape_json(const Shape& shape) {
+  json dims = json::array();
+  for (const Dim& dim : shape) dims.push_back(dim.bound);
+  return dims;
+}
+
+json stage_json(const Stage& stage) {
+  json values = json::array();
+  for (const Value& value : stage.values) {
+    json entry = {{"name", value.name}, {"dtype", dtype_name(value.dtype)}, {"shape", shape_json(value.shape)}, {"kind", value_kind_name(value.kind)}};
+    if (value.layer >= 0) entry["layer"] = value.layer;
+    if (value.view_of != kNoValue) entry["view_of"] = value.view_of;
+    values.push_back(std::move(entry));
+  }
+  json blocks = json::object();
+  for (size_t phase = 0; phase < stage.blocks.size(); ++phase) {
+    json ops = json::array();
+    for (const Op& op : stage.blocks[phase].ops) {
+      json entry = {{"op", op_name(op.kind)}, {"inputs", op.inputs}, {"outputs", op.outputs}};
+      if (op.recomputed) entry["recomputed"] = true;
+      ops.push_back(std::move(entry));
+    }
+    blocks[std::string(phase_name(static_cast<Phase>(phase)))] = std::move(ops);
+  }
+  return {{"compute_dtype", dtype_name(stage.compute_dtype)}, {"values", std::move(values)}, {"blocks", std::move(blocks)}};
+}
+
+json schedule_json(const Schedule& schedule) {
+  json micro_batches = json::array(), actions = json::array();
+  for (const MicroBatch& batch : schedule.micro_batches) micro_batches.push_back({batch.first_sequence, batch.num_sequences});
+  for (const Action& action : schedule.actions) {
+    json entry = {{"action", to_string(action)}, {"gradient_buffer", action.gradient_buffer}};
+    if (!action.merges.empty()) entry["merges"] = action.merges;
+    if (action.add_to_destination) entry["add"] = true;
+    actions.push_back(std::move(entry));
+  }
+  return {{"micro_batches", std::move(micro_batches)}, {"actions", std::move(actions)}};
+}
+
+json class_bytes_json(const MemoryMap& memory) {
+  json bytes = json::object();
+  for (size_t i = 0; i < memory.class_bytes.size(); ++i)
+    if (memory.class_bytes[i] > 0) bytes[std::string(memory_class_name(static_cast<MemoryClass>(i)))] = memory.class_bytes[i];
+  return bytes;
+}
+
+json memory_json(const MemoryMap& memory) {
+  json workspace = json::object();
+  for (size_t phase = 0; phase < memory.workspace_bytes.size(); ++phase)
+    if (!memory.workspace_bytes[phase].empty())
+      workspace[std::string(phase_name(static_cast<Phase>(phase)))] = {{"offset", memory.workspace_offset[phase]}, {"bytes", memory.workspace_bytes[phase]}};
+  return {{"total_bytes", memory.total_bytes},
+          {"class_bytes", class_bytes_json(memory)},
+          {"activation_lower_bound", memory.activation_lower_bound},
+          {"parameter_offset", memory.parameter_offset},
+          {"state_offset", memory.state_offset},
+          {"gradient_buffer_offset", memory.gradient_buffer_offset},
+          {"gradient_offset", memory.gradient_offset},
+          {"batch_offset", memory.batch_offset},
+          {"step_offset", memory.step_offset},
+          {"activation_offset", memory.activation_offset},
+          {"workspace", std::move(workspace)}};
+}
+
+std::string mib(int64_t bytes) { return fmt::format("{:10.1f} MiB", static_cast<double>(bytes) / (1 << 20)); }
+
+}  // namespace
+
+std::string plan_to_json(const Plan& plan) {
+  const TrainingPlanOptions& options = plan.options;
+  const json document = {
+      {"model", json::parse(model_config_to_json(options.model, options.compute_dtype))},
+      {"num_parameters", plan.num_parameters},
+      {"batch",
+       {{"global_batch_size", options.global_batch_size}, {"sequence_tokens", options.sequence_tokens}, {"lanes", options.lanes}, {"micro_batch_size", plan.micro_batch_size}}},
+      {"layout", {{"ranks", 1}, {"recompute", recompute_name(plan.recompute)}}},
+      {"flops_per_step", plan.flops_per_step},
+      {"recompute_flops_per_step", plan.recompute_flops_per_step},
+      {"stage", stage_json(plan.stage)},
+      {"schedule", schedule_json(plan.schedule)},
+      {"memory", memory_json(plan.memory)},
+      {"verified", true}};
+  return document.dump(2);
+}
+
+std::string plan_to_text(const Plan& plan) {
+  const TrainingPlanOptions& options = plan.options;
+  const ModelConfig& model = options.model;
+  std::string text = fmt::format("model     {} {:.1f} M parameters: {} layers x {} wide, {} heads ({} kv) of {}, vocabulary {}{}\n", model_family_name(model.family),
+                                 static_cast<double>(plan.num_parameters) / 1e6, model.num_layers, model.hidden_size, model.num_heads, model.num_kv_heads,
+                                 model.head_dim, model.vocab_size, model.tie_embeddings ? ", tied head" : "");
+  text += fmt::format("batch     {} sequences x {} tokens, {} lanes; {} micro-batch{} of {}\n", options.global_batch_size, options.sequence_tokens, options.lanes,
+                      plan.schedule.micro_batches.size(), plan.schedule.micro_batches.size() == 1 ? "" : "es", plan.micro_batch_size);
+  text += fmt::format("layout    1 rank, {} compute, recompute {}, {:.2f} TFLOP a step{}\n", dtype_name(options.compute_dtype), recompute_name(plan.recompute),
+                      plan.flops_per_step / 1e12,
+                      plan.recompute_flops_per_step > 0 ? fmt::format(" + {:.2f} recomputed", plan.recompute_flops_per_step / 1e12) : "");
+  const MemoryMap& memory = plan.memory;
+  for (size_t i = 0; i < memory.class_bytes.size(); ++i) {
+    if (memory.class_bytes[i] == 0) continue;
+    const auto memory_class = static_cast<MemoryClass>(i);
+    text += fmt::format("memory    {:<18}{}", memory_class_name(memory_class), mib(memory.class_bytes[i]));
+    if (memory_class == MemoryClass::kGradients && memory.gradient_buffer_offset.size() > 1)
+      text += fmt::format("   {} buffers", memory.gradient_buffer_offset.size());
+    if (memory_class == MemoryClass::kActivations && memory.activation_lower_bound > 0)
+      text += fmt::format("   lower bound {:.1f} MiB, waste {:.1f} %", static_cast<double>(memory.activation_lower_bound) / (1 << 20),
+                          100.0 * static_cast<double>(memory.class_bytes[i] - memory.activation_lower_bound) / static_cast<double>(memory.activation_lower_bound));
+    text += '\n';
+  }
+  text += fmt::format("memory    {:<18}{}   one arena, nothing else\n", "total", mib(memory.total_bytes));
+  std::string schedule = to_string(plan.schedule);
+  constexpr size_t kScheduleWidth = 110;
+  if (schedule.size() > kScheduleWidth) schedule = schedule.substr(0, kScheduleWidth - 8) + " ... OPT";
+  text += fmt::format("schedule  {}\n", schedule);
+  text += fmt::format("verified  {} actions, {} ops forward, {} backward, {} optimizer\n", plan.schedule.actions.size(),
+                      plan.stage.block(Phase::kForward).ops.size(), plan.stage.block(Phase::kBackward).ops.size(), plan.stage.block(Phase::kOptimizer).ops.size());
+  return text;
+}
+
+}  // namespace orrery
