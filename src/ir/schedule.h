@@ -29,6 +29,7 @@ struct Action {
 };
 
 struct Schedule {
+  int64_t lanes = 1;  // NUMERICS rule 4: the order in which sequences' gradients meet
   std::vector<MicroBatch> micro_batches;
   std::vector<Action> actions;
   int32_t num_slots = 0;

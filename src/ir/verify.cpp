@@ -165,19 +165,64 @@ class Verifier {
     }
   }
 
-  void check_fold(const Action& action) {
+  // Sums are compared as hashes of their association: a leaf per sequence, a node per addition.
+  static uint64_t leaf(int64_t sequence) { return mix(0x9E3779B97F4A7C15ull, static_cast<uint64_t>(sequence) + 1); }
+  static uint64_t node(uint64_t lower, uint64_t upper) { return mix(lower * 0xD6E8FEB86659FD93ull + 1, upper); }
+  static uint64_t mix(uint64_t a, uint64_t b) {
+    uint64_t x = (a ^ (b + 0x9E3779B97F4A7C15ull)) * 0xBF58476D1CE4E5B9ull;
+    x = (x ^ (x >> 29)) * 0x94D049BB133111EBull;
+    return x ^ (x >> 32);
+  }
+
+  uint64_t lane_tree(int64_t first_lane, int64_t num_lanes, int64_t per_lane) const {
+    if (num_lanes > 1) return node(lane_tree(first_lane, num_lanes / 2, per_lane), lane_tree(first_lane + num_lanes / 2, num_lanes / 2, per_lane));
+    uint64_t sum = leaf(first_lane * per_lane);
+    for (int64_t i = 1; i < per_lane; ++i) sum = node(sum, leaf(first_lane * per_lane + i));
+    return sum;
+  }
+
+  // The sum that a micro-batch leaves in its gradient buffer.
+  void fold(const Action& action) {
     const MicroBatch& batch = schedule_.micro_batches[action.micro_batch];
-    int64_t depth = action.add_to_destination ? 1 : 0;
     if (static_cast<int64_t>(action.merges.size()) != batch.num_sequences) {
       problem("{} folds {} sequences of {}", to_string(action), action.merges.size(), batch.num_sequences);
       return;
     }
-    for (uint8_t merges : action.merges) {
-      depth += 1;
-      if (merges >= depth) problem("{} merges an empty stack", to_string(action));
-      depth -= merges;
+    std::vector<uint64_t> stack;
+    if (action.add_to_destination) {
+      if (!filled_.count(action.gradient_buffer)) {
+        problem("{} adds to gradient buffer {} before it holds a sum", to_string(action), action.gradient_buffer);
+        return;
+      }
+      stack.push_back(filled_[action.gradient_buffer]);
     }
-    if (depth != 1) problem("{} leaves {} partial sums", to_string(action), depth);
+    for (int64_t i = 0; i < batch.num_sequences; ++i) {
+      stack.push_back(leaf(batch.first_sequence + i));
+      if (action.merges[i] >= stack.size()) {
+        problem("{} merges an empty stack", to_string(action));
+        return;
+      }
+      for (int merge = 0; merge < action.merges[i]; ++merge) {
+        const uint64_t upper = stack.back();
+        stack.pop_back();
+        stack.back() = node(stack.back(), upper);
+      }
+    }
+    if (stack.size() != 1) problem("{} leaves {} partial sums", to_string(action), stack.size());
+    filled_[action.gradient_buffer] = stack[0];
+  }
+
+  void check_gradient_sum() {
+    if (filled_.size() != 1 || !filled_.count(0)) {
+      problem("OPT runs while {} gradient buffers hold sums; wanted buffer 0 alone", filled_.size());
+      return;
+    }
+    int64_t num_sequences = 0;
+    for (const MicroBatch& batch : schedule_.micro_batches) num_sequences += batch.num_sequences;
+    if (schedule_.lanes < 1 || num_sequences % schedule_.lanes != 0)
+      problem("{} sequences do not fill {} lanes", num_sequences, schedule_.lanes);
+    else if (filled_[0] != lane_tree(0, schedule_.lanes, num_sequences / schedule_.lanes))
+      problem("the gradient sum that reaches OPT is not the lane tree over {} sequences in {} lanes", num_sequences, schedule_.lanes);
   }
 
   void run_action(const Action& action) {
@@ -195,25 +240,31 @@ class Verifier {
       case ActionKind::kForward: owners_.clear(); [[fallthrough]];
       case ActionKind::kBackward: {
         if (action.micro_batch < 0 || action.micro_batch >= static_cast<int32_t>(schedule_.micro_batches.size())) return;
-        check_fold(action);
         const bool writes_rows = !stage_.block(Phase::kZero).ops.empty();
-        if (action.add_to_destination && !filled_.count(action.gradient_buffer)) problem("{} adds to gradient buffer {} before it holds a sum", name, action.gradient_buffer);
         if (!action.add_to_destination && writes_rows && !zeroed_.count(action.gradient_buffer)) problem("{} accumulates rows into gradient buffer {}, which was not zeroed", name, action.gradient_buffer);
         if (!action.add_to_destination && filled_.count(action.gradient_buffer)) problem("{} overwrites the sum in gradient buffer {}", name, action.gradient_buffer);
         run_ops(action.kind == ActionKind::kForward ? Phase::kForward : Phase::kBackward, name);
-        if (action.kind == ActionKind::kBackward) {
-          filled_.insert(action.gradient_buffer);
-          zeroed_.erase(action.gradient_buffer);
+        if (action.kind == ActionKind::kForward) {
+          forward_ = action;
+          return;
         }
+        forward_.kind = ActionKind::kBackward;
+        if (!(forward_ == action)) problem("{} does not follow its forward with the same gradient buffer and fold", name);
+        fold(action);
+        zeroed_.erase(action.gradient_buffer);
         return;
       }
       case ActionKind::kMerge:
-        if (!filled_.count(action.source_buffer) || !filled_.count(action.gradient_buffer)) problem("{} merges a gradient buffer that holds no sum", name);
         run_ops(Phase::kMerge, name);
+        if (!filled_.count(action.source_buffer) || !filled_.count(action.gradient_buffer)) {
+          problem("{} merges a gradient buffer that holds no sum", name);
+          return;
+        }
+        filled_[action.gradient_buffer] = node(filled_[action.gradient_buffer], filled_[action.source_buffer]);
         filled_.erase(action.source_buffer);
         return;
       case ActionKind::kOptimizer:
-        if (filled_ != std::set<int32_t>{0}) problem("OPT runs while {} gradient buffers hold sums; wanted buffer 0 alone", filled_.size());
+        check_gradient_sum();
         owners_.clear();
         run_ops(Phase::kOptimizer, name);
         return;
@@ -225,7 +276,9 @@ class Verifier {
   const MemoryMap& map_;
   ByteOwners owners_;
   std::map<int64_t, std::pair<int64_t, std::string>> persistent_;  // begin -> (end, name)
-  std::set<int32_t> filled_, zeroed_;
+  std::map<int32_t, uint64_t> filled_;  // gradient buffer -> hash of the sum it holds
+  std::set<int32_t> zeroed_;
+  Action forward_;
   std::vector<std::string> problems_;
 };
 

@@ -102,6 +102,7 @@ Schedule lane_schedule(const LaneSchedule& options, bool needs_zero) {
   ORRERY_CHECK(options.micro_batch_size >= 1, "micro_batch_size={}", options.micro_batch_size);
   const int64_t per_lane = batch / lanes;
   Schedule schedule;
+  schedule.lanes = lanes;
   schedule.num_slots = 1;
   Emitter emitter{schedule, needs_zero};
   GradientCounter counter(schedule);
