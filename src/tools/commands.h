@@ -30,6 +30,8 @@ namespace orrery {
 // clang-format off
 #define ORRERY_COMMANDS(X) \
   X(examples) \
+  X(config) \
+  X(help) \
   X(completion)
 // clang-format on
 

@@ -1,6 +1,6 @@
 // `orrery completion bash|zsh|fish`: completion scripts made from the same tree of options that parses the command line.
-#include <cstdio>
 #include <CLI/CLI.hpp>
+#include <cstdio>
 #include <memory>
 #include <string>
 #include <vector>
@@ -27,7 +27,8 @@ struct CommandNode {
 void collect(const CLI::App& app, const std::string& path, std::vector<CommandNode>& nodes) {
   CommandNode node{.path = path, .description = app.get_description(), .subcommands = {}, .options = {}};
   for (const CLI::Option* option : app.get_options()) {
-    CommandNode::Option entry{.names = {}, .description = option->get_description(), .takes_value = option->get_items_expected_max() > 0};
+    CommandNode::Option entry{
+        .names = {}, .description = option->get_description(), .takes_value = option->get_items_expected_max() > 0};
     for (const std::string& name : option->get_snames()) entry.names.push_back("-" + name);
     for (const std::string& name : option->get_lnames()) entry.names.push_back("--" + name);
     if (!entry.names.empty()) node.options.push_back(std::move(entry));
@@ -54,7 +55,8 @@ std::string shell_quoted(const std::string& text) {
 /// Walks the words typed so far down the tree: a word that is a subcommand of the path becomes part of it.
 std::string path_cases(const std::vector<CommandNode>& nodes) {
   std::string cases;
-  for (const CommandNode& node : nodes) cases += fmt::format("      {}) choices={} ;;\n", shell_quoted(node.path), shell_quoted(words_after(node)));
+  for (const CommandNode& node : nodes)
+    cases += fmt::format("      {}) choices={} ;;\n", shell_quoted(node.path), shell_quoted(words_after(node)));
   return cases;
 }
 
@@ -65,7 +67,8 @@ std::string path_names(const std::vector<CommandNode>& nodes) {
 }
 
 std::string bash_script(const std::vector<CommandNode>& nodes) {
-  return fmt::format(R"(# bash completion for orrery; install: orrery completion bash > ~/.local/share/bash-completion/completions/orrery
+  return fmt::format(
+      R"(# bash completion for orrery; install: orrery completion bash > ~/.local/share/bash-completion/completions/orrery
 _orrery() {{
   local path=orrery choices='' current="${{COMP_WORDS[COMP_CWORD]}}" i
   for ((i = 1; i < COMP_CWORD; i++)); do
@@ -80,7 +83,7 @@ _orrery() {{
 }}
 complete -o filenames -F _orrery orrery
 )",
-                     path_names(nodes), path_cases(nodes));
+      path_names(nodes), path_cases(nodes));
 }
 
 std::string zsh_script(const std::vector<CommandNode>& nodes) {
@@ -104,7 +107,8 @@ compdef _orrery orrery
 }
 
 std::string fish_script(const std::vector<CommandNode>& nodes) {
-  std::string script = "# fish completion for orrery; install: orrery completion fish > ~/.config/fish/completions/orrery.fish\n";
+  std::string script =
+      "# fish completion for orrery; install: orrery completion fish > ~/.config/fish/completions/orrery.fish\n";
   for (const CommandNode& node : nodes) {
     // The condition: all words of the path were seen, and for the program itself none.
     std::string condition = "__fish_use_subcommand";
@@ -113,18 +117,20 @@ std::string fish_script(const std::vector<CommandNode>& nodes) {
       std::string rest = node.path.substr(std::string("orrery ").size());
       for (size_t begin = 0; begin <= rest.size();) {
         const size_t end = std::min(rest.find(' ', begin), rest.size());
-        condition += (condition.empty() ? "" : "; and ") + fmt::format("__fish_seen_subcommand_from {}", rest.substr(begin, end - begin));
+        condition += (condition.empty() ? "" : "; and ") +
+                     fmt::format("__fish_seen_subcommand_from {}", rest.substr(begin, end - begin));
         begin = end + 1;
       }
     }
     for (const CommandNode& child : nodes) {
       if (child.path.rfind(' ') == std::string::npos || child.path.substr(0, child.path.rfind(' ')) != node.path) continue;
-      script += fmt::format("complete -c orrery -n {} -a {} -d {}\n", shell_quoted(condition), child.path.substr(node.path.size() + 1),
-                            shell_quoted(child.description));
+      script += fmt::format("complete -c orrery -n {} -a {} -d {}\n", shell_quoted(condition),
+                            child.path.substr(node.path.size() + 1), shell_quoted(child.description));
     }
     for (const auto& option : node.options) {
       script += fmt::format("complete -c orrery -n {}", shell_quoted(condition));
-      for (const std::string& name : option.names) script += name.starts_with("--") ? " -l " + name.substr(2) : " -s " + name.substr(1);
+      for (const std::string& name : option.names)
+        script += name.starts_with("--") ? " -l " + name.substr(2) : " -s " + name.substr(1);
       script += fmt::format("{} -d {}\n", option.takes_value ? " -r" : "", shell_quoted(option.description));
     }
   }

@@ -1,6 +1,6 @@
 // `orrery examples [name]`: run files to start from.
-#include <cstdio>
 #include <CLI/CLI.hpp>
+#include <cstdio>
 #include <memory>
 #include <string>
 #include <vector>
@@ -42,7 +42,8 @@ void add_examples_command(CLI::App& app, int& exit_code) {
   command->callback([name, &exit_code] {
     exit_code = 0;
     if (!name->empty()) return print_example(*name);
-    for (const ExampleFile& example : example_files()) fmt::print("{:<14} {}\n", example.name, first_comment_line(example.text));
+    for (const ExampleFile& example : example_files())
+      fmt::print("{:<14} {}\n", example.name, first_comment_line(example.text));
   });
 }
 

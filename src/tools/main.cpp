@@ -1,7 +1,7 @@
 // The program: registers the subcommands, parses the command line, runs one of them, and turns what went wrong into one message
 // and an exit status. The commands themselves are in *_command.cpp; commands.h says how to add one.
-#include <cstdio>
 #include <CLI/CLI.hpp>
+#include <cstdio>
 #include <new>
 #include <string>
 #include <string_view>
@@ -63,7 +63,8 @@ std::vector<std::string_view> option_names(const CLI::App& command, std::vector<
 }
 
 std::vector<std::string_view> subcommand_names(const CLI::App& command, std::vector<std::string>& storage) {
-  for (const CLI::App* child : command.get_subcommands([](const CLI::App*) { return true; })) storage.push_back(child->get_name());
+  for (const CLI::App* child : command.get_subcommands([](const CLI::App*) { return true; }))
+    storage.push_back(child->get_name());
   return {storage.begin(), storage.end()};
 }
 
@@ -116,12 +117,14 @@ int checked_flush(int exit_code) {
 
 int run_program(int argc, char** argv) {
   int exit_code = 0;
-  CLI::App app("Orrery trains and serves language models, and says before it starts where every byte and second will go.", "orrery");
+  CLI::App app("Orrery trains and serves language models, and says before it starts where every byte and second will go.",
+               "orrery");
   app.set_version_flag("--version", "orrery " ORRERY_VERSION);
   app.require_subcommand(1);
   app.get_formatter()->column_width(34);
-  app.footer("Exit status: 0 done, 2 configuration, 3 environment, 4 data, 5 peer lost, 130 interrupted.\n"
-             "Start here:  orrery examples llama-11m > run.toml && orrery examples\n");
+  app.footer(
+      "Exit status: 0 done, 2 configuration, 3 environment, 4 data, 5 peer lost, 130 interrupted.\n"
+      "Start here:  orrery examples llama-11m > run.toml && orrery config show run.toml\n");
   add_all_commands(app, exit_code);
   try {
     std::vector<std::string> arguments = read_arguments(argc, argv);
