@@ -1,0 +1,86 @@
+#include "data/prefetcher.h"
+
+#include <pthread.h>
+
+#include <chrono>
+
+#include "base/error.h"
+
+namespace orrery {
+
+int fill_batch(const Dataset& dataset, uint64_t step, uint64_t global_batch_size, const std::vector<int>& sequences,
+               const BatchBuffers& out) {
+  const int64_t length = dataset.seq_len();
+  int num_segments = 0;
+  for (size_t row = 0; row < sequences.size(); ++row) {
+    const int64_t base = static_cast<int64_t>(row) * length;
+    const SampleBuffers sample{out.ids + base, out.targets + base, out.positions + base};
+    out.segment_counts[row] = dataset.fill_sample(step * global_batch_size + static_cast<uint64_t>(sequences[row]), sample,
+                                                  static_cast<int32_t>(base), out.segment_starts + num_segments);
+    num_segments += out.segment_counts[row];
+  }
+  out.segment_starts[num_segments] = static_cast<int32_t>(static_cast<int64_t>(sequences.size()) * length);
+  return num_segments;
+}
+
+Prefetcher::Prefetcher(const Dataset& dataset, Options options, std::array<BatchBuffers, 2> buffers)
+    : dataset_(dataset), options_(std::move(options)), buffers_(buffers) {
+  for (int sequence : options_.sequences)
+    ORRERY_CHECK(sequence >= 0 && static_cast<uint64_t>(sequence) < options_.global_batch_size, "sequence {} of {}", sequence,
+                 options_.global_batch_size);
+  thread_ = std::thread([this] { run(); });
+}
+
+Prefetcher::~Prefetcher() {
+  {
+    std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  changed_.notify_all();
+  thread_.join();
+}
+
+void Prefetcher::run() {
+  pthread_setname_np(pthread_self(), "data");
+  try {
+    for (uint64_t batch = 0;; ++batch) {
+      {
+        std::unique_lock lock(mutex_);
+        changed_.wait(lock, [&] { return stopping_ || batch < num_released_ + 2; });
+        if (stopping_) return;
+      }
+      const int count = fill_batch(dataset_, options_.first_step + batch, options_.global_batch_size, options_.sequences,
+                                   buffers_[batch % 2]);
+      {
+        std::lock_guard lock(mutex_);
+        num_segments_[batch % 2] = count;
+        num_filled_ = batch + 1;
+      }
+      changed_.notify_all();
+    }
+  } catch (...) {
+    {
+      std::lock_guard lock(mutex_);
+      error_ = std::current_exception();
+    }
+    changed_.notify_all();
+  }
+}
+
+Prefetcher::Batch Prefetcher::next() {
+  std::unique_lock lock(mutex_);
+  num_released_ = num_taken_;
+  changed_.notify_all();
+  if (num_filled_ <= num_taken_ && !error_) {
+    const auto begin = std::chrono::steady_clock::now();
+    changed_.wait(lock, [&] { return num_filled_ > num_taken_ || error_; });
+    const auto waited = std::chrono::steady_clock::now() - begin;
+    stall_ns_ += static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(waited).count());
+  }
+  // Batches that were filled before the error are still good.
+  if (num_filled_ <= num_taken_) std::rethrow_exception(error_);
+  const uint64_t batch = num_taken_++;
+  return {options_.first_step + batch, num_segments_[batch % 2], &buffers_[batch % 2]};
+}
+
+}  // namespace orrery
