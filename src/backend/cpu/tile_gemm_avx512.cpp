@@ -1,0 +1,1 @@
+#include "backend/cpu/tile_gemm.inl"

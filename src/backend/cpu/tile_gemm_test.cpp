@@ -1,0 +1,139 @@
+// The in-cache product: every way to compute one arithmetic id gives identical bits (native AMX and vdpbf16ps against FMA
+// emulation on both instruction sets), cutting K at the granule changes nothing, and the result is close to f64.
+#include "backend/cpu/tile_gemm.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "base/bfloat16.h"
+#include "base/philox.h"
+
+namespace orrery {
+namespace {
+
+float random_value(uint32_t i, uint32_t stream) {
+  const auto words = philox4x32({i, stream, 0, 0}, {9, 9});
+  const float mantissa = static_cast<float>(words[0]) * 0x1p-31f - 1.0f;
+  return mantissa * std::exp2(static_cast<float>(words[1] % 12) - 6.0f);
+}
+
+struct Problem {
+  int64_t m, n, k;
+  std::vector<uint16_t> a, b;  // a [m, k padded], b [n, k]
+  std::vector<float> c0;
+};
+
+Problem make_problem(int64_t m, int64_t n, int64_t k) {
+  const int64_t padded = round_up(k, kGranuleK);
+  Problem problem{m, n, k, std::vector<uint16_t>(m * padded), std::vector<uint16_t>(n * k), std::vector<float>(m * round_up(n, 16))};
+  for (int64_t i = 0; i < m; ++i)
+    for (int64_t j = 0; j < k; ++j) problem.a[i * padded + j] = f32_to_bf16(random_value(static_cast<uint32_t>(i * k + j), 1));
+  for (size_t i = 0; i < problem.b.size(); ++i) problem.b[i] = f32_to_bf16(random_value(static_cast<uint32_t>(i), 2));
+  for (size_t i = 0; i < problem.c0.size(); ++i) problem.c0[i] = random_value(static_cast<uint32_t>(i), 3);
+  return problem;
+}
+
+std::vector<float> multiply(const TileGemm& gemm, const Problem& problem, bool accumulate, int64_t cut = 0) {
+  const int64_t padded = round_up(problem.k, kGranuleK), columns = round_up(problem.n, 16), stride = panel_elements_bf16(problem.k);
+  std::vector<uint16_t> panels(columns / 16 * stride, 0x7FC0);
+  gemm.pack_transposed_bf16(problem.n, problem.k, problem.b.data(), problem.k, panels.data(), stride);
+  std::vector<float> c = problem.c0;
+  gemm.begin_thread();
+  if (cut == 0) {
+    gemm.bf16(problem.m, columns, padded, problem.a.data(), padded, panels.data(), stride, c.data(), columns, accumulate);
+  } else {
+    gemm.bf16(problem.m, columns, cut, problem.a.data(), padded, panels.data(), stride, c.data(), columns, accumulate);
+    gemm.bf16(problem.m, columns, padded - cut, problem.a.data() + cut, padded, panels.data() + cut * 16, stride, c.data(), columns, true);
+  }
+  gemm.end_thread();
+  return c;
+}
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) { return std::memcmp(a.data(), b.data(), a.size() * 4) == 0; }
+
+class TileGemmTest : public testing::Test {
+ protected:
+  void SetUp() override { set_floating_point_mode(); }
+};
+
+constexpr int64_t kShapes[][3] = {{1, 16, 32}, {16, 32, 64}, {17, 16, 33}, {32, 48, 96}, {33, 64, 160}, {7, 80, 257}, {64, 32, 31}, {50, 33, 128}};
+
+TEST_F(TileGemmTest, OneArithmeticOneResult) {
+  int num_native = 0;
+  for (Arithmetic arithmetic : {Arithmetic::kAmx32, Arithmetic::kDp2, Arithmetic::kFma1})
+    for (const auto& shape : kShapes)
+      for (bool accumulate : {false, true}) {
+        const Problem problem = make_problem(shape[0], shape[1], shape[2]);
+        const auto reference = multiply(tile_gemm({nullptr, VectorIsa::kAvx2, arithmetic, false}), problem, accumulate);
+        EXPECT_TRUE(same_bits(reference, multiply(tile_gemm({nullptr, VectorIsa::kAvx2, arithmetic, false}), problem, accumulate, shape[2] > 32 ? 32 : 0)));
+        if (!cpu_features().avx512) continue;
+        EXPECT_TRUE(same_bits(reference, multiply(tile_gemm({nullptr, VectorIsa::kAvx512, arithmetic, false}), problem, accumulate)));
+        const TileGemm& native = tile_gemm({nullptr, VectorIsa::kAvx512, arithmetic, true});
+        if (native.bf16 == tile_gemm({nullptr, VectorIsa::kAvx512, arithmetic, false}).bf16) continue;
+        ++num_native;
+        EXPECT_TRUE(same_bits(reference, multiply(native, problem, accumulate))) << arithmetic_name(arithmetic) << " " << shape[0] << "x" << shape[1] << "x" << shape[2];
+        EXPECT_TRUE(same_bits(reference, multiply(native, problem, accumulate, shape[2] > 32 ? 32 : 0)));
+      }
+  if (num_native == 0) GTEST_SKIP() << "no AMX or vdpbf16ps here: native arithmetic was not compared with its emulation";
+}
+
+// |error| <= (k + 3) * eps * sum |a b|: each of the k products and sums rounds once, eps = 2^-24.
+TEST_F(TileGemmTest, CloseToF64) {
+  for (Arithmetic arithmetic : {Arithmetic::kAmx32, Arithmetic::kDp2, Arithmetic::kFma1})
+    for (const auto& shape : kShapes) {
+      const Problem problem = make_problem(shape[0], shape[1], shape[2]);
+      const int64_t padded = round_up(problem.k, kGranuleK), columns = round_up(problem.n, 16);
+      const auto c = multiply(tile_gemm({nullptr, cpu_features().best_isa(), arithmetic, true}), problem, false);
+      for (int64_t i = 0; i < problem.m; ++i)
+        for (int64_t j = 0; j < problem.n; ++j) {
+          double sum = 0, magnitude = 0;
+          for (int64_t p = 0; p < problem.k; ++p) {
+            const double product = static_cast<double>(bf16_to_f32(problem.a[i * padded + p])) * bf16_to_f32(problem.b[j * problem.k + p]);
+            sum += product;
+            magnitude += std::abs(product);
+          }
+          EXPECT_NEAR(c[i * columns + j], sum, static_cast<double>(problem.k + 3) * 0x1p-24 * magnitude);
+        }
+    }
+}
+
+// f32 panels and the two transpositions against plain loops.
+TEST_F(TileGemmTest, PackingAndF32) {
+  for (VectorIsa isa : {VectorIsa::kAvx2, VectorIsa::kAvx512}) {
+    if (isa == VectorIsa::kAvx512 && !cpu_features().avx512) continue;
+    const TileGemm& gemm = tile_gemm({nullptr, isa, Arithmetic::kFma1, false});
+    for (const auto& shape : kShapes) {
+      const int64_t m = shape[0], n = shape[1], k = shape[2], columns = round_up(n, 16);
+      std::vector<float> a(m * k), b(n * k), bt(k * n), panels(columns * k, NAN), other(columns * k, NAN), c(m * columns);
+      for (size_t i = 0; i < a.size(); ++i) a[i] = random_value(static_cast<uint32_t>(i), 4);
+      for (int64_t j = 0; j < n; ++j)
+        for (int64_t p = 0; p < k; ++p) bt[p * n + j] = b[j * k + p] = random_value(static_cast<uint32_t>(j * k + p), 5);
+      gemm.pack_transposed_f32(n, k, b.data(), k, panels.data(), panel_elements_f32(k));
+      gemm.pack_rows_f32(k, n, bt.data(), n, other.data(), panel_elements_f32(k));
+      EXPECT_TRUE(same_bits(panels, other));
+      gemm.f32(m, columns, k, a.data(), k, panels.data(), panel_elements_f32(k), c.data(), columns, false);
+      for (int64_t i = 0; i < m; ++i)
+        for (int64_t j = 0; j < n; ++j) {
+          float sum = 0;
+          for (int64_t p = 0; p < k; ++p) sum = std::fma(a[i * k + p], b[j * k + p], sum);
+          EXPECT_EQ(sum, c[i * columns + j]);
+        }
+      const int64_t padded = round_up(k, 32), stride = panel_elements_bf16(k);
+      std::vector<uint16_t> hb(n * k), hbt(k * n), hpanels(columns / 16 * stride, 7), hother(columns / 16 * stride, 9), ht(n * padded, 5);
+      for (int64_t j = 0; j < n; ++j)
+        for (int64_t p = 0; p < k; ++p) hbt[p * n + j] = hb[j * k + p] = static_cast<uint16_t>(j * 131 + p * 7 + 1);
+      gemm.pack_transposed_bf16(n, k, hb.data(), k, hpanels.data(), stride);
+      gemm.pack_rows_bf16(k, n, hbt.data(), n, hother.data(), stride);
+      EXPECT_EQ(hpanels, hother);
+      gemm.transpose_bf16(k, n, hbt.data(), n, ht.data(), padded);
+      for (int64_t j = 0; j < n; ++j)
+        for (int64_t p = 0; p < padded; ++p) EXPECT_EQ(ht[j * padded + p], p < k ? hb[j * k + p] : 0);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace orrery
