@@ -1,0 +1,131 @@
+#include "checkpoint/tensor_map.h"
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <unordered_map>
+
+#include "base/error.h"
+
+namespace orrery {
+namespace {
+
+template <bool kRead>
+void move_bytes(std::byte* physical, std::byte* logical, size_t bytes) {
+  if constexpr (kRead) {
+    std::memcpy(logical, physical, bytes);
+  } else {
+    std::memcpy(physical, logical, bytes);
+  }
+}
+
+/// A column of the logical matrix: contiguous in physical memory, strided in the logical one.
+template <bool kRead, size_t kBytes>
+void move_column(std::byte* physical, std::byte* logical, int64_t count, int64_t logical_stride) {
+  for (int64_t i = 0; i < count; ++i) {
+    move_bytes<kRead>(physical + i * static_cast<int64_t>(kBytes), logical + i * logical_stride * static_cast<int64_t>(kBytes), kBytes);
+  }
+}
+
+}  // namespace
+
+int64_t TensorSource::num_elements() const { return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>()); }
+
+template <bool kRead>
+void LogicalView::copy_transposed(const Piece& piece, int64_t row_begin, int64_t row_end, int64_t column_begin, int64_t column_end,
+                                  std::byte* bytes) const {
+  // `bytes` is the logical element (row_begin, column_begin). Logical (i, j) is physical (row_begin + j - tensor_begin, i).
+  const int64_t width = dtype_bytes(dtype_);
+  const int64_t first = std::max(column_begin, piece.tensor_begin);
+  const int64_t last = std::min(column_end, piece.tensor_begin + piece.count);
+  for (int64_t j = first; j < last; ++j) {
+    std::byte* physical = piece.data + ((piece.row_begin + j - piece.tensor_begin) * rows_ + row_begin) * width;
+    std::byte* logical = bytes + (j - column_begin) * width;
+    const int64_t count = row_end - row_begin;
+    switch (width) {
+      case 1: move_column<kRead, 1>(physical, logical, count, columns_); break;
+      case 2: move_column<kRead, 2>(physical, logical, count, columns_); break;
+      case 4: move_column<kRead, 4>(physical, logical, count, columns_); break;
+      default: move_column<kRead, 8>(physical, logical, count, columns_); break;
+    }
+  }
+}
+
+template <bool kRead>
+void LogicalView::copy(int64_t begin, std::byte* bytes, int64_t count) const {
+  ORRERY_CHECK(begin >= 0 && count >= 0 && begin + count <= num_elements(), "{}: elements {} + {} of {}", name_, begin, count, num_elements());
+  const int64_t width = dtype_bytes(dtype_);
+  const int64_t end = begin + count;
+  for (const Piece& piece : pieces_) {
+    if (!piece.transpose) {
+      const int64_t first = std::max(begin, piece.tensor_begin * columns_);
+      const int64_t last = std::min(end, (piece.tensor_begin + piece.count) * columns_);
+      if (first >= last) continue;
+      const int64_t physical = (piece.row_begin - piece.tensor_begin) * columns_ + first;
+      move_bytes<kRead>(piece.data + physical * width, bytes + (first - begin) * width, static_cast<size_t>((last - first) * width));
+      continue;
+    }
+    // A range of a row-major matrix: the rest of a first row, whole rows, the start of a last row.
+    int64_t at = begin;
+    while (at < end) {
+      const int64_t row = at / columns_, column = at % columns_;
+      const int64_t whole_rows = column == 0 ? (end - at) / columns_ : 0;
+      const int64_t column_end = whole_rows > 0 ? columns_ : std::min(columns_, column + (end - at));
+      copy_transposed<kRead>(piece, row, row + std::max<int64_t>(whole_rows, 1), column, column_end, bytes + (at - begin) * width);
+      at += whole_rows > 0 ? whole_rows * columns_ : column_end - column;
+    }
+  }
+}
+
+void LogicalView::read(int64_t begin, std::span<std::byte> out) const {
+  copy<true>(begin, out.data(), static_cast<int64_t>(out.size()) / dtype_bytes(dtype_));
+}
+void LogicalView::write(int64_t begin, std::span<const std::byte> in) const {
+  copy<false>(begin, const_cast<std::byte*>(in.data()), static_cast<int64_t>(in.size()) / dtype_bytes(dtype_));
+}
+
+std::vector<LogicalView> logical_views(std::span<const PhysicalTensor> tensors) {
+  std::vector<LogicalView> views;
+  std::unordered_map<std::string, size_t> index;
+  for (const PhysicalTensor& tensor : tensors) {
+    for (const ParameterSegment& segment : tensor.spec->segments) {
+      const auto [it, added] = index.emplace(segment.tensor, views.size());
+      if (added) {
+        LogicalView& view = views.emplace_back();
+        view.name_ = segment.tensor;
+        view.shape_ = segment.tensor_shape;
+        view.dtype_ = tensor.dtype;
+        view.rows_ = segment.tensor_shape[0];
+        view.columns_ = segment.tensor_shape.size() > 1 ? segment.tensor_shape[1] : 1;
+      }
+      LogicalView& view = views[it->second];
+      ORRERY_CHECK(view.dtype_ == tensor.dtype && view.shape_ == segment.tensor_shape, "{}: two different descriptions", segment.tensor);
+      view.pieces_.push_back({tensor.data, segment.transpose, segment.tensor_row_begin, segment.num_rows, segment.row_begin});
+    }
+  }
+  for (LogicalView& view : views) {
+    std::sort(view.pieces_.begin(), view.pieces_.end(), [](const auto& a, const auto& b) { return a.tensor_begin < b.tensor_begin; });
+    int64_t next = 0;
+    for (const auto& piece : view.pieces_) {
+      ORRERY_CHECK(piece.tensor_begin == next, "{}: row {} wanted, {} found", view.name_, next, piece.tensor_begin);
+      next += piece.count;
+    }
+    const int64_t wanted = view.pieces_.front().transpose ? view.columns_ : view.rows_;
+    ORRERY_CHECK(next == wanted, "{}: {} of {} rows are held", view.name_, next, wanted);
+  }
+  return views;
+}
+
+std::vector<TensorSource> tensor_sources(std::span<const PhysicalTensor> tensors, std::string_view suffix) {
+  std::vector<TensorSource> sources;
+  for (LogicalView& view : logical_views(tensors)) {
+    const auto shared = std::make_shared<LogicalView>(std::move(view));
+    const int64_t width = dtype_bytes(shared->dtype());
+    sources.push_back({shared->name() + std::string(suffix), shared->dtype(), shared->shape(),
+                       [shared, width](uint64_t offset, std::span<std::byte> out) { shared->read(static_cast<int64_t>(offset) / width, out); }});
+  }
+  return sources;
+}
+
+}  // namespace orrery

@@ -1,0 +1,76 @@
+// The bridge between physical parameters in memory and the logical tensors that files hold: reads and writes any byte range of a
+// logical tensor through the segments (rows, transposition, concatenation) of ParameterSpec.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "ir/dtype.h"
+#include "ir/parameter_spec.h"
+
+namespace orrery {
+
+/// A tensor whose bytes are asked for range by range, in order. `read` fills `out` with the bytes from `offset`; both are multiples
+/// of the element size.
+struct TensorSource {
+  std::string name;
+  DType dtype{};
+  std::vector<int64_t> shape;
+  std::function<void(uint64_t offset, std::span<std::byte> out)> read;
+  int64_t num_elements() const;
+  uint64_t bytes() const { return static_cast<uint64_t>(num_elements() * dtype_bytes(dtype)); }
+};
+
+/// A buffer that has the layout of `spec`: the weight, its low halves, a moment, a gradient. Not owned; `spec` must outlive the use.
+struct PhysicalTensor {
+  const ParameterSpec* spec = nullptr;
+  std::byte* data = nullptr;
+  DType dtype{};
+};
+
+/// One logical tensor held by physical tensors.
+class LogicalView {
+ public:
+  const std::string& name() const { return name_; }
+  const std::vector<int64_t>& shape() const { return shape_; }
+  DType dtype() const { return dtype_; }
+  int64_t num_elements() const { return rows_ * columns_; }
+
+  /// Copies elements [begin, begin + out bytes / element size) of the logical tensor out of, or into, physical memory. No heap.
+  void read(int64_t begin, std::span<std::byte> out) const;
+  void write(int64_t begin, std::span<const std::byte> in) const;
+
+ private:
+  friend std::vector<LogicalView> logical_views(std::span<const PhysicalTensor>);
+  struct Piece {
+    std::byte* data = nullptr;
+    bool transpose = false;
+    int64_t tensor_begin = 0, count = 0;  // logical rows, or columns when transposed
+    int64_t row_begin = 0;                // first physical row
+  };
+  template <bool kRead>
+  void copy(int64_t begin, std::byte* bytes, int64_t count) const;
+  template <bool kRead>
+  void copy_transposed(const Piece& piece, int64_t row_begin, int64_t row_end, int64_t column_begin, int64_t column_end,
+                       std::byte* bytes) const;
+
+  std::string name_;
+  std::vector<int64_t> shape_;
+  DType dtype_{};
+  int64_t rows_ = 0, columns_ = 1;
+  std::vector<Piece> pieces_;
+};
+
+/// The logical tensors of these parameters, in order of first appearance. Aborts when a tensor is not covered exactly once: a bug in
+/// a model builder.
+std::vector<LogicalView> logical_views(std::span<const PhysicalTensor> tensors);
+
+/// As sources for a writer, their names followed by `suffix` ("", ".low", ".m", ".v").
+std::vector<TensorSource> tensor_sources(std::span<const PhysicalTensor> tensors, std::string_view suffix);
+
+}  // namespace orrery
