@@ -1,0 +1,56 @@
+#include "train/signals.h"
+
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <csignal>
+
+#include "base/error.h"
+
+namespace orrery {
+namespace {
+
+constexpr int kInterruptedStatus = 130;
+
+std::atomic<int> first_signal{0};
+std::atomic<bool> installed{false};
+struct sigaction previous_interrupt, previous_terminate, previous_pipe;
+
+/// Only async-signal-safe calls here.
+void on_stop_signal(int signal_number) {
+  const int saved_errno = errno;
+  int expected = 0;
+  if (!first_signal.compare_exchange_strong(expected, signal_number)) ::_exit(kInterruptedStatus);
+  constexpr char kText[] = "\nstopping after this step with a checkpoint; once more to stop now\n";
+  [[maybe_unused]] const ssize_t ignored = ::write(STDERR_FILENO, kText, sizeof(kText) - 1);
+  errno = saved_errno;
+}
+
+}  // namespace
+
+StopSignals::StopSignals() {
+  ORRERY_CHECK(!installed.exchange(true));
+  static_assert(std::atomic<int>::is_always_lock_free);
+  first_signal = 0;
+  struct sigaction action = {};
+  action.sa_handler = on_stop_signal;
+  // Interrupted reads and writes go on by themselves: a save must not fail because somebody wants one.
+  action.sa_flags = SA_RESTART;
+  sigemptyset(&action.sa_mask);
+  ::sigaction(SIGINT, &action, &previous_interrupt);
+  ::sigaction(SIGTERM, &action, &previous_terminate);
+  action.sa_handler = SIG_IGN;
+  ::sigaction(SIGPIPE, &action, &previous_pipe);
+}
+
+StopSignals::~StopSignals() {
+  ::sigaction(SIGINT, &previous_interrupt, nullptr);
+  ::sigaction(SIGTERM, &previous_terminate, nullptr);
+  ::sigaction(SIGPIPE, &previous_pipe, nullptr);
+  installed = false;
+}
+
+int StopSignals::requested() const { return first_signal.load(std::memory_order_relaxed); }
+
+}  // namespace orrery
