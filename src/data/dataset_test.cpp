@@ -42,7 +42,7 @@ std::vector<Sample> brute_force(const std::vector<Document>& documents, int leng
   std::vector<Token> stream;
   for (size_t d = 0; d < documents.size(); ++d)
     for (size_t i = 0; i < documents[d].ids.size(); ++i)
-      stream.push_back({static_cast<int32_t>(documents[d].ids[i]), documents[d].keep.empty() || documents[d].keep[i] != 0, d});
+      stream.push_back({documents[d].ids[i], documents[d].keep.empty() || documents[d].keep[i] != 0, d});
   std::vector<Sample> samples;
   *max_segments = 0;
   for (size_t begin = 0; begin + 1 < stream.size(); begin += static_cast<size_t>(length)) {

@@ -60,10 +60,11 @@ void ShardWriter::pad_to_64() {
   write(kZeros, (64 - position_ % 64) % 64);
 }
 
-void ShardWriter::add_document(std::span<const uint32_t> ids, std::span<const uint8_t> keep) {
+void ShardWriter::add_document(std::span<const int32_t> ids, std::span<const uint8_t> keep) {
   ORRERY_CHECK(keep.empty() || keep.size() == ids.size(), "{} flags for {} ids", keep.size(), ids.size());
   if (ids.empty()) return;
-  const uint32_t largest = *std::max_element(ids.begin(), ids.end());
+  uint32_t largest = 0;  // a negative id becomes the largest
+  for (int32_t id : ids) largest = std::max(largest, static_cast<uint32_t>(id));
   if (largest >= options_.vocab_size)
     throw Error(ErrorCode::kCorruptData, "{}: token id {} is not below the vocabulary's {} entries; is this the data's tokenizer?", path_,
                 largest, options_.vocab_size);

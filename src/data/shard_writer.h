@@ -33,8 +33,8 @@ class ShardWriter {
   ShardWriter& operator=(const ShardWriter&) = delete;
 
   /// `keep` is empty (every token counts) or has one entry per token, nonzero where it counts as a target.
-  /// Errors  kCorruptData: an id >= vocab_size. kIo: disk full and the like.
-  void add_document(std::span<const uint32_t> ids, std::span<const uint8_t> keep);
+  /// Errors  kCorruptData: an id that is not in [0, vocab_size). kIo: disk full and the like.
+  void add_document(std::span<const int32_t> ids, std::span<const uint8_t> keep);
   uint64_t num_tokens() const { return info_.num_tokens; }
   /// Writes the tables and the header, syncs, renames.
   ShardInfo finish();

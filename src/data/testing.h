@@ -44,7 +44,7 @@ inline std::string read_file(const std::string& path) {
 }
 
 struct Document {
-  std::vector<uint32_t> ids;
+  std::vector<int32_t> ids;
   std::vector<uint8_t> keep;  // empty: all
 };
 
@@ -53,7 +53,7 @@ inline std::vector<Document> random_documents(int count, int length_max, uint32_
   std::vector<Document> documents(count);
   for (Document& document : documents) {
     document.ids.resize(1 + random() % length_max);
-    for (uint32_t& id : document.ids) id = static_cast<uint32_t>(random() % vocab_size);
+    for (int32_t& id : document.ids) id = static_cast<int32_t>(random() % vocab_size);
     if (masked && random() % 2 == 0)
       for (size_t i = 0; i < document.ids.size(); ++i) document.keep.push_back(random() % 2);
   }
@@ -77,7 +77,7 @@ inline void write_megatron(const std::string& stem, const std::vector<Document>&
     put(pointers, bin.size(), 8);
     put(lengths, documents[i].ids.size(), 4);
     put(boundaries, i + 1, 8);
-    for (uint32_t id : documents[i].ids) put(bin, id, 2);
+    for (int32_t id : documents[i].ids) put(bin, static_cast<uint64_t>(id), 2);
   }
   std::string index("MMIDIDX\0\0", 9);
   put(index, 1, 8);

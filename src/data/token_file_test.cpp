@@ -26,7 +26,7 @@ void expect_equal(const TokenFile& file, const std::vector<Document>& documents)
     file.read_tokens(begin, count, ids.data());
     file.read_mask(begin, count, keep.data());
     for (size_t i = 0; i < count; ++i) {
-      ASSERT_EQ(static_cast<uint32_t>(ids[i]), documents[d].ids[i]);
+      ASSERT_EQ(ids[i], documents[d].ids[i]);
       ASSERT_EQ(keep[i], documents[d].keep.empty() ? 1 : documents[d].keep[i]);
     }
   }
