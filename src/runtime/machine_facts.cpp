@@ -1,0 +1,187 @@
+#include "runtime/machine_facts.h"
+
+#include <fmt/format.h>
+#include <sched.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <optional>
+#include <sstream>
+
+#include "base/cpu_features.h"
+#include "runtime/arena.h"
+
+namespace orrery {
+namespace {
+
+// cgroup v1 writes a number near 2^63 for "no limit".
+constexpr int64_t kNoLimit = int64_t{1} << 60;
+
+std::string read_first_line(const std::string& path) {
+  std::ifstream file(path);
+  std::string line;
+  std::getline(file, line);
+  return line;
+}
+
+std::optional<int64_t> read_integer(const std::string& path) {
+  const std::string text = read_first_line(path);
+  int64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (text.empty() || error != std::errc()) return std::nullopt;
+  return value;
+}
+
+/// This process's group: of a v1 controller, or of the v2 hierarchy for an empty name.
+std::string own_group(const std::string& controller) {
+  std::ifstream file("/proc/self/cgroup");
+  for (std::string line; std::getline(file, line);) {
+    const size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (second == std::string::npos) continue;
+    const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
+    const bool found = controller.empty() ? controllers == ",," : controllers.find("," + controller + ",") != std::string::npos;
+    if (found) return line.substr(second + 1);
+  }
+  return "/";
+}
+
+/// Calls visit(folder) for the group and each of its parents up to the mount. Inside a container the path of the outside may
+/// not exist: the mount itself is then the group.
+template <typename Visit>
+void visit_groups(const std::string& mount, std::string group, Visit&& visit) {
+  for (;;) {
+    visit(mount + (group == "/" ? "" : group));
+    if (group.empty() || group == "/") return;
+    const size_t slash = group.rfind('/');
+    group = slash == std::string::npos || slash == 0 ? "/" : group.substr(0, slash);
+  }
+}
+
+double cgroup_cores() {
+  double least = 0;
+  const auto add = [&](double quota, double period) {
+    if (quota > 0 && period > 0 && (least == 0 || quota / period < least)) least = quota / period;
+  };
+  visit_groups("/sys/fs/cgroup", own_group(""), [&](const std::string& folder) {
+    std::istringstream text(read_first_line(folder + "/cpu.max"));
+    std::string quota;
+    double period = 0;
+    if (text >> quota >> period && quota != "max") add(std::atof(quota.c_str()), period);
+  });
+  visit_groups("/sys/fs/cgroup/cpu", own_group("cpu"), [&](const std::string& folder) {
+    add(static_cast<double>(read_integer(folder + "/cpu.cfs_quota_us").value_or(0)),
+        static_cast<double>(read_integer(folder + "/cpu.cfs_period_us").value_or(0)));
+  });
+  return least;
+}
+
+int64_t cgroup_memory() {
+  const int64_t v2 = least_cgroup_limit("/sys/fs/cgroup", own_group(""), "memory.max");
+  const int64_t v1 = least_cgroup_limit("/sys/fs/cgroup/memory", own_group("memory"), "memory.limit_in_bytes");
+  return v2 == 0 ? v1 : v1 == 0 ? v2 : std::min(v1, v2);
+}
+
+std::vector<CacheFact> read_caches(int core) {
+  std::vector<CacheFact> caches;
+  for (int index = 0;; ++index) {
+    const std::string folder = fmt::format("/sys/devices/system/cpu/cpu{}/cache/index{}/", core, index);
+    const auto level = read_integer(folder + "level");
+    if (!level) return caches;
+    CacheFact cache{.level = static_cast<int>(*level),
+                    .type = read_first_line(folder + "type"),
+                    .bytes = 0,
+                    .shared_by = read_first_line(folder + "shared_cpu_list")};
+    std::transform(cache.type.begin(), cache.type.end(), cache.type.begin(),
+                   [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+    const std::string size = read_first_line(folder + "size");  // "2048K"
+    cache.bytes = std::atoll(size.c_str()) * (size.ends_with('K') ? 1024 : size.ends_with('M') ? 1024 * 1024 : 1);
+    caches.push_back(std::move(cache));
+  }
+}
+
+int64_t memory_total() {
+  std::ifstream file("/proc/meminfo");
+  std::string name;
+  int64_t kib = 0;
+  while (file >> name >> kib) {
+    if (name == "MemTotal:") return kib * 1024;
+    file.ignore(256, '\n');
+  }
+  return 0;
+}
+
+std::string energy_source() {
+  const std::string counter = "/sys/class/powercap/intel-rapl:0/energy_uj";
+  if (!std::filesystem::exists("/sys/class/powercap")) return "n/a: this kernel offers no powercap counters";
+  if (!std::filesystem::exists(counter)) return "n/a: no RAPL package counter";
+  return read_integer(counter) ? "powercap" : "n/a: " + counter + " is not readable by this user";
+}
+
+std::string isa_list() {
+  const CpuFeatures& features = cpu_features();
+  std::string text;
+  const auto add = [&](bool present, const char* name) {
+    if (present) text += (text.empty() ? "" : " ") + std::string(name);
+  };
+  add(features.avx2, "avx2");
+  add(features.avx512, "avx512");
+  add(features.avx512_bf16, "avx512_bf16");
+  add(features.amx_bf16, "amx_bf16");
+  add(features.amx_int8, "amx_int8");
+  return text;
+}
+
+}  // namespace
+
+int64_t least_cgroup_limit(const std::string& mount, const std::string& group, const std::string& file_name) {
+  int64_t least = 0;
+  visit_groups(mount, group, [&](const std::string& folder) {
+    const auto limit = read_integer(folder + "/" + file_name);
+    if (limit && *limit > 0 && *limit < kNoLimit && (least == 0 || *limit < least)) least = *limit;
+  });
+  return least;
+}
+
+MachineFacts machine_facts() {
+  MachineFacts facts;
+  facts.cpu_model = cpu_features().model_name;
+  facts.isa = isa_list();
+  facts.online_cores = static_cast<int>(::sysconf(_SC_NPROCESSORS_ONLN));
+  facts.affinity_cores = facts.online_cores;
+  int first_core = 0;
+  cpu_set_t allowed;
+  if (::sched_getaffinity(0, sizeof(allowed), &allowed) == 0) {
+    facts.affinity_cores = CPU_COUNT(&allowed);
+    while (first_core < CPU_SETSIZE - 1 && !CPU_ISSET(first_core, &allowed)) ++first_core;
+  }
+  facts.cgroup_cores = cgroup_cores();
+  facts.usable_cores = facts.affinity_cores;
+  // A quota of 2.5 cores runs two threads at full speed; a third would stall the other two at every barrier.
+  if (facts.cgroup_cores > 0) facts.usable_cores = std::min(facts.usable_cores, static_cast<int>(facts.cgroup_cores));
+  facts.usable_cores = std::max(1, facts.usable_cores);
+  facts.caches = read_caches(first_core);
+  facts.memory_total_bytes = memory_total();
+  facts.memory_available_bytes = available_memory_bytes();
+  facts.cgroup_memory_bytes = cgroup_memory();
+  rlimit files{};
+  if (::getrlimit(RLIMIT_NOFILE, &files) == 0) facts.open_files_max = static_cast<int64_t>(files.rlim_cur);
+  facts.energy_source = energy_source();
+  return facts;
+}
+
+int usable_cores() {
+  static const int count = machine_facts().usable_cores;
+  return count;
+}
+
+std::string machine_fingerprint(const MachineFacts& facts) {
+  return fmt::format("{} | {} | {} of {} cores | {} MiB", facts.cpu_model, facts.isa, facts.usable_cores, facts.online_cores,
+                     facts.memory_total_bytes >> 20);
+}
+
+}  // namespace orrery

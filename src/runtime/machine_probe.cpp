@@ -1,0 +1,306 @@
+#include "runtime/machine_probe.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <vector>
+
+#include "backend/kernel.h"
+#include "base/error.h"
+#include "base/thread_pool.h"
+#include "runtime/arena.h"
+#include "runtime/memory_bandwidth.h"
+
+namespace orrery {
+namespace {
+
+constexpr int kProbeVersion = 1;
+constexpr double kSecondsPerRate = 0.4;
+constexpr int64_t kDiskBytes = int64_t{64} << 20, kDiskChunkBytes = int64_t{8} << 20;
+constexpr int64_t kGemmRows = 512, kGemmWidth = 2048;
+
+double now_seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+/// The shortest of the runs that fit into the time, after one to warm up. Other work on the machine only makes a run longer.
+template <typename Body>
+double best_seconds(Body&& body) {
+  body();
+  double best = 1e300;
+  const double end = now_seconds() + kSecondsPerRate;
+  do {
+    const double start = now_seconds();
+    body();
+    best = std::min(best, now_seconds() - start);
+  } while (now_seconds() < end);
+  return best;
+}
+
+int64_t last_cache_bytes(const MachineFacts& facts) {
+  int64_t largest = 0;
+  for (const CacheFact& cache : facts.caches) largest = std::max(largest, cache.bytes);
+  return largest;
+}
+
+void measure_memory(ThreadPool& pool, MachineProbe& probe) {
+  // Four times the last cache, but a sixteenth of what is free at most: a probe must never be what fills a machine. A shared
+  // host may report a last cache of hundreds of MiB of which this process owns a part.
+  const int64_t wanted = std::max<int64_t>(int64_t{256} << 20, 4 * last_cache_bytes(probe.facts));
+  const int64_t bytes = std::min(wanted, probe.facts.memory_available_bytes / 16) / (1 << 20) * (1 << 20);
+  if (bytes < (int64_t{16} << 20)) {
+    probe.notes += "too little free memory to measure its bandwidth; ";
+    return;
+  }
+  if (bytes < 2 * last_cache_bytes(probe.facts))
+    probe.notes += "memory rates: the buffer is not much larger than the last cache; ";
+  const Arena arena(bytes);
+  std::byte* data = arena.data();
+  std::vector<uint64_t> sink(static_cast<size_t>(pool.num_threads()) * 8);
+  const double read = best_seconds([&] {
+    pool.run([&](int thread, int num_threads) {
+      const int64_t units = bytes / 256;
+      const int64_t begin = units * thread / num_threads * 256, end = units * (thread + 1) / num_threads * 256;
+      sink[static_cast<size_t>(thread) * 8] = read_all_bytes_avx2(data + begin, static_cast<size_t>(end - begin));
+    });
+  });
+  const int64_t half = bytes / 2;
+  const double copy = best_seconds([&] {
+    pool.parallel_for(half, 4096, [&](int64_t begin, int64_t end) {
+      std::memcpy(data + half + begin, data + begin, static_cast<size_t>(end - begin));
+    });
+  });
+  probe.memory_read_bytes_per_second = static_cast<double>(bytes) / read;
+  probe.memory_copy_bytes_per_second = 2.0 * static_cast<double>(half) / copy;
+}
+
+TensorView matrix_view(std::byte* data, DType dtype, int64_t rows, int64_t columns) {
+  TensorView view;
+  view.data = data;
+  view.dtype = dtype;
+  view.num_dims = 2;
+  view.dims = {rows, columns, 0, 0};
+  view.row_stride = columns;
+  return view;
+}
+
+/// y = x weight^T through the same kernel that training uses.
+double measure_gemm(ThreadPool& pool, DType dtype) {
+  const KernelEntry& kernel = cpu_kernel(OpKind::kLinear, dtype);
+  const CpuFeatures& features = cpu_features();
+  const Arithmetic arithmetic = dtype == DType::kF32 ? Arithmetic::kFma1 : native_arithmetic(features);
+  const DeviceSpec device{
+      .isa = features.best_isa(), .arithmetic = arithmetic, .native_arithmetic = true, .num_threads = pool.num_threads()};
+  const KernelContext context{.pool = &pool, .isa = device.isa, .arithmetic = arithmetic, .native_arithmetic = true};
+  const Attributes attributes = NoAttributes{};
+  const int64_t row_bytes = kGemmWidth * dtype_bytes(dtype);
+  const int64_t x_bytes = kGemmRows * row_bytes, weight_bytes = kGemmWidth * row_bytes;
+  std::vector<TensorView> inputs = {matrix_view(nullptr, dtype, kGemmRows, kGemmWidth),
+                                    matrix_view(nullptr, dtype, kGemmWidth, kGemmWidth)};
+  std::vector<TensorView> outputs = {matrix_view(nullptr, dtype, kGemmRows, kGemmWidth)};
+  OpCall call;
+  call.kind = OpKind::kLinear;
+  call.inputs = inputs;
+  call.outputs = outputs;
+  call.attributes = &attributes;
+  const int64_t workspace_bytes = kernel.workspace_bytes != nullptr ? kernel.workspace_bytes(device, call) : 0;
+  // Zeroed memory: the products are 0, and no instruction here takes longer for other values.
+  const Arena arena(2 * x_bytes + weight_bytes + workspace_bytes);
+  inputs[0].data = arena.data();
+  inputs[1].data = arena.data() + x_bytes;
+  outputs[0].data = arena.data() + x_bytes + weight_bytes;
+  call.workspace = {arena.data() + 2 * x_bytes + weight_bytes, static_cast<size_t>(workspace_bytes)};
+  const double seconds = best_seconds([&] { kernel.run(context, call); });
+  return 2.0 * static_cast<double>(kGemmRows) * static_cast<double>(kGemmWidth) * static_cast<double>(kGemmWidth) / seconds;
+}
+
+void measure_gemms(ThreadPool& pool, MachineProbe& probe) {
+  if (!cpu_features().avx2) {
+    probe.notes += "this processor lacks AVX2, which Orrery's kernels need; ";
+    return;
+  }
+  try {
+    probe.gemm_bf16_flops_per_second = measure_gemm(pool, DType::kBF16);
+    probe.gemm_f32_flops_per_second = measure_gemm(pool, DType::kF32);
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::kUnsupported) throw;
+    probe.notes += fmt::format("matrix products: {}; ", error.what());
+  }
+}
+
+/// A file that disappears with its descriptor.
+class ScratchFile {
+ public:
+  explicit ScratchFile(const std::string& folder) : path_(folder + "/.orrery_probe_XXXXXX") {
+    file_ = ::mkostemp(path_.data(), O_CLOEXEC);
+    if (file_ < 0) throw_io_error(errno, fmt::format("cannot write into {} to measure the disk; give another --dir", folder));
+    ::unlink(path_.c_str());
+  }
+  ~ScratchFile() { ::close(file_); }
+  ScratchFile(const ScratchFile&) = delete;
+  ScratchFile& operator=(const ScratchFile&) = delete;
+
+  void write(const std::byte* data, int64_t bytes) {
+    while (bytes > 0) {
+      const ssize_t count = ::write(file_, data, static_cast<size_t>(bytes));
+      if (count < 0 && errno == EINTR) continue;
+      if (count < 0) throw_io_error(errno, "cannot write the scratch file that measures the disk");
+      data += count;
+      bytes -= count;
+    }
+  }
+  void sync() {
+    if (::fsync(file_) != 0) throw_io_error(errno, "cannot sync the scratch file that measures the disk");
+  }
+
+ private:
+  std::string path_;
+  int file_ = -1;
+};
+
+void measure_disk(const std::string& folder, MachineProbe& probe) {
+  ScratchFile file(folder);
+  std::vector<std::byte> chunk(static_cast<size_t>(kDiskChunkBytes));
+  // Not zeros: file systems and devices may compress.
+  uint64_t state = 88172645463325252u;
+  for (std::byte& byte : chunk) {
+    state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+    byte = static_cast<std::byte>(state);
+  }
+  const double start = now_seconds();
+  for (int64_t done = 0; done < kDiskBytes; done += kDiskChunkBytes) file.write(chunk.data(), kDiskChunkBytes);
+  file.sync();
+  probe.disk_write_bytes_per_second = static_cast<double>(kDiskBytes) / (now_seconds() - start);
+  std::vector<double> syncs;
+  for (int i = 0; i < 9; ++i) {
+    const double begin = now_seconds();
+    file.write(chunk.data(), 4096);
+    file.sync();
+    syncs.push_back(now_seconds() - begin);
+  }
+  std::nth_element(syncs.begin(), syncs.begin() + 4, syncs.end());
+  probe.fsync_seconds = syncs[4];
+  probe.disk_folder = std::filesystem::absolute(folder).lexically_normal().string();
+}
+
+}  // namespace
+
+MachineProbe measure_machine(const ProbeOptions& options) {
+  MachineProbe probe;
+  probe.facts = machine_facts();
+  ThreadPool pool(options.num_threads > 0 ? options.num_threads : probe.facts.usable_cores);
+  if (probe.facts.isa.find("avx2") != std::string::npos) measure_memory(pool, probe);
+  measure_gemms(pool, probe);
+  if (!options.disk_folder.empty()) measure_disk(options.disk_folder, probe);
+  if (probe.notes.ends_with("; ")) probe.notes.resize(probe.notes.size() - 2);
+  return probe;
+}
+
+std::string probe_to_json(const MachineProbe& probe) {
+  const MachineFacts& facts = probe.facts;
+  nlohmann::ordered_json caches = nlohmann::ordered_json::array();
+  for (const CacheFact& cache : facts.caches) {
+    caches.push_back({{"level", cache.level}, {"type", cache.type}, {"bytes", cache.bytes}, {"shared_by", cache.shared_by}});
+  }
+  const nlohmann::ordered_json root = {{"version", kProbeVersion},
+                                       {"fingerprint", machine_fingerprint(facts)},
+                                       {"cpu_model", facts.cpu_model},
+                                       {"isa", facts.isa},
+                                       {"online_cores", facts.online_cores},
+                                       {"affinity_cores", facts.affinity_cores},
+                                       {"cgroup_cores", facts.cgroup_cores},
+                                       {"usable_cores", facts.usable_cores},
+                                       {"caches", caches},
+                                       {"memory_total_bytes", facts.memory_total_bytes},
+                                       {"memory_available_bytes", facts.memory_available_bytes},
+                                       {"cgroup_memory_bytes", facts.cgroup_memory_bytes},
+                                       {"open_files_max", facts.open_files_max},
+                                       {"energy_source", facts.energy_source},
+                                       {"memory_read_bytes_per_second", probe.memory_read_bytes_per_second},
+                                       {"memory_copy_bytes_per_second", probe.memory_copy_bytes_per_second},
+                                       {"gemm_bf16_flops_per_second", probe.gemm_bf16_flops_per_second},
+                                       {"gemm_f32_flops_per_second", probe.gemm_f32_flops_per_second},
+                                       {"disk_write_bytes_per_second", probe.disk_write_bytes_per_second},
+                                       {"fsync_seconds", probe.fsync_seconds},
+                                       {"disk_folder", probe.disk_folder},
+                                       {"notes", probe.notes}};
+  // A host or folder name need not be UTF-8; JSON must be.
+  return root.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
+}
+
+std::optional<MachineProbe> probe_from_json(const std::string& text) {
+  const nlohmann::json root = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  try {
+    if (!root.is_object() || root.at("version") != kProbeVersion) return std::nullopt;
+    MachineProbe probe;
+    MachineFacts& facts = probe.facts;
+    root.at("cpu_model").get_to(facts.cpu_model);
+    root.at("isa").get_to(facts.isa);
+    root.at("online_cores").get_to(facts.online_cores);
+    root.at("affinity_cores").get_to(facts.affinity_cores);
+    root.at("cgroup_cores").get_to(facts.cgroup_cores);
+    root.at("usable_cores").get_to(facts.usable_cores);
+    for (const auto& entry : root.at("caches")) {
+      facts.caches.push_back({entry.at("level"), entry.at("type"), entry.at("bytes"), entry.at("shared_by")});
+    }
+    root.at("memory_total_bytes").get_to(facts.memory_total_bytes);
+    root.at("memory_available_bytes").get_to(facts.memory_available_bytes);
+    root.at("cgroup_memory_bytes").get_to(facts.cgroup_memory_bytes);
+    root.at("open_files_max").get_to(facts.open_files_max);
+    root.at("energy_source").get_to(facts.energy_source);
+    root.at("memory_read_bytes_per_second").get_to(probe.memory_read_bytes_per_second);
+    root.at("memory_copy_bytes_per_second").get_to(probe.memory_copy_bytes_per_second);
+    root.at("gemm_bf16_flops_per_second").get_to(probe.gemm_bf16_flops_per_second);
+    root.at("gemm_f32_flops_per_second").get_to(probe.gemm_f32_flops_per_second);
+    root.at("disk_write_bytes_per_second").get_to(probe.disk_write_bytes_per_second);
+    root.at("fsync_seconds").get_to(probe.fsync_seconds);
+    root.at("disk_folder").get_to(probe.disk_folder);
+    root.at("notes").get_to(probe.notes);
+    return probe;
+  } catch (const nlohmann::json::exception&) {
+    return std::nullopt;  // a cache file that somebody edited: measure again
+  }
+}
+
+std::string probe_cache_path() {
+  const char* cache = std::getenv("XDG_CACHE_HOME");
+  if (cache != nullptr && cache[0] == '/') return std::string(cache) + "/orrery/probe.json";
+  const char* home = std::getenv("HOME");
+  return home != nullptr && home[0] == '/' ? std::string(home) + "/.cache/orrery/probe.json" : "";
+}
+
+std::optional<MachineProbe> cached_probe() {
+  const std::string path = probe_cache_path();
+  std::ifstream file(path, std::ios::binary);
+  if (path.empty() || !file) return std::nullopt;
+  std::ostringstream text;
+  text << file.rdbuf();
+  std::optional<MachineProbe> probe = probe_from_json(text.str());
+  if (!probe || machine_fingerprint(probe->facts) != machine_fingerprint(machine_facts())) return std::nullopt;
+  if (probe->gemm_bf16_flops_per_second == 0) return std::nullopt;  // what could not be measured then may be measurable now
+  return probe;
+}
+
+bool store_probe(const MachineProbe& probe) {
+  const std::string path = probe_cache_path();
+  if (path.empty()) return false;
+  std::error_code error;
+  std::filesystem::create_directories(std::filesystem::path(path).parent_path(), error);
+  const std::string temporary = fmt::format("{}.{}", path, ::getpid());
+  std::ofstream file(temporary, std::ios::binary | std::ios::trunc);
+  file << probe_to_json(probe);
+  file.close();
+  if (!file) return false;
+  std::filesystem::rename(temporary, path, error);
+  return !error;
+}
+
+}  // namespace orrery

@@ -1,0 +1,46 @@
+// The rates of this machine, measured: memory, matrix products, disk. Predictions and the "share of peak" of the live line are
+// relative to them. Takes a few seconds; the result is cached per machine in the user's cache directory.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "runtime/machine_facts.h"
+
+namespace orrery {
+
+/// A rate of 0 means not measured; `notes` says why.
+struct MachineProbe {
+  MachineFacts facts;
+  double memory_read_bytes_per_second = 0;  // all usable cores reading far more than the last cache holds
+  double memory_copy_bytes_per_second = 0;  // bytes read plus bytes written
+  double gemm_bf16_flops_per_second = 0;    // kLinear, T = 512, K = N = 2048, the arithmetic that is native here
+  double gemm_f32_flops_per_second = 0;
+  double disk_write_bytes_per_second = 0;  // 64 MiB written and synced
+  double fsync_seconds = 0;                // median of 4 KiB writes
+  std::string disk_folder;
+  std::string notes;
+  bool operator==(const MachineProbe&) const = default;
+};
+
+struct ProbeOptions {
+  std::string disk_folder = ".";  // empty: no disk measurement
+  int num_threads = 0;            // 0: usable_cores
+};
+
+/// Errors: kIo when the disk folder cannot be written; kOutOfMemory.
+MachineProbe measure_machine(const ProbeOptions& options);
+
+std::string probe_to_json(const MachineProbe& probe);
+/// None when the text is not a probe of this version.
+std::optional<MachineProbe> probe_from_json(const std::string& text);
+
+/// $XDG_CACHE_HOME/orrery/probe.json, or ~/.cache/orrery/probe.json; empty without a home.
+std::string probe_cache_path();
+/// The cached probe when it was made on this machine and is complete.
+std::optional<MachineProbe> cached_probe();
+/// Replaces the cached probe, atomically. Returns false when it cannot be written: a cache is a convenience.
+bool store_probe(const MachineProbe& probe);
+
+}  // namespace orrery

@@ -1,0 +1,94 @@
+// `orrery probe`: what this machine is and how fast, measured; predictions and the share of peak in the live line use it.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <memory>
+#include <string>
+
+#include "base/units.h"
+#include "runtime/machine_probe.h"
+#include "tools/commands.h"
+
+namespace orrery {
+namespace {
+
+struct Options {
+  bool json = false, fresh = false;
+  std::string folder = ".";
+};
+
+std::string rate_or_na(double rate, std::string_view unit) { return rate > 0 ? format_rate(rate, unit) : "n/a"; }
+
+std::string cache_text(const MachineFacts& facts) {
+  std::string text;
+  for (const CacheFact& cache : facts.caches) {
+    if (cache.type == "instruction") continue;
+    text += fmt::format("{}L{} {}", text.empty() ? "" : ", ", cache.level, format_bytes(static_cast<double>(cache.bytes)));
+  }
+  return text.empty() ? "caches not listed by the kernel" : text;
+}
+
+std::string core_text(const MachineFacts& facts) {
+  std::string text = fmt::format("{} usable", facts.usable_cores);
+  if (facts.usable_cores != facts.online_cores) text += fmt::format(" of {}", facts.online_cores);
+  if (facts.affinity_cores != facts.online_cores) text += fmt::format(", affinity {}", facts.affinity_cores);
+  if (facts.cgroup_cores > 0) text += fmt::format(", control group quota {:g}", facts.cgroup_cores);
+  return text;
+}
+
+void print_probe(const MachineProbe& probe) {
+  const MachineFacts& facts = probe.facts;
+  fmt::print("cpu     {}\n        cores: {}   {}\n        {}\n", facts.cpu_model, core_text(facts), cache_text(facts),
+             facts.isa);
+  fmt::print("memory  {}, {} available{}   read {}   copy {}\n", format_bytes(static_cast<double>(facts.memory_total_bytes)),
+             format_bytes(static_cast<double>(facts.memory_available_bytes)),
+             facts.cgroup_memory_bytes > 0
+                 ? fmt::format(", control group limit {}", format_bytes(static_cast<double>(facts.cgroup_memory_bytes)))
+                 : "",
+             rate_or_na(probe.memory_read_bytes_per_second, "B/s"), rate_or_na(probe.memory_copy_bytes_per_second, "B/s"));
+  fmt::print("gemm    bf16 {}   f32 {}\n", rate_or_na(probe.gemm_bf16_flops_per_second, "FLOP/s"),
+             rate_or_na(probe.gemm_f32_flops_per_second, "FLOP/s"));
+  if (!probe.disk_folder.empty()) {
+    fmt::print("disk    {}   write and sync {}   fsync {:.2f} ms\n", probe.disk_folder,
+               rate_or_na(probe.disk_write_bytes_per_second, "B/s"), probe.fsync_seconds * 1e3);
+  }
+  fmt::print("energy  {}\n", facts.energy_source);
+  if (!probe.notes.empty()) fmt::print("note    {}\n", probe.notes);
+}
+
+int run_probe(const Options& options) {
+  std::optional<MachineProbe> probe = options.fresh ? std::nullopt : cached_probe();
+  const bool cached = probe.has_value();
+  if (cached) {
+    probe->facts = machine_facts();  // what is available now
+  } else {
+    probe = measure_machine({.disk_folder = options.folder});
+    if (store_probe(*probe))
+      fmt::print(stderr, "wrote {}\n", probe_cache_path());
+    else
+      fmt::print(stderr, "the result could not be cached in {}\n",
+                 probe_cache_path().empty() ? "~/.cache (no HOME)" : probe_cache_path());
+  }
+  if (cached) fmt::print(stderr, "rates from {}; measure again with --fresh\n", probe_cache_path());
+  if (options.json)
+    fmt::print("{}", probe_to_json(*probe));
+  else
+    print_probe(*probe);
+  return 0;
+}
+
+}  // namespace
+
+void add_probe_command(CLI::App& app, int& exit_code) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand("probe", "measure this machine: cores, memory, matrix products, disk");
+  command->add_flag("--json", options->json, "print JSON");
+  command->add_flag("--fresh", options->fresh, "measure again, even when a result for this machine is cached");
+  command->add_option("--dir", options->folder, "the folder whose disk is measured (64 MiB are written and removed)")
+      ->capture_default_str();
+  command->footer("Examples:\n  orrery probe\n  orrery probe --fresh --dir runs --json\n");
+  command->callback([options, &exit_code] { exit_code = run_probe(*options); });
+}
+
+}  // namespace orrery
