@@ -29,6 +29,8 @@ const KernelTable& kernel_table() {
     filled.add(rope_kernels());
     filled.add(gather_kernels());
     filled.add(optimizer_kernels());
+    filled.add(attention_kernel_entries());
+    filled.add(paged_attention_entries());
     return filled;
   }();
   return table;

@@ -7,17 +7,14 @@
 
 namespace orrery {
 
-/// Every CPU kernel that is not a matrix product; joined with the matrix products' list in kernel_table.cpp.
-std::span<const KernelEntry> ops_kernels();
-
-// One list per file.
+// One list per file, joined in kernel_table.cpp.
 std::span<const KernelEntry> elementwise_kernels();
 std::span<const KernelEntry> norm_kernels();
 std::span<const KernelEntry> rope_kernels();
 std::span<const KernelEntry> gather_kernels();
 std::span<const KernelEntry> optimizer_kernels();
-std::span<const KernelEntry> attention_kernels();
-std::span<const KernelEntry> paged_attention_kernels();
+std::span<const KernelEntry> attention_kernel_entries();
+std::span<const KernelEntry> paged_attention_entries();
 
 /// Address of row `row` of a view.
 inline std::byte* row_at(const TensorView& view, int64_t row) {

@@ -38,7 +38,8 @@ const TileGemm& tile_gemm(const KernelContext& context) {
     for (VectorIsa isa : {VectorIsa::kAvx2, VectorIsa::kAvx512})
       for (Arithmetic arithmetic : {Arithmetic::kAmx32, Arithmetic::kDp2, Arithmetic::kFma1})
         for (bool use_native : {false, true})
-          all[static_cast<size_t>(isa)][static_cast<size_t>(arithmetic)][use_native] = use_native ? native(isa, arithmetic) : by_fma(isa, arithmetic);
+          all[static_cast<size_t>(isa)][static_cast<size_t>(arithmetic)][use_native] =
+              use_native ? native(isa, arithmetic) : by_fma(isa, arithmetic);
     return all;
   }();
   const bool use_native = context.native_arithmetic && context.isa == VectorIsa::kAvx512 && has_instruction(context.arithmetic);

@@ -1,7 +1,8 @@
-// The in-cache matrix product that every other product is built on: C (+)= A . B with B packed in panels, in the exact order of an
-// arithmetic id (NUMERICS rule 1). One function per way to compute; all ways of one id give identical bits.
+// The in-cache matrix product that every other product is built on: C (+)= A . B with B packed in panels, in the exact order of
+// an arithmetic id (NUMERICS rule 1). One function per way to compute; all ways of one id give identical bits.
 //
-// Panels   B [K, N] is cut in panels of 16 columns. bf16: [N/16][K/2][16][2], pairs of K side by side, K padded with zeros to 32.
+// Panels   B [K, N] is cut in panels of 16 columns. bf16: [N/16][K/2][16][2], pairs of K side by side, K padded with zeros
+// to 32.
 //          f32: [N/16][K][16]. Columns beyond N are padded with zeros too.
 #pragma once
 
@@ -17,12 +18,13 @@ constexpr int64_t kGranuleK = 32;  // K of a bf16 product is padded to it: one A
 
 constexpr int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
-/// c[m, n] (row stride ldc) = or += a[m, k] (row stride lda) . b. n is a multiple of 16, k of 32 for bf16; m is any. The sum runs
-/// over k in the order of the arithmetic id, from +0 or, when accumulating, from c: cutting k at a multiple of 32 changes no bit.
+/// c[m, n] (row stride ldc) = or += a[m, k] (row stride lda) . b. n is a multiple of 16, k of 32 for bf16; m is any. The sum
+/// runs over k in the order of the arithmetic id, from +0 or, when accumulating, from c: cutting k at a multiple of 32 changes
+/// no bit.
 using TileGemmBf16 = void (*)(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b_panels,
                               int64_t panel_stride, float* c, int64_t ldc, bool accumulate);
-using TileGemmF32 = void (*)(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b_panels, int64_t panel_stride,
-                             float* c, int64_t ldc, bool accumulate);
+using TileGemmF32 = void (*)(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b_panels,
+                             int64_t panel_stride, float* c, int64_t ldc, bool accumulate);
 
 struct TileGemm {
   TileGemmBf16 bf16 = nullptr;
@@ -32,10 +34,13 @@ struct TileGemm {
   void (*end_thread)() = nullptr;
 
   /// src [n, k] (k contiguous, row stride ld) as B = src^T: panels of 16 rows of src. n is padded to 16, k to 32.
-  void (*pack_transposed_bf16)(int64_t n, int64_t k, const uint16_t* src, int64_t ld, uint16_t* panels, int64_t panel_stride) = nullptr;
-  void (*pack_transposed_f32)(int64_t n, int64_t k, const float* src, int64_t ld, float* panels, int64_t panel_stride) = nullptr;
+  void (*pack_transposed_bf16)(int64_t n, int64_t k, const uint16_t* src, int64_t ld, uint16_t* panels,
+                               int64_t panel_stride) = nullptr;
+  void (*pack_transposed_f32)(int64_t n, int64_t k, const float* src, int64_t ld, float* panels,
+                              int64_t panel_stride) = nullptr;
   /// src [k, n] (n contiguous) as B = src.
-  void (*pack_rows_bf16)(int64_t k, int64_t n, const uint16_t* src, int64_t ld, uint16_t* panels, int64_t panel_stride) = nullptr;
+  void (*pack_rows_bf16)(int64_t k, int64_t n, const uint16_t* src, int64_t ld, uint16_t* panels,
+                         int64_t panel_stride) = nullptr;
   void (*pack_rows_f32)(int64_t k, int64_t n, const float* src, int64_t ld, float* panels, int64_t panel_stride) = nullptr;
   /// dst [n, k] (row stride ldd) = src [k, n]^T, k padded with zeros to 32 (bf16).
   void (*transpose_bf16)(int64_t k, int64_t n, const uint16_t* src, int64_t ld, uint16_t* dst, int64_t ldd) = nullptr;

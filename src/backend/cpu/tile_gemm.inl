@@ -64,8 +64,8 @@ void rows_f32(int64_t k, const float* a, int64_t lda, const float* panel, float*
 constexpr int kRows = ORRERY_SIMD_AVX512 ? 6 : 3;
 
 template <Order kOrder>
-void gemm_bf16(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b, int64_t panel_stride, float* c,
-               int64_t ldc, bool accumulate) {
+void gemm_bf16(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b, int64_t panel_stride,
+               float* c, int64_t ldc, bool accumulate) {
   for (int64_t j = 0; j < n; j += kPanel) {
     const uint16_t* panel = b + j / kPanel * panel_stride;
     int64_t i = 0;
@@ -74,8 +74,8 @@ void gemm_bf16(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, 
   }
 }
 
-void gemm_f32(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t panel_stride, float* c, int64_t ldc,
-              bool accumulate) {
+void gemm_f32(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t panel_stride, float* c,
+              int64_t ldc, bool accumulate) {
   constexpr int kF32Rows = ORRERY_SIMD_AVX512 ? 12 : 6;
   for (int64_t j = 0; j < n; j += kPanel) {
     const float* panel = b + j / kPanel * panel_stride;
@@ -130,15 +130,18 @@ ORRERY_INLINE void transpose_16x16(const int32_t* const* rows, int32_t* dst, int
         r[4 * i + 3] = _mm256_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
       }
       for (int i = 0; i < 4; ++i) {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(dst + (block * 8 + i) * dst_stride + half * 8), _mm256_permute2x128_si256(r[i], r[i + 4], 0x20));
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(dst + (block * 8 + i + 4) * dst_stride + half * 8), _mm256_permute2x128_si256(r[i], r[i + 4], 0x31));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(dst + (block * 8 + i) * dst_stride + half * 8),
+                            _mm256_permute2x128_si256(r[i], r[i + 4], 0x20));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(dst + (block * 8 + i + 4) * dst_stride + half * 8),
+                            _mm256_permute2x128_si256(r[i], r[i + 4], 0x31));
       }
     }
 #endif
 }
 
 // Up to 16 rows of 32-bit lanes, transposed, with zero rows for those that are missing.
-ORRERY_INLINE void transpose_block(int64_t num_rows, int64_t num_lanes, const int32_t* src, int64_t ld_lanes_bytes, int32_t* dst, int64_t dst_stride) {
+ORRERY_INLINE void transpose_block(int64_t num_rows, int64_t num_lanes, const int32_t* src, int64_t ld_lanes_bytes,
+                                   int32_t* dst, int64_t dst_stride) {
   alignas(64) int32_t edge[16][16];
   const int32_t* rows[16];
   const bool whole = num_rows >= 16 && num_lanes >= 16;
@@ -162,7 +165,8 @@ void pack_transposed_bf16(int64_t n, int64_t k, const uint16_t* src, int64_t ld,
     const int64_t rows = n - j < kPanel ? n - j : kPanel;
     for (int64_t i = 0; i < padded; i += 32) {
       const int64_t lanes = i < even_k ? (even_k - i) / 2 : 0;
-      transpose_block(lanes > 0 ? rows : 0, lanes, reinterpret_cast<const int32_t*>(src + j * ld + i), ld * 2, panel + i / 2 * kPanel, kPanel);
+      transpose_block(lanes > 0 ? rows : 0, lanes, reinterpret_cast<const int32_t*>(src + j * ld + i), ld * 2,
+                      panel + i / 2 * kPanel, kPanel);
     }
     if (k & 1)
       for (int64_t r = 0; r < rows; ++r) panel[k / 2 * kPanel + r] = src[(j + r) * ld + k - 1];
@@ -175,7 +179,8 @@ void pack_transposed_f32(int64_t n, int64_t k, const float* src, int64_t ld, flo
     const int64_t rows = n - j < kPanel ? n - j : kPanel;
     int64_t i = 0;
     for (; i + 16 <= k; i += 16)
-      transpose_block(rows, 16, reinterpret_cast<const int32_t*>(src + j * ld + i), ld * 4, reinterpret_cast<int32_t*>(panel + i * kPanel), kPanel);
+      transpose_block(rows, 16, reinterpret_cast<const int32_t*>(src + j * ld + i), ld * 4,
+                      reinterpret_cast<int32_t*>(panel + i * kPanel), kPanel);
     for (; i < k; ++i)
       for (int64_t r = 0; r < kPanel; ++r) panel[i * kPanel + r] = r < rows ? src[(j + r) * ld + i] : 0.0f;
   }
@@ -267,9 +272,12 @@ TileGemm emulated() {
 
 TileGemm tile_gemm_by_fma(Arithmetic arithmetic) {
   switch (arithmetic) {
-    case Arithmetic::kAmx32: return emulated<Order::kAmx32>();
-    case Arithmetic::kDp2: return emulated<Order::kDp2>();
-    case Arithmetic::kFma1: break;
+    case Arithmetic::kAmx32:
+      return emulated<Order::kAmx32>();
+    case Arithmetic::kDp2:
+      return emulated<Order::kDp2>();
+    case Arithmetic::kFma1:
+      break;
   }
   return emulated<Order::kFma1>();
 }

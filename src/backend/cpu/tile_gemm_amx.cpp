@@ -1,6 +1,6 @@
-// amx32 by AMX tiles: 2 x 2 accumulators of 16 x 16, so that each loaded tile is used twice. K runs in one order, one tile of 32 at
-// a time; a row count that is no multiple of 16 is done with a configuration of fewer rows, so that nothing is read or written
-// beyond the operands.
+// amx32 by AMX tiles: 2 x 2 accumulators of 16 x 16, so that each loaded tile is used twice. K runs in one order, one tile of
+// 32 at a time; a row count that is no multiple of 16 is done with a configuration of fewer rows, so that nothing is read or
+// written beyond the operands.
 #include <immintrin.h>
 
 #include "backend/cpu/tile_gemm_isa.h"
@@ -32,7 +32,8 @@ void configure(int upper_rows, int lower_rows) {
 constexpr int64_t kPanel = 16;
 
 // 17 to 32 rows, two panels.
-void block_2x2(int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b0, const uint16_t* b1, float* c, int64_t ldc, bool accumulate) {
+void block_2x2(int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b0, const uint16_t* b1, float* c, int64_t ldc,
+               bool accumulate) {
   if (accumulate) {
     _tile_loadd(0, c, ldc * 4);
     _tile_loadd(1, c + kPanel, ldc * 4);
@@ -80,7 +81,8 @@ void block_2x1(int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b, flo
 }
 
 // At most 16 rows, two panels or one.
-void block_1x2(int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b0, const uint16_t* b1, float* c, int64_t ldc, bool accumulate) {
+void block_1x2(int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b0, const uint16_t* b1, float* c, int64_t ldc,
+               bool accumulate) {
   if (accumulate) {
     _tile_loadd(0, c, ldc * 4);
     _tile_loadd(1, c + kPanel, ldc * 4);
@@ -113,8 +115,8 @@ void block_1x1(int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b, flo
 }
 
 // All panels of at most 32 rows under the present configuration.
-void row_band(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b, int64_t panel_stride, float* c, int64_t ldc,
-              bool accumulate) {
+void row_band(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b, int64_t panel_stride,
+              float* c, int64_t ldc, bool accumulate) {
   int64_t j = 0;
   for (; j + 32 <= n; j += 32) {
     const uint16_t* b0 = b + j / kPanel * panel_stride;
@@ -136,8 +138,8 @@ void row_band(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, c
 void amx_begin_thread() { configure(16, 16); }
 void amx_end_thread() { _tile_release(); }
 
-void tile_gemm_amx_native(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b_panels, int64_t panel_stride,
-                          float* c, int64_t ldc, bool accumulate) {
+void tile_gemm_amx_native(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b_panels,
+                          int64_t panel_stride, float* c, int64_t ldc, bool accumulate) {
   __asm__ volatile("" : : : "memory");  // operands written just before must be in memory: see configure()
   int64_t i = 0;
   for (; i + 32 <= m; i += 32) row_band(32, n, k, a + i * lda, lda, b_panels, panel_stride, c + i * ldc, ldc, accumulate);

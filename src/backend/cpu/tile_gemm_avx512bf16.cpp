@@ -24,8 +24,8 @@ void rows(int64_t k, const uint16_t* a, int64_t lda, const uint16_t* panel, floa
 
 }  // namespace
 
-void tile_gemm_dp2_native(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b_panels, int64_t panel_stride,
-                          float* c, int64_t ldc, bool accumulate) {
+void tile_gemm_dp2_native(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b_panels,
+                          int64_t panel_stride, float* c, int64_t ldc, bool accumulate) {
   for (int64_t j = 0; j < n; j += 16) {
     const uint16_t* panel = b_panels + j / 16 * panel_stride;
     int64_t i = 0;

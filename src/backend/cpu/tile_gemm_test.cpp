@@ -28,7 +28,8 @@ struct Problem {
 
 Problem make_problem(int64_t m, int64_t n, int64_t k) {
   const int64_t padded = round_up(k, kGranuleK);
-  Problem problem{m, n, k, std::vector<uint16_t>(m * padded), std::vector<uint16_t>(n * k), std::vector<float>(m * round_up(n, 16))};
+  Problem problem{
+      m, n, k, std::vector<uint16_t>(m * padded), std::vector<uint16_t>(n * k), std::vector<float>(m * round_up(n, 16))};
   for (int64_t i = 0; i < m; ++i)
     for (int64_t j = 0; j < k; ++j) problem.a[i * padded + j] = f32_to_bf16(random_value(static_cast<uint32_t>(i * k + j), 1));
   for (size_t i = 0; i < problem.b.size(); ++i) problem.b[i] = f32_to_bf16(random_value(static_cast<uint32_t>(i), 2));
@@ -37,7 +38,8 @@ Problem make_problem(int64_t m, int64_t n, int64_t k) {
 }
 
 std::vector<float> multiply(const TileGemm& gemm, const Problem& problem, bool accumulate, int64_t cut = 0) {
-  const int64_t padded = round_up(problem.k, kGranuleK), columns = round_up(problem.n, 16), stride = panel_elements_bf16(problem.k);
+  const int64_t padded = round_up(problem.k, kGranuleK), columns = round_up(problem.n, 16),
+                stride = panel_elements_bf16(problem.k);
   std::vector<uint16_t> panels(columns / 16 * stride, 0x7FC0);
   gemm.pack_transposed_bf16(problem.n, problem.k, problem.b.data(), problem.k, panels.data(), stride);
   std::vector<float> c = problem.c0;
@@ -46,20 +48,24 @@ std::vector<float> multiply(const TileGemm& gemm, const Problem& problem, bool a
     gemm.bf16(problem.m, columns, padded, problem.a.data(), padded, panels.data(), stride, c.data(), columns, accumulate);
   } else {
     gemm.bf16(problem.m, columns, cut, problem.a.data(), padded, panels.data(), stride, c.data(), columns, accumulate);
-    gemm.bf16(problem.m, columns, padded - cut, problem.a.data() + cut, padded, panels.data() + cut * 16, stride, c.data(), columns, true);
+    gemm.bf16(problem.m, columns, padded - cut, problem.a.data() + cut, padded, panels.data() + cut * 16, stride, c.data(),
+              columns, true);
   }
   gemm.end_thread();
   return c;
 }
 
-bool same_bits(const std::vector<float>& a, const std::vector<float>& b) { return std::memcmp(a.data(), b.data(), a.size() * 4) == 0; }
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return std::memcmp(a.data(), b.data(), a.size() * 4) == 0;
+}
 
 class TileGemmTest : public testing::Test {
  protected:
   void SetUp() override { set_floating_point_mode(); }
 };
 
-constexpr int64_t kShapes[][3] = {{1, 16, 32}, {16, 32, 64}, {17, 16, 33}, {32, 48, 96}, {33, 64, 160}, {7, 80, 257}, {64, 32, 31}, {50, 33, 128}};
+constexpr int64_t kShapes[][3] = {{1, 16, 32},   {16, 32, 64}, {17, 16, 33}, {32, 48, 96},
+                                  {33, 64, 160}, {7, 80, 257}, {64, 32, 31}, {50, 33, 128}};
 
 TEST_F(TileGemmTest, OneArithmeticOneResult) {
   int num_native = 0;
@@ -68,13 +74,16 @@ TEST_F(TileGemmTest, OneArithmeticOneResult) {
       for (bool accumulate : {false, true}) {
         const Problem problem = make_problem(shape[0], shape[1], shape[2]);
         const auto reference = multiply(tile_gemm({nullptr, VectorIsa::kAvx2, arithmetic, false}), problem, accumulate);
-        EXPECT_TRUE(same_bits(reference, multiply(tile_gemm({nullptr, VectorIsa::kAvx2, arithmetic, false}), problem, accumulate, shape[2] > 32 ? 32 : 0)));
+        EXPECT_TRUE(same_bits(reference, multiply(tile_gemm({nullptr, VectorIsa::kAvx2, arithmetic, false}), problem,
+                                                  accumulate, shape[2] > 32 ? 32 : 0)));
         if (!cpu_features().avx512) continue;
-        EXPECT_TRUE(same_bits(reference, multiply(tile_gemm({nullptr, VectorIsa::kAvx512, arithmetic, false}), problem, accumulate)));
+        EXPECT_TRUE(
+            same_bits(reference, multiply(tile_gemm({nullptr, VectorIsa::kAvx512, arithmetic, false}), problem, accumulate)));
         const TileGemm& native = tile_gemm({nullptr, VectorIsa::kAvx512, arithmetic, true});
         if (native.bf16 == tile_gemm({nullptr, VectorIsa::kAvx512, arithmetic, false}).bf16) continue;
         ++num_native;
-        EXPECT_TRUE(same_bits(reference, multiply(native, problem, accumulate))) << arithmetic_name(arithmetic) << " " << shape[0] << "x" << shape[1] << "x" << shape[2];
+        EXPECT_TRUE(same_bits(reference, multiply(native, problem, accumulate)))
+            << arithmetic_name(arithmetic) << " " << shape[0] << "x" << shape[1] << "x" << shape[2];
         EXPECT_TRUE(same_bits(reference, multiply(native, problem, accumulate, shape[2] > 32 ? 32 : 0)));
       }
   if (num_native == 0) GTEST_SKIP() << "no AMX or vdpbf16ps here: native arithmetic was not compared with its emulation";
@@ -91,7 +100,8 @@ TEST_F(TileGemmTest, CloseToF64) {
         for (int64_t j = 0; j < problem.n; ++j) {
           double sum = 0, magnitude = 0;
           for (int64_t p = 0; p < problem.k; ++p) {
-            const double product = static_cast<double>(bf16_to_f32(problem.a[i * padded + p])) * bf16_to_f32(problem.b[j * problem.k + p]);
+            const double product =
+                static_cast<double>(bf16_to_f32(problem.a[i * padded + p])) * bf16_to_f32(problem.b[j * problem.k + p]);
             sum += product;
             magnitude += std::abs(product);
           }
@@ -122,7 +132,8 @@ TEST_F(TileGemmTest, PackingAndF32) {
           EXPECT_EQ(sum, c[i * columns + j]);
         }
       const int64_t padded = round_up(k, 32), stride = panel_elements_bf16(k);
-      std::vector<uint16_t> hb(n * k), hbt(k * n), hpanels(columns / 16 * stride, 7), hother(columns / 16 * stride, 9), ht(n * padded, 5);
+      std::vector<uint16_t> hb(n * k), hbt(k * n), hpanels(columns / 16 * stride, 7), hother(columns / 16 * stride, 9),
+          ht(n * padded, 5);
       for (int64_t j = 0; j < n; ++j)
         for (int64_t p = 0; p < k; ++p) hbt[p * n + j] = hb[j * k + p] = static_cast<uint16_t>(j * 131 + p * 7 + 1);
       gemm.pack_transposed_bf16(n, k, hb.data(), k, hpanels.data(), stride);

@@ -1,0 +1,386 @@
+// Body of attention_kernels_avx2.cpp and attention_kernels_avx512.cpp.
+//
+// Source  Dao 2023, "FlashAttention-2", arXiv:2307.08691, Algorithms 1 and 2. Differs: scores are kept transposed, blocks are
+//         anchored at the segment start, all sums go in the order of blocks on one thread.
+#include "backend/cpu/attention_kernels.h"
+#include "backend/cpu/transpose.h"
+#include "backend/cpu/vector_math.h"
+
+namespace orrery::ORRERY_SIMD {
+namespace {
+
+constexpr int64_t B = kAttentionBlock;
+constexpr int64_t kVectors = B / kLanes;
+
+ORRERY_INLINE int64_t padded(int64_t n, int64_t granule) { return (n + granule - 1) / granule * granule; }
+ORRERY_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+ORRERY_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Hands out parts of the scratch memory; each is a multiple of 64 bytes because B is.
+struct Scratch {
+  std::byte* next;
+  template <typename T>
+  T* take(int64_t count) {
+    T* part = reinterpret_cast<T*>(next);
+    next += count * static_cast<int64_t>(sizeof(T));
+    return part;
+  }
+};
+
+// Which keys the 64 queries of a block see, as numbers in lanes (exact below 2^24): first <= s <= last.
+struct Visible {
+  F32x16 first[kVectors], last[kVectors];
+};
+
+// Running softmax statistics of 64 queries: maximum of the scaled scores, sum of exp(score - maximum).
+struct Statistics {
+  F32x16 maximum[kVectors], sum[kVectors];
+  void reset() {
+    for (int64_t c = 0; c < kVectors; ++c) {
+      maximum[c] = splat(-__builtin_inff());
+      sum[c] = zero();
+    }
+  }
+};
+
+// Writes the pair of rows (s, s + 1) of a [B, 16] panel of the next product's right-hand operand.
+ORRERY_INLINE void store_panel_pair(uint16_t* panel, int64_t s, F32x16 even, F32x16 odd) {
+  store(reinterpret_cast<int32_t*>(panel + s * 16), pair_words(to_bf16_bits(even), to_bf16_bits(odd)));
+}
+ORRERY_INLINE void store_panel_pair(float* panel, int64_t s, F32x16 even, F32x16 odd) {
+  store(panel + s * 16, even);
+  store(panel + (s + 1) * 16, odd);
+}
+
+// One block of 64 keys for 16 queries: `emit(s, p, p_next)` receives the probabilities exp(scale * score - maximum) of keys s
+// and s + 1; returns the factor by which what was summed before has to shrink. Probabilities are summed before they are
+// rounded, in four chains over s mod 4. A query that sees no key yet keeps maximum -inf and sum 0.
+template <bool kMasked, typename Emit>
+ORRERY_INLINE F32x16 softmax_block(float* scores, int64_t stride, int64_t first_key, float scale, F32x16 first, F32x16 last,
+                                   F32x16& maximum, F32x16& sum, Emit&& emit) {
+  const F32x16 hidden = splat(-__builtin_inff());
+  F32x16 top0 = hidden, top1 = hidden;
+  for (int64_t s = 0; s < B; s += 2) {
+    F32x16 a = load(scores + s * stride), b = load(scores + (s + 1) * stride);
+    if constexpr (kMasked) {
+      const F32x16 key = splat(static_cast<float>(first_key + s)), next = splat(static_cast<float>(first_key + s + 1));
+      a = select(last < key, hidden, select(key < first, hidden, a));
+      b = select(last < next, hidden, select(next < first, hidden, b));
+      store(scores + s * stride, a);
+      store(scores + (s + 1) * stride, b);
+    }
+    top0 = max(top0, a);
+    top1 = max(top1, b);
+  }
+  const F32x16 scales = splat(scale);
+  const F32x16 next_maximum = max(maximum, max(top0, top1) * scales);
+  const F32x16 base = select(next_maximum < splat(-3.0e38f), zero(), next_maximum);
+  const F32x16 shrink = exp_nonpositive(maximum - base);
+  const F32x16 minus_base = zero() - base;
+  F32x16 sum0 = zero(), sum1 = zero(), sum2 = zero(), sum3 = zero();
+  for (int64_t s = 0; s < B; s += 4) {
+    const F32x16 p0 = exp_nonpositive(fma(load(scores + s * stride), scales, minus_base));
+    const F32x16 p1 = exp_nonpositive(fma(load(scores + (s + 1) * stride), scales, minus_base));
+    const F32x16 p2 = exp_nonpositive(fma(load(scores + (s + 2) * stride), scales, minus_base));
+    const F32x16 p3 = exp_nonpositive(fma(load(scores + (s + 3) * stride), scales, minus_base));
+    sum0 = sum0 + p0;
+    sum1 = sum1 + p1;
+    sum2 = sum2 + p2;
+    sum3 = sum3 + p3;
+    emit(s, p0, p1);
+    emit(s + 2, p2, p3);
+  }
+  maximum = next_maximum;
+  sum = fma(sum, shrink, (sum0 + sum1) + (sum2 + sum3));
+  return shrink;
+}
+
+ORRERY_INLINE F32x16 lane_numbers(int64_t first) {
+  alignas(64) float numbers[16];
+  for (int i = 0; i < 16; ++i) numbers[i] = static_cast<float>(first + i);
+  return load(numbers);
+}
+
+// Queries first_query .. first_query + 63 of a segment.
+ORRERY_INLINE Visible visible_keys(int64_t first_query, int64_t window) {
+  Visible visible;
+  for (int64_t c = 0; c < kVectors; ++c) {
+    visible.last[c] = lane_numbers(first_query + c * kLanes);
+    visible.first[c] = window > 0 ? visible.last[c] - splat(static_cast<float>(window - 1)) : zero();
+  }
+  return visible;
+}
+
+// The blocks of keys that a block of queries sees, and whether all its queries see all of a block.
+struct KeyBlocks {
+  int64_t first, last;  // inclusive
+};
+ORRERY_INLINE KeyBlocks key_blocks(int64_t query_block, int64_t window) {
+  return {window > 0 ? larger(0, query_block * B - window + 1) / B : 0, query_block};
+}
+ORRERY_INLINE bool needs_mask(int64_t query_block, int64_t key_block, int64_t window) {
+  return key_block == query_block || (window > 0 && key_block * B <= query_block * B + B - 1 - window);
+}
+
+template <typename T>
+void forward(const AttentionTask& t) {
+  const int64_t L = t.num_tokens, Lp = padded(L, B), H = t.head_dim, Hp = padded(H, 32);
+  Scratch scratch{t.scratch};
+  T* k_rows = scratch.take<T>(Lp * Hp);
+  T* v_transposed = scratch.take<T>(Hp * Lp);
+  T* q_packed = scratch.take<T>(Hp * B);
+  T* p_packed = scratch.take<T>(B * B);
+  float* scores = scratch.take<float>(B * B);
+  float* o_transposed = scratch.take<float>(Hp * B);
+  copy_rows(static_cast<const T*>(t.k), t.k_stride, L, H, Lp, Hp, k_rows);
+  transpose_rows(static_cast<const T*>(t.v), t.v_stride, L, H, Lp, Hp, v_transposed, Lp);
+  t.product->begin();
+  for (int64_t head = 0; head < t.group; ++head)
+    for (int64_t i = 0; i * B < L; ++i) {
+      const int64_t rows = smaller(B, L - i * B);
+      pack_transposed(static_cast<const T*>(t.q) + i * B * t.q_stride + head * H, t.q_stride, rows, H, B, Hp, q_packed);
+      const Visible visible = visible_keys(i * B, t.window);
+      const KeyBlocks blocks = key_blocks(i, t.window);
+      Statistics statistics;
+      statistics.reset();
+      for (int64_t j = blocks.first; j <= blocks.last; ++j) {
+        t.product->run({k_rows + j * B * Hp, Hp, q_packed, 16 * Hp, scores, B, B, B, Hp, false});
+        const bool masked = needs_mask(i, j, t.window);
+        for (int64_t c = 0; c < kVectors; ++c) {
+          T* panel = p_packed + c * 16 * B;
+          const auto emit = [&](int64_t s, F32x16 even, F32x16 odd) { store_panel_pair(panel, s, even, odd); };
+          const F32x16 shrink = masked ? softmax_block<true>(scores + c * kLanes, B, j * B, t.scale, visible.first[c],
+                                                             visible.last[c], statistics.maximum[c], statistics.sum[c], emit)
+                                       : softmax_block<false>(scores + c * kLanes, B, j * B, t.scale, visible.first[c],
+                                                              visible.last[c], statistics.maximum[c], statistics.sum[c], emit);
+          if (j > blocks.first)
+            for (int64_t h = 0; h < Hp; ++h) {
+              float* o = o_transposed + h * B + c * kLanes;
+              store(o, load(o) * shrink);
+            }
+        }
+        t.product->run({v_transposed + j * B, Lp, p_packed, 16 * B, o_transposed, B, Hp, B, B, j > blocks.first});
+      }
+      for (int64_t c = 0; c * kLanes < rows; ++c) {
+        const F32x16 inverse = splat(1.0f) / statistics.sum[c];
+        const int64_t count = smaller(kLanes, rows - c * kLanes), row = i * B + c * kLanes;
+        store_n(t.lse + head * t.lse_stride + row, statistics.maximum[c] + log(statistics.sum[c]), count);
+        for (int64_t h = 0; h < H; h += 16) {
+          F32x16 block[16];
+          for (int64_t x = 0; x < 16; ++x) block[x] = load(o_transposed + (h + x) * B + c * kLanes) * inverse;
+          transpose_16x16(block);
+          T* o = static_cast<T*>(t.o) + row * t.o_stride + head * H + h;
+          for (int64_t x = 0; x < count; ++x) store_n(o + x * t.o_stride, block[x], smaller(kLanes, H - h));
+        }
+      }
+    }
+  t.product->end();
+}
+
+// P and dS of one block, from scores and dP: both as left operands (rows of keys), dS as right operand too.
+//   P = exp(scale * S - lse),   dS = P (dP - D) scale
+template <typename T, bool kMasked>
+ORRERY_INLINE void gradient_block(const float* scores, const float* dp, int64_t first_key, float scale, const Visible& visible,
+                                  const float* lse, const float* d, T* p_rows, T* ds_rows, T* ds_packed) {
+  const F32x16 scales = splat(scale);
+  for (int64_t c = 0; c < kVectors; ++c) {
+    const F32x16 minus_lse = zero() - load(lse + c * kLanes), mean = load(d + c * kLanes);
+    const auto one = [&](int64_t s, F32x16& p, F32x16& ds) {
+      const int64_t at = s * B + c * kLanes;
+      p = exp_nonpositive(fma(load(scores + at), scales, minus_lse));
+      if constexpr (kMasked) {
+        const F32x16 key = splat(static_cast<float>(first_key + s));
+        p = select(visible.last[c] < key, zero(), select(key < visible.first[c], zero(), p));
+      }
+      ds = (p * (load(dp + at) - mean)) * scales;
+      store(p_rows + at, p);
+      store(ds_rows + at, ds);
+    };
+    for (int64_t s = 0; s < B; s += 2) {
+      F32x16 p0, p1, ds0, ds1;
+      one(s, p0, ds0);
+      one(s + 1, p1, ds1);
+      store_panel_pair(ds_packed + c * 16 * B, s, ds0, ds1);
+    }
+  }
+}
+
+// total = block for the first head of the group, total + block after: heads in order.
+ORRERY_INLINE void add_block(const float* block, int64_t count, bool first, float* total) {
+  for (int64_t i = 0; i < count; i += kLanes) store(total + i, first ? load(block + i) : load(total + i) + load(block + i));
+}
+
+// Writes f32 rows [rows, width] (rows `stride` apart) as T.
+template <typename T>
+ORRERY_INLINE void store_rows(const float* x, int64_t stride, int64_t rows, int64_t width, T* out, int64_t out_stride) {
+  for (int64_t r = 0; r < rows; ++r)
+    for_lanes(width, [&](int64_t i, int64_t n) { store_n(out + r * out_stride + i, load_n(x + r * stride + i, n), n); });
+}
+
+template <typename T>
+void backward(const AttentionTask& t) {
+  const int64_t L = t.num_tokens, Lp = padded(L, B), H = t.head_dim, Hp = padded(H, 32), num_blocks = Lp / B;
+  Scratch scratch{t.scratch};
+  T* k_rows = scratch.take<T>(Lp * Hp);
+  T* v_rows = scratch.take<T>(Lp * Hp);
+  T* k_transposed = scratch.take<T>(Hp * Lp);
+  T* q_columns = scratch.take<T>(Lp * Hp);
+  T* do_columns = scratch.take<T>(Lp * Hp);
+  T* q_packed = scratch.take<T>(Lp * Hp);
+  T* do_packed = scratch.take<T>(Lp * Hp);
+  T* p_rows = scratch.take<T>(B * B);
+  T* ds_rows = scratch.take<T>(B * B);
+  T* ds_packed = scratch.take<T>(B * B);
+  float* lse = scratch.take<float>(Lp);
+  float* d = scratch.take<float>(Lp);
+  float* scores = scratch.take<float>(B * B);
+  float* dp = scratch.take<float>(B * B);
+  float* dk_block = scratch.take<float>(B * Hp);
+  float* dv_block = scratch.take<float>(B * Hp);
+  float* dk = scratch.take<float>(Lp * Hp);
+  float* dv = scratch.take<float>(Lp * Hp);
+  float* dq_transposed = scratch.take<float>(Hp * Lp);
+  copy_rows(static_cast<const T*>(t.k), t.k_stride, L, H, Lp, Hp, k_rows);
+  copy_rows(static_cast<const T*>(t.v), t.v_stride, L, H, Lp, Hp, v_rows);
+  transpose_rows(static_cast<const T*>(t.k), t.k_stride, L, H, Lp, Hp, k_transposed, Lp);
+  t.product->begin();
+  for (int64_t head = 0; head < t.group; ++head) {
+    const T* q = static_cast<const T*>(t.q) + head * H;
+    const T* dout = static_cast<const T*>(t.dout) + head * H;
+    pack_transposed(q, t.q_stride, L, H, Lp, Hp, q_columns);
+    pack_transposed(dout, t.dout_stride, L, H, Lp, Hp, do_columns);
+    pack_rows(q, t.q_stride, L, H, Lp, Hp, q_packed);
+    pack_rows(dout, t.dout_stride, L, H, Lp, Hp, do_packed);
+    for (int64_t row = 0; row < Lp; ++row) {
+      // Rows past the end see nothing: their probabilities become 0.
+      lse[row] = row < L ? t.lse[head * t.lse_stride + row] : 1e30f;
+      F32x16 dot = zero();
+      if (row < L) {
+        const T* o = static_cast<const T*>(t.o) + row * t.o_stride + head * H;
+        for_lanes(H,
+                  [&](int64_t i, int64_t n) { dot = fma(load_n(o + i, n), load_n(dout + row * t.dout_stride + i, n), dot); });
+      }
+      d[row] = reduce_add(dot);
+    }
+    for (int64_t j = 0; j < num_blocks; ++j) {
+      const int64_t last = t.window > 0 ? smaller(num_blocks - 1, (j * B + B - 1 + t.window - 1) / B) : num_blocks - 1;
+      for (int64_t i = j; i <= last; ++i) {
+        t.product->run({k_rows + j * B * Hp, Hp, q_columns + i * B * Hp, 16 * Hp, scores, B, B, B, Hp, false});
+        t.product->run({v_rows + j * B * Hp, Hp, do_columns + i * B * Hp, 16 * Hp, dp, B, B, B, Hp, false});
+        if (needs_mask(i, j, t.window))
+          gradient_block<T, true>(scores, dp, j * B, t.scale, visible_keys(i * B, t.window), lse + i * B, d + i * B, p_rows,
+                                  ds_rows, ds_packed);
+        else
+          gradient_block<T, false>(scores, dp, j * B, t.scale, {}, lse + i * B, d + i * B, p_rows, ds_rows, ds_packed);
+        t.product->run({p_rows, B, do_packed + i * B * 16, 16 * Lp, dv_block, Hp, B, Hp, B, i > j});
+        t.product->run({ds_rows, B, q_packed + i * B * 16, 16 * Lp, dk_block, Hp, B, Hp, B, i > j});
+        t.product->run({k_transposed + j * B, Lp, ds_packed, 16 * B, dq_transposed + i * B, Lp, Hp, B, B,
+                        j > key_blocks(i, t.window).first});
+      }
+      add_block(dk_block, B * Hp, head == 0, dk + j * B * Hp);
+      add_block(dv_block, B * Hp, head == 0, dv + j * B * Hp);
+    }
+    T* dq = static_cast<T*>(t.dq) + head * H;
+    for (int64_t row = 0; row < L; row += 16)
+      for (int64_t h = 0; h < H; h += 16) {
+        F32x16 block[16];
+        for (int64_t x = 0; x < 16; ++x) block[x] = load(dq_transposed + (h + x) * Lp + row);
+        transpose_16x16(block);
+        for (int64_t x = 0; x < smaller(16, L - row); ++x)
+          store_n(dq + (row + x) * t.dq_stride + h, block[x], smaller(kLanes, H - h));
+      }
+  }
+  t.product->end();
+  store_rows(dk, Hp, L, H, static_cast<T*>(t.dk), t.dk_stride);
+  store_rows(dv, Hp, L, H, static_cast<T*>(t.dv), t.dv_stride);
+}
+
+// Copies 64 keys or values of one kv head from their cache blocks.
+template <typename T>
+ORRERY_INLINE void gather_cache(const PagedTask& t, const void* cache, int64_t first_key, int64_t rows, int64_t Hp, T* out) {
+  int64_t s = 0;
+  while (s < rows) {
+    const int64_t position = first_key + s, block = t.block_table[position / t.block_tokens],
+                  offset = position % t.block_tokens;
+    const int64_t count = smaller(rows - s, t.block_tokens - offset);
+    copy_rows(static_cast<const T*>(cache) + (block * t.block_tokens + offset) * t.token_stride, t.token_stride, count,
+              t.head_dim, count, Hp, out + s * Hp);
+    s += count;
+  }
+  copy_rows(out, Hp, 0, 0, B - rows, Hp, out + rows * Hp);
+}
+
+// Columns are pairs (query row, head of the group), up to 64 at once, in steps of 16. The order of every sum is that of
+// forward(), with key blocks anchored at position 0, and does not depend on how many columns there are.
+template <typename T>
+void paged(const PagedTask& t) {
+  const int64_t H = t.head_dim, Hp = padded(H, 32), num_columns = t.num_queries * t.group;
+  Scratch scratch{t.scratch};
+  T* k_rows = scratch.take<T>(B * Hp);
+  T* v_packed = scratch.take<T>(B * Hp);
+  T* q_packed = scratch.take<T>(B * Hp);
+  T* p_rows = scratch.take<T>(B * B);
+  float* scores = scratch.take<float>(B * B);
+  float* p_transposed = scratch.take<float>(B * B);
+  float* o = scratch.take<float>(B * Hp);
+  t.product->begin();
+  for (int64_t first_column = 0; first_column < num_columns; first_column += B) {
+    const int64_t columns = smaller(B, num_columns - first_column), wide = padded(columns, 16), tall = padded(columns, 32);
+    alignas(64) float last[B], first[B], shrinks[B], inverse[B];
+    int64_t first_key = t.context;
+    T* q_rows = k_rows;  // free until the first key block
+    for (int64_t c = 0; c < wide; ++c) {
+      const int64_t column = smaller(first_column + c, num_columns - 1), row = column / t.group;
+      const int64_t position = t.context - t.num_queries + row;
+      const int64_t lowest = t.window > 0 ? larger(0, position - t.window + 1) : 0;
+      last[c] = static_cast<float>(position);
+      first[c] = static_cast<float>(lowest);
+      first_key = smaller(first_key, lowest);
+      copy_rows(static_cast<const T*>(t.q) + row * t.q_stride + column % t.group * H, 0, 1, H, 1, Hp, q_rows + c * Hp);
+    }
+    pack_transposed(q_rows, Hp, wide, Hp, wide, Hp, q_packed);
+    Statistics statistics;
+    statistics.reset();
+    const int64_t first_block = first_key / B, last_block = static_cast<int64_t>(last[wide - 1]) / B;
+    for (int64_t j = first_block; j <= last_block; ++j) {
+      const int64_t rows = smaller(B, t.context - j * B);
+      gather_cache(t, t.v_cache, j * B, rows, Hp, k_rows);
+      pack_rows(k_rows, Hp, B, Hp, B, Hp, v_packed);
+      gather_cache(t, t.k_cache, j * B, rows, Hp, k_rows);
+      t.product->run({k_rows, Hp, q_packed, 16 * Hp, scores, B, B, wide, Hp, false});
+      for (int64_t c = 0; c < wide; c += kLanes) {
+        const auto emit = [&](int64_t s, F32x16 even, F32x16 odd) {
+          store(p_transposed + s * B + c, even);
+          store(p_transposed + (s + 1) * B + c, odd);
+        };
+        const int64_t v = c / kLanes;
+        store(shrinks + c, softmax_block<true>(scores + c, B, j * B, t.scale, load(first + c), load(last + c),
+                                               statistics.maximum[v], statistics.sum[v], emit));
+      }
+      for (int64_t c = wide; c < tall; c += kLanes)
+        for (int64_t s = 0; s < B; ++s) store(p_transposed + s * B + c, zero());
+      transpose_rows(p_transposed, B, B, tall, B, tall, scores, B);
+      for (int64_t c = 0; c < tall; ++c)
+        for (int64_t s = 0; s < B; s += kLanes) store(p_rows + c * B + s, load(scores + c * B + s));
+      if (j > first_block)
+        for (int64_t c = 0; c < columns; ++c)
+          for (int64_t h = 0; h < Hp; h += kLanes) store(o + c * Hp + h, load(o + c * Hp + h) * splat(shrinks[c]));
+      t.product->run({p_rows, B, v_packed, 16 * B, o, Hp, tall, Hp, B, j > first_block});
+    }
+    for (int64_t c = 0; c < wide; c += kLanes) store(inverse + c, splat(1.0f) / statistics.sum[c / kLanes]);
+    for (int64_t c = 0; c < columns; ++c) {
+      const int64_t column = first_column + c;
+      T* out = static_cast<T*>(t.o) + column / t.group * t.o_stride + column % t.group * H;
+      for_lanes(H, [&](int64_t h, int64_t n) { store_n(out + h, load_n(o + c * Hp + h, n) * splat(inverse[c]), n); });
+    }
+  }
+  t.product->end();
+}
+
+}  // namespace
+
+extern const AttentionKernels kAttentionBf16, kAttentionF32;
+const AttentionKernels kAttentionBf16 = {forward<uint16_t>, backward<uint16_t>, paged<uint16_t>};
+const AttentionKernels kAttentionF32 = {forward<float>, backward<float>, paged<float>};
+
+}  // namespace orrery::ORRERY_SIMD

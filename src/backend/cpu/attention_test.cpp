@@ -1,0 +1,165 @@
+// Proves attention forward and backward against the f64 reference for packed documents of ragged lengths, grouped heads,
+// windows and strided operands; that bits do not depend on threads, instruction set or native against emulated arithmetic; that
+// a segment's result does not depend on its neighbours; and that a served row has the same bits however it is chunked.
+#include <algorithm>
+#include <numeric>
+
+#include "backend/cpu/op_test_util.h"
+#include "backend/reference/ops.h"
+
+namespace orrery {
+namespace {
+
+using namespace test;
+using reference::Array;
+using reference::Ids;
+
+struct Case {
+  AttentionAttributes attributes;
+  Ids cu_seqlens;
+};
+
+AttentionAttributes heads(int64_t N, int64_t K, int64_t H, int64_t window = 0) {
+  return {.num_heads = N, .num_kv_heads = K, .head_dim = H, .scale = 1.0f / std::sqrt(static_cast<float>(H)), .window = window};
+}
+
+const Case kCases[] = {
+    {heads(1, 1, 2), {0, 1}},          {heads(2, 2, 64), {0, 64}},    {heads(3, 1, 32), {0, 65, 65, 66, 129}},
+    {heads(4, 2, 80), {0, 7, 200}},    {heads(2, 1, 16, 1), {0, 70}}, {heads(2, 2, 64, 50), {0, 130, 200}},
+    {heads(2, 1, 128, 100), {0, 300}},
+};
+
+class AttentionTest : public testing::TestWithParam<DType> {};
+
+// u of the type that P, dS and the results are rounded to; each product's operands bring one such rounding, and the f32 chains
+// of at most T terms one u(f32) a term.
+double tolerance_roundings(DType dtype) { return dtype == DType::kBF16 ? 3 : 1; }
+
+TEST_P(AttentionTest, ForwardAndBackwardFollowTheReference) {
+  const DType dtype = GetParam();
+  for (const Case& c : kCases)
+    for (Arithmetic arithmetic : {Arithmetic::kAmx32, Arithmetic::kDp2, Arithmetic::kFma1}) {
+      if (dtype == DType::kF32 && arithmetic != Arithmetic::kFma1) continue;
+      const AttentionAttributes& a = c.attributes;
+      const int64_t T = c.cu_seqlens.back(), N = a.num_heads, K = a.num_kv_heads, H = a.head_dim;
+      const Tensor q = Tensor::random(dtype, {T, N * H}, 1), k = Tensor::random(dtype, {T, K * H}, 2),
+                   v = Tensor::random(dtype, {T, K * H}, 3);
+      const Tensor dout = Tensor::random(dtype, {T, N * H}, 4), cu = Tensor::ids(c.cu_seqlens);
+      std::vector<Tensor> outputs = {Tensor(dtype, {T, N * H}), Tensor(DType::kF32, {N, T})};
+      run_everywhere(OpKind::kAttention, dtype, a, {q, k, v, cu}, outputs, nullptr, arithmetic);
+      const auto expected = reference::attention(q.array(), k.array(), v.array(), c.cu_seqlens, a);
+      const double roundings = tolerance_roundings(dtype), steps = static_cast<double>(T) + static_cast<double>(H) + 16;
+      expect_near(outputs[0], expected.o, roundings, steps, 2, "o");
+      expect_near(outputs[1], expected.lse, 0, steps, std::max(1.0, 4 * std::sqrt(static_cast<double>(H))), "lse");
+
+      std::vector<Tensor> grads = {Tensor(dtype, {T, N * H}), Tensor(dtype, {T, K * H}), Tensor(dtype, {T, K * H})};
+      run_everywhere(OpKind::kAttentionGrad, dtype, a, {dout, q, k, v, outputs[0], outputs[1], cu}, grads, nullptr, arithmetic);
+      const auto gradient = reference::attention_grad(dout.array(), q.array(), k.array(), v.array(), c.cu_seqlens, a);
+      // dP and D are each up to |dO| |v| H = 4 H before they are subtracted; o carries a rounding into D.
+      const double scale = 16 * std::sqrt(static_cast<double>(H));
+      const double grad_roundings = dtype == DType::kBF16 ? 8 : 1;
+      expect_near(grads[0], gradient.dq, grad_roundings, steps, scale, "dq");
+      expect_near(grads[1], gradient.dk, grad_roundings, steps, scale, "dk");
+      expect_near(grads[2], gradient.dv, grad_roundings, steps, scale, "dv");
+
+      // The instruction itself, where this processor has it.
+      if (cpu_features().avx512) {
+        std::vector<Tensor> native = {outputs[0], outputs[1]}, native_grads = grads;
+        const Machine machine{VectorIsa::kAvx512, 2, arithmetic, true};
+        run_op(OpKind::kAttention, dtype, machine, a, {q, k, v, cu}, native);
+        run_op(OpKind::kAttentionGrad, dtype, machine, a, {dout, q, k, v, outputs[0], outputs[1], cu}, native_grads);
+        for (size_t i = 0; i < 2; ++i) EXPECT_TRUE(native[i].same_bits(outputs[i])) << arithmetic_name(arithmetic);
+        for (size_t i = 0; i < 3; ++i) EXPECT_TRUE(native_grads[i].same_bits(grads[i])) << arithmetic_name(arithmetic);
+      }
+    }
+}
+
+// q, k, v side by side in one tensor and a segment alone: the same bits as apart and among others.
+TEST_P(AttentionTest, StridesAndNeighboursDoNotMatter) {
+  const DType dtype = GetParam();
+  const AttentionAttributes a = heads(4, 2, 32);
+  const int64_t H = 32, T = 150, wide = 8 * H, size = dtype_bytes(dtype);
+  const Ids cu_seqlens = {0, 71, 150};
+  const Tensor qkv = Tensor::random(dtype, {T, wide}, 1), dout = Tensor::random(dtype, {T, 4 * H}, 2);
+  std::vector<Tensor> parts = {Tensor(dtype, {T, 4 * H}), Tensor(dtype, {T, 2 * H}), Tensor(dtype, {T, 2 * H})};
+  run_op(OpKind::kSplit, dtype, {}, SplitAttributes{{4 * H, 2 * H, 2 * H}}, {qkv}, parts);
+  std::vector<Tensor> apart = {Tensor(dtype, {T, 4 * H}), Tensor(DType::kF32, {4, T})};
+  std::vector<Tensor> grads = {Tensor(dtype, {T, 4 * H}), Tensor(dtype, {T, 2 * H}), Tensor(dtype, {T, 2 * H})};
+  run_op(OpKind::kAttention, dtype, {}, a, {parts[0], parts[1], parts[2], Tensor::ids(cu_seqlens)}, apart);
+  run_op(OpKind::kAttentionGrad, dtype, {}, a,
+         {dout, parts[0], parts[1], parts[2], apart[0], apart[1], Tensor::ids(cu_seqlens)}, grads);
+
+  const Tensor cu = Tensor::ids({0, 79});
+  const auto column = [&](const Tensor& tensor, int64_t first, int64_t width) {
+    TensorView view = tensor.rows(71, T);
+    view.data += first * size;
+    view.dims[1] = width;
+    return view;
+  };
+  const Tensor o(dtype, {79, 4 * H}), lse(DType::kF32, {4, 79}), dqkv(dtype, {T, wide});
+  run_views(OpKind::kAttention, dtype, {}, a,
+            {column(qkv, 0, 4 * H), column(qkv, 4 * H, 2 * H), column(qkv, 6 * H, 2 * H), cu.view()}, {o.view(), lse.view()});
+  EXPECT_EQ(std::memcmp(o.data(), apart[0].rows(71, T).data, o.size() * size), 0);
+  run_views(OpKind::kAttentionGrad, dtype, {}, a,
+            {dout.rows(71, T), column(qkv, 0, 4 * H), column(qkv, 4 * H, 2 * H), column(qkv, 6 * H, 2 * H), o.view(),
+             lse.view(), cu.view()},
+            {column(dqkv, 0, 4 * H), column(dqkv, 4 * H, 2 * H), column(dqkv, 6 * H, 2 * H)});
+  std::vector<Tensor> whole = {Tensor(dtype, {T, wide})};
+  run_op(OpKind::kConcat, dtype, {}, NoAttributes{}, grads, whole);
+  EXPECT_EQ(std::memcmp(dqkv.rows(71, T).data, whole[0].rows(71, T).data, 79 * wide * size), 0);
+}
+
+// A batch of sequences over a scrambled block table.
+TEST_P(AttentionTest, PagedFollowsTheReferenceAndIgnoresChunks) {
+  const DType dtype = GetParam();
+  for (const AttentionAttributes& base : {heads(4, 2, 64), heads(3, 1, 20), heads(2, 2, 32, 40)})
+    for (int64_t block_tokens : {16, 5}) {
+      AttentionAttributes a = base;
+      a.block_tokens = block_tokens;
+      const int64_t N = a.num_heads, K = a.num_kv_heads, H = a.head_dim, max_blocks = 40, num_blocks = 90;
+      const Ids context_lens = {130, 1, 77}, new_rows = {130, 1, 3};
+      Tensor table(DType::kI32, {3, max_blocks});
+      for (int64_t i = 0; i < table.size(); ++i) table.set(i, static_cast<double>((i * 7 + 3) % num_blocks));
+      std::vector<Tensor> caches = {Tensor::filled(dtype, {num_blocks, block_tokens, K * H}, 0),
+                                    Tensor::filled(dtype, {num_blocks, block_tokens, K * H}, 0)};
+      for (int64_t s = 0; s < 3; ++s) {
+        const Tensor k = Tensor::random(dtype, {context_lens[s], K * H}, 10 + s),
+                     v = Tensor::random(dtype, {context_lens[s], K * H}, 20 + s);
+        Tensor slots(DType::kI32, {context_lens[s]});
+        for (int64_t t = 0; t < slots.size(); ++t)
+          slots.set(t, table.get(s * max_blocks + t / block_tokens) * static_cast<double>(block_tokens) +
+                           static_cast<double>(t % block_tokens));
+        run_everywhere(OpKind::kKvWrite, dtype, NoAttributes{}, {k, v, slots}, caches);
+      }
+      const Ids cu = {0, 130, 131, 134};
+      const Tensor q = Tensor::random(dtype, {134, N * H}, 1);
+      std::vector<Tensor> o = {Tensor(dtype, {134, N * H})};
+      const std::vector<Tensor> inputs = {q, caches[0], caches[1], table, Tensor::ids(context_lens), Tensor::ids(cu)};
+      run_everywhere(OpKind::kPagedAttention, dtype, a, inputs, o, nullptr,
+                     dtype == DType::kBF16 ? Arithmetic::kAmx32 : Arithmetic::kFma1);
+      const Array expected =
+          reference::paged_attention(q.array(), caches[0].array(), caches[1].array(), table.id_vector(), context_lens, cu, a);
+      expect_near(o[0], expected, tolerance_roundings(dtype), 256, 2, "paged o");
+
+      // Sequence 0 again in chunks of 1 to 61 rows, each seeing the cache up to itself.
+      const Machine machine{cpu_features().best_isa(), 2, dtype == DType::kBF16 ? Arithmetic::kAmx32 : Arithmetic::kFma1, true};
+      int64_t row = 0;
+      for (int64_t chunk : {1, 61, 17, 1, 50}) {
+        const Tensor part(dtype, {chunk, N * H}), length = Tensor::ids({static_cast<int32_t>(row + chunk)});
+        const Tensor ends = Tensor::ids({0, static_cast<int32_t>(chunk)});
+        run_views(OpKind::kPagedAttention, dtype, machine, a,
+                  {q.rows(row, row + chunk), caches[0].view(), caches[1].view(), table.rows(0, 1), length.view(), ends.view()},
+                  {part.view()});
+        EXPECT_EQ(std::memcmp(part.data(), o[0].rows(row, row + chunk).data, part.size() * dtype_bytes(dtype)), 0)
+            << "rows from " << row;
+        row += chunk;
+      }
+      EXPECT_EQ(row, 130);
+    }
+}
+
+INSTANTIATE_TEST_SUITE_P(Types, AttentionTest, testing::ValuesIn(kComputeTypes),
+                         [](const auto& instance) { return std::string(dtype_name(instance.param)); });
+
+}  // namespace
+}  // namespace orrery

@@ -1,0 +1,111 @@
+// kKvWrite and kPagedAttention: serving attention over a cache of blocks (NUMERICS rule 13).
+//
+// Keys and values are read from the cache only, the current chunk's too, in blocks of 64 positions anchored at position 0 and
+// folded in order; the products follow the arithmetic id. A query row's bits therefore depend neither on how many rows its
+// sequence brings (decoded alone or prefilled in a chunk), nor on cache block size or placement, nor on other sequences.
+// Threads take whole (sequence, kv head) pairs, cut in contiguous ranges of about equal work.
+#include <algorithm>
+#include <cstring>
+
+#include "backend/cpu/attention_kernels.h"
+#include "backend/cpu/ops.h"
+
+namespace orrery {
+namespace {
+
+void run_kv_write(const KernelContext& context, const OpCall& call) {
+  const TensorView &k = call.in(0), &v = call.in(1), &slots = call.in(2), &k_cache = call.out(0), &v_cache = call.out(1);
+  const int64_t row_bytes = k.row_width() * dtype_bytes(k.dtype), num_slots = k_cache.dims[0] * k_cache.dims[1];
+  ORRERY_CHECK(k_cache.num_dims == 3 && k_cache.dims[2] == k.row_width() && k_cache.dtype == k.dtype, "kv_write of {} to {}",
+               k.row_width(), k_cache.dims[2]);
+  ORRERY_CHECK(k_cache.contiguous() && v_cache.contiguous() && v.row_width() == k.row_width(), "kv_write: caches");
+  const int32_t* slot = slots.as<int32_t>();
+  context.pool->parallel_for(k.rows(), row_granule(2 * row_bytes), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      ORRERY_CHECK(slot[row] >= 0 && slot[row] < num_slots, "slot {} of {}", slot[row], num_slots);
+      std::memcpy(k_cache.data + slot[row] * row_bytes, row_at(k, row), row_bytes);
+      std::memcpy(v_cache.data + slot[row] * row_bytes, row_at(v, row), row_bytes);
+    }
+  });
+}
+
+int64_t paged_workspace(const DeviceSpec& device, const OpCall& call) {
+  return device.num_threads *
+         paged_scratch_bytes(call.attribute<AttentionAttributes>().head_dim, dtype_bytes(call.in(0).dtype));
+}
+
+// Key blocks times column blocks of 16, about proportional to time; reading the keys counts as one column block.
+double sequence_work(int64_t context, int64_t columns) {
+  return static_cast<double>(context / kAttentionBlock + 1) * (static_cast<double>((columns + 15) / 16) + 1);
+}
+
+void run_paged_attention(const KernelContext& context, const OpCall& call) {
+  const auto& a = call.attribute<AttentionAttributes>();
+  const TensorView &q = call.in(0), &k_cache = call.in(1), &v_cache = call.in(2), &block_table = call.in(3), &o = call.out(0);
+  const int32_t* context_lens = call.in(4).as<int32_t>();
+  const int32_t* starts = call.in(5).as<int32_t>();
+  const int64_t num_sequences = call.in(4).rows(), group = a.num_heads / a.num_kv_heads, H = a.head_dim;
+  ORRERY_CHECK(a.num_heads % a.num_kv_heads == 0 && H % 2 == 0 && a.scale > 0 && a.block_tokens > 0,
+               "paged_attention attributes");
+  ORRERY_CHECK(k_cache.num_dims == 3 && k_cache.dims[1] == a.block_tokens && k_cache.dims[2] == a.num_kv_heads * H &&
+                   k_cache.dtype == q.dtype,
+               "cache of {} x {}", k_cache.dims[1], k_cache.dims[2]);
+  const int64_t scratch = paged_scratch_bytes(H, dtype_bytes(q.dtype));
+  ORRERY_CHECK(context.pool->num_threads() * scratch <= static_cast<int64_t>(call.workspace.size()),
+               "paged_attention: workspace");
+  double total = 0;
+  for (int64_t s = 0; s < num_sequences; ++s) {
+    const int64_t rows = starts[s + 1] - starts[s];
+    ORRERY_CHECK(rows >= 0 && rows <= context_lens[s] && context_lens[s] <= block_table.row_width() * a.block_tokens,
+                 "sequence {}: {} rows, {} tokens, {} blocks of {}", s, rows, context_lens[s], block_table.row_width(),
+                 a.block_tokens);
+    if (rows > 0) total += sequence_work(context_lens[s], rows * group) * static_cast<double>(a.num_kv_heads);
+  }
+  ORRERY_CHECK(starts[0] == 0 && starts[num_sequences] <= q.rows(), "paged_attention: {} of {} rows", starts[num_sequences],
+               q.rows());
+  const AttentionKernels& kernels = attention_kernels(context.isa, q.dtype);
+  const int64_t size = dtype_bytes(q.dtype);
+  context.pool->run([&](int thread_index, int num_threads) {
+    double before = 0;
+    for (int64_t s = 0; s < num_sequences; ++s) {
+      const int64_t rows = starts[s + 1] - starts[s];
+      if (rows == 0) continue;
+      const double work = sequence_work(context_lens[s], rows * group);
+      for (int64_t head = 0; head < a.num_kv_heads; ++head, before += work) {
+        if (std::min(num_threads - 1, static_cast<int>((before + work / 2) / total * num_threads)) != thread_index) continue;
+        PagedTask task;
+        task.num_queries = rows;
+        task.context = context_lens[s];
+        task.head_dim = H;
+        task.group = group;
+        task.window = a.window;
+        task.scale = a.scale;
+        task.q = row_at(q, starts[s]) + head * group * H * size;
+        task.q_stride = q.row_stride;
+        task.o = row_at(o, starts[s]) + head * group * H * size;
+        task.o_stride = o.row_stride;
+        task.k_cache = k_cache.data + head * H * size;
+        task.v_cache = v_cache.data + head * H * size;
+        task.token_stride = a.num_kv_heads * H;
+        task.block_tokens = a.block_tokens;
+        task.block_table = block_table.as<int32_t>() + s * block_table.row_stride;
+        task.product = &block_product(q.dtype, context.isa, context.arithmetic, context.native_arithmetic);
+        task.scratch = call.workspace.data() + thread_index * scratch;
+        kernels.paged(task);
+      }
+    }
+  });
+}
+
+constexpr KernelEntry kEntries[] = {
+    {OpKind::kKvWrite, DType::kBF16, run_kv_write},
+    {OpKind::kKvWrite, DType::kF32, run_kv_write},
+    {OpKind::kPagedAttention, DType::kBF16, run_paged_attention, paged_workspace},
+    {OpKind::kPagedAttention, DType::kF32, run_paged_attention, paged_workspace},
+};
+
+}  // namespace
+
+std::span<const KernelEntry> paged_attention_entries() { return kEntries; }
+
+}  // namespace orrery
