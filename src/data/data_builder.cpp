@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <thread>
 
 #include "base/error.h"
@@ -468,7 +469,7 @@ PreparedData prepare_data(const PrepareOptions& options, const TokenEncoder& enc
   if (options.train.empty()) throw Error(ErrorCode::kInvalidConfig, "data.train names no data; give a list of globs or shard folders");
   const bool has_validation = !options.validation.empty();
   const double val_fraction = has_validation ? 0 : options.val_fraction;
-  const bool weighted = std::any_of(options.train.begin(), options.train.end(), [](const DataEntry& entry) { return entry.weight.has_value(); });
+  const bool weighted = std::any_of(options.train.begin(), options.train.end(), [](const DataEntry& entry) { return entry.weight != 1.0; });
   Preparation preparation(options, encoder, progress);
   PreparedData data;
   DataSource held_out{.name = "held out"};
@@ -476,7 +477,7 @@ PreparedData prepare_data(const PrepareOptions& options, const TokenEncoder& enc
   const std::span<const DataEntry> train(options.train);
   if (weighted) {
     for (size_t k = 0; k < train.size(); ++k)
-      preparation.add_source(train.subspan(k, 1), fmt::format("train-{}", k), val_fraction, train[k].weight.value_or(1.0), &data.train, held_out_target);
+      preparation.add_source(train.subspan(k, 1), fmt::format("train-{}", k), val_fraction, train[k].weight, &data.train, held_out_target);
   } else {
     preparation.add_source(train, "train-0", val_fraction, 1.0, &data.train, held_out_target);
   }

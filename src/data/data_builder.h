@@ -4,7 +4,6 @@
 
 #include <cstdint>
 #include <functional>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -86,7 +85,7 @@ bool is_shard_folder(const std::string& path);
 /// run.toml's data.train and data.validation.
 struct DataEntry {
   std::string path;  // glob, file, folder of shards, .orrtok, .bin/.idx
-  std::optional<double> weight;
+  double weight = 1.0;
 };
 struct PrepareOptions {
   std::vector<DataEntry> train, validation;
@@ -98,8 +97,9 @@ struct PreparedData {
   std::vector<DataSource> train, validation;  // validation is empty when nothing is held out
   std::vector<std::string> notes;             // what was built, what was there already
 };
-/// Makes Dataset sources of the entries, building shards where they are text. Entries without any weight are one source
-/// (token files first, then text, each in the given order); when one has a weight, each is a source of its own and the others weigh 1.
+/// Makes Dataset sources of the entries, building shards where they are text. When every weight is 1, all entries are one source
+/// (token files first, then text, each in the given order), read in proportion to
+/// their sizes; else each entry is a source of its own and its share is its weight.
 /// Errors  as build_data; kInvalidArgument: a shard folder made with another tokenizer.
 PreparedData prepare_data(const PrepareOptions& options, const TokenEncoder& encoder, const BuildCallback& progress = {});
 

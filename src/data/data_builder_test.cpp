@@ -245,7 +245,7 @@ TEST(PrepareData, MakesSourcesOfEntries) {
   for (int i = 0; i < 300; ++i) text += fmt::format("document number {}\n\f", i);
   write_file(directory / "a.txt", text);
   write_file(directory / "b.txt", text + "more");
-  PrepareOptions options{.train = {{directory / "a.txt", {}}, {directory / "b.txt", {}}}, .val_fraction = 0.1, .cache_folder = directory / "cache"};
+  PrepareOptions options{.train = {{directory / "a.txt"}, {directory / "b.txt"}}, .val_fraction = 0.1, .cache_folder = directory / "cache"};
   const PreparedData together = prepare_data(options, byte_encoder());
   ASSERT_EQ(together.train.size(), 1u);
   ASSERT_EQ(together.validation.size(), 1u);
@@ -259,13 +259,13 @@ TEST(PrepareData, MakesSourcesOfEntries) {
   const Dataset validation(apart.validation, {.seq_len = 32, .vocab_size = 260, .sequential = true});
   EXPECT_GT(validation.num_samples(), 10u);
   // A folder is used as it is, but only with its own tokenizer.
-  PrepareOptions folder{.train = {{directory / "cache/train-0/", {}}}, .cache_folder = directory / "cache2"};
+  PrepareOptions folder{.train = {{directory / "cache/train-0/"}}, .cache_folder = directory / "cache2"};
   EXPECT_EQ(prepare_data(folder, byte_encoder()).train[0].files.size(), 1u);
   TokenEncoder other = byte_encoder();
   other.hash.bytes[3] = 9;
   EXPECT_EQ(error_of([&] { prepare_data(folder, other); }).second, 2);
   write_megatron(directory / "m", {{{1, 2, 3}, {}}});
-  PrepareOptions tokens{.train = {{directory / "m.bin", {}}}, .val_fraction = 0.1, .cache_folder = directory / "cache3"};
+  PrepareOptions tokens{.train = {{directory / "m.bin"}}, .val_fraction = 0.1, .cache_folder = directory / "cache3"};
   EXPECT_EQ(error_of([&] { prepare_data(tokens, byte_encoder()); }).second, 2);
 }
 
