@@ -54,7 +54,7 @@ int64_t last_cache_bytes(const MachineFacts& facts) {
 void measure_memory(ThreadPool& pool, MachineProbe& probe) {
   // Four times the last cache, but a sixteenth of what is free at most: a probe must never be what fills a machine. A shared
   // host may report a last cache of hundreds of MiB of which this process owns a part.
-  const int64_t wanted = std::max<int64_t>(int64_t{256} << 20, 4 * last_cache_bytes(probe.facts));
+  const int64_t wanted = std::clamp<int64_t>(4 * last_cache_bytes(probe.facts), int64_t{256} << 20, int64_t{512} << 20);
   const int64_t bytes = std::min(wanted, probe.facts.memory_available_bytes / 16) / (1 << 20) * (1 << 20);
   if (bytes < (int64_t{16} << 20)) {
     probe.notes += "too little free memory to measure its bandwidth; ";

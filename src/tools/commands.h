@@ -30,6 +30,7 @@ namespace orrery {
 // clang-format off
 #define ORRERY_COMMANDS(X) \
   X(examples) \
+  X(checkpoint) \
   X(probe) \
   X(config) \
   X(help) \

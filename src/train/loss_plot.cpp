@@ -6,7 +6,6 @@
 #include <cmath>
 #include <limits>
 
-
 namespace orrery {
 namespace {
 
@@ -284,13 +283,22 @@ class Canvas {
   std::vector<Cell> cells_;
 };
 
+/// One dot per step along the longer side.
+void draw_line(Canvas& canvas, int x0, int y0, int x1, int y1) {
+  const int length = std::max({std::abs(x1 - x0), std::abs(y1 - y0), 1});
+  for (int i = 0; i <= length; ++i) {
+    const double share = static_cast<double>(i) / length;
+    canvas.dot(static_cast<int>(std::lround(x0 + share * (x1 - x0))), static_cast<int>(std::lround(y0 + share * (y1 - y0))));
+  }
+}
+
 }  // namespace
 
 std::string loss_terminal_plot(const LossCurve& curve, const TerminalPlotOptions& options) {
   constexpr int kLabelWidth = 8;  // "12.345 |" and the axis
   const std::vector<LossPoint> train = finite_points(curve.train);
-  if (train.size() < 2) return {};
-  const int columns = std::max(24, options.width) - kLabelWidth;
+  if (train.size() < 2 || options.width < 24) return {};
+  const int columns = options.width - kLabelWidth;
   const int rows = std::max(3, options.height);
   Canvas canvas(columns, rows, options.unicode);
   Range losses;
@@ -307,14 +315,9 @@ std::string loss_terminal_plot(const LossCurve& curve, const TerminalPlotOptions
   const auto y_of = [&](double loss) {
     return static_cast<int>(std::lround((losses.high - loss) / (losses.high - losses.low) * (canvas.dots_down() - 1)));
   };
-  int previous_y = -1;
-  for (const LossPoint& point : shown) {
-    const int x = x_of(point.step), y = y_of(point.loss);
-    // A steep fall stays one line: the column is filled from the last height.
-    const int from = previous_y < 0 ? y : std::min(y, previous_y + (y > previous_y ? 1 : 0)),
-              to = previous_y < 0 ? y : std::max(y, previous_y - 1);
-    for (int i = from; i <= to; ++i) canvas.dot(x, i);
-    previous_y = y;
+  for (size_t i = 0; i < shown.size(); ++i) {
+    const LossPoint& from = shown[i == 0 ? 0 : i - 1];
+    draw_line(canvas, x_of(from.step), y_of(from.loss), x_of(shown[i].step), y_of(shown[i].loss));
   }
   for (const LossPoint& point : validation) canvas.mark(x_of(point.step), y_of(point.loss));
   std::string text;

@@ -27,7 +27,7 @@ struct LossSvgOptions {
 std::string loss_svg(const LossCurve& curve, const LossSvgOptions& options);
 
 struct TerminalPlotOptions {
-  int width = 64;  // columns, at least 24
+  int width = 64;  // columns; below 24 nothing is drawn
   int height = 8;  // lines of the plot itself
   bool unicode = true;
 };

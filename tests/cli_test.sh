@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# Proves what the program says and with which status it ends: wrong options and commands, mistakes in a run file, standard output
+# and error, full disks, completion; and that docs/run_toml.md is current. usage: cli_test.sh ORRERY SOURCE_DIR
+set -uo pipefail
+orrery=$1 source_dir=$2
+work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
+export XDG_CACHE_HOME="$work/cache"
+cd "$work"
+failures=0
+fail() { echo "FAILED: $1" >&2; failures=$((failures + 1)); }
+
+# run STATUS args...: runs the program, leaves its output in out and err.
+run() {
+  local expected=$1; shift
+  "$orrery" "$@" >out 2>err </dev/null
+  local status=$?
+  [ $status -eq "$expected" ] || { fail "orrery $* ended with $status, not $expected"; cat out err >&2; }
+}
+out_has() { grep -qF -- "$1" out || { fail "standard output lacks: $1"; head -20 out >&2; }; }
+err_has() { grep -qF -- "$1" err || { fail "standard error lacks: $1"; head -20 err >&2; }; }
+err_is_empty() { [ -s err ] && { fail "standard error is not empty"; cat err >&2; }; }
+out_is_empty() { [ -s out ] && { fail "standard output is not empty"; cat out >&2; }; }
+
+run 0 --help; out_has "Exit status"; out_has "examples"; err_is_empty
+run 0 --version; out_has "orrery "
+run 2; err_has "needs a command"; out_is_empty
+run 2 exmaples; err_has 'unknown command `exmaples` for `orrery`: did you mean `examples`?'; out_is_empty
+run 2 examples --jsno; err_has 'unknown option `--jsno`'
+run 2 probe --jsno; err_has 'did you mean `--json`?'; err_has "see: orrery probe --help"
+run 2 config; err_has '`orrery config` needs a command'
+run 2 config shwo; err_has 'did you mean `show`?'
+run 2 config show; err_has "file is required"
+run 2 config show --st train.steps=3; err_has 'did you mean `--set`?'
+run 2 completion tcsh; err_has "tcsh"
+for command in examples config help completion probe checkpoint; do run 0 $command --help; out_has "orrery $command"; err_is_empty; done
+
+# Every example is a valid run file, and its resolved value reads back to itself.
+run 0 examples; out_has "llama-11m"
+for name in $("$orrery" examples | cut -d' ' -f1); do
+  run 0 examples "$name"; cp out "$name.toml"
+  run 0 config show "$name.toml"; err_is_empty; cp out resolved.toml
+  run 0 config show resolved.toml; cmp -s out resolved.toml || fail "$name does not read back to itself"
+done
+run 2 examples llama; err_has 'did you mean `llama-11m`?'
+
+# Mistakes in a run file (run_config_test.cpp has the full list).
+sed 's/num_heads = 6/n_head = 6/' llama-11m.toml >bad.toml
+run 2 config show bad.toml; out_is_empty
+cat >expected <<'END'
+error: bad.toml:6:1: unknown key `model.n_head`
+  6 | n_head = 6
+    | ^^^^^^ did you mean `num_heads`? (section [model], integer, at least 1, required without from)  see: orrery help num_heads
+END
+head -3 err | cmp -s - expected || { fail "the text of an unknown key"; diff expected err >&2; }
+run 2 config show llama-11m.toml --set train.steps=many; err_has "not a whole number"
+run 2 config show llama-11m.toml --set parallel.tensor_parallel_size=2; err_has "which this version does not have"
+run 0 config show llama-11m.toml --set train.steps=1k --set optimizer.lr=3e-4; out_has "steps = 1000"; out_has "lr = 0.0003"
+run 2 config show nowhere.toml; err_has "No such file"; err_has "orrery examples"
+run 2 config show .; err_has "it is a folder"
+printf '[model\n' >broken.toml
+run 2 config show broken.toml; err_has "broken.toml:1:"
+
+# Help from the table.
+run 0 help num_heads; out_has "query heads"
+run 0 help n_layers; out_has "num_layers"
+run 0 help optimizer; out_has "weight_decay"
+run 0 help warm; out_has "warmup_steps"
+run 2 help xyzzy; err_has 'nothing is called `xyzzy`'
+run 0 config schema; python3 -c 'import json,sys; s=json.load(open("out")); assert s["properties"]["train"]["properties"]["dtype"]["enum"][0]=="bf16"' || fail "the schema is not JSON"
+run 0 config docs; cmp -s out "$source_dir/docs/run_toml.md" || fail "docs/run_toml.md is not current: orrery config docs > docs/run_toml.md"
+
+# A result that cannot be written is an error; a reader that went away ends quietly.
+"$orrery" examples llama-11m >/dev/full 2>err; [ $? -eq 3 ] || fail "a full disk"; err_has "cannot write the result"
+"$orrery" config docs 2>err | head -1 >/dev/null; err_is_empty
+
+# Completion scripts are accepted by the shells that are here, and complete.
+run 0 completion bash; bash -n out || fail "bash completion"
+bash -c 'source ./out; COMP_WORDS=(orrery config s); COMP_CWORD=2; _orrery; printf "%s\n" "${COMPREPLY[@]}"' >words
+grep -qx show words && grep -qx schema words || fail "bash completion of: orrery config s"
+for shell in zsh fish; do run 0 completion $shell; command -v $shell >/dev/null && { $shell -n out || fail "$shell completion"; }; done
+
+# Checkpoints that are not there.
+run 4 checkpoint list nowhere; err_has "does not exist"
+mkdir empty; run 4 checkpoint verify empty; err_has "the folder holds none"
+
+[ $failures -eq 0 ] && echo ok
+exit $((failures > 0))
