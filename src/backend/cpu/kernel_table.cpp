@@ -1,6 +1,7 @@
 // The one list of CPU kernels: each file's entries, joined explicitly, because static initialisers vanish from static archives.
 #include <array>
 
+#include "backend/cpu/gemm_kernels.h"
 #include "backend/cpu/ops.h"
 #include "backend/kernel.h"
 
@@ -31,6 +32,7 @@ const KernelTable& kernel_table() {
     filled.add(optimizer_kernels());
     filled.add(attention_kernel_entries());
     filled.add(paged_attention_entries());
+    filled.add(gemm_kernels());
     return filled;
   }();
   return table;

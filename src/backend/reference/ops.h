@@ -1,4 +1,4 @@
-// Every op that is not a matrix product as one slow, plain f64 function: the definition that the kernels are tested against.
+// Every op (the matrix products in linear.h) as one slow, plain f64 function: the definition that the kernels are tested against.
 // Arrays are dense and row-major; names and shapes are those of ir/op.h. Nothing is rounded on the way: a fused op needs no
 // function of its own.
 #pragma once

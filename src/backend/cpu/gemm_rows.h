@@ -1,0 +1,41 @@
+// What is done to f32 accumulators on their way out of cache: rounding, bias, activation, folds and the softmax of cross-entropy.
+// gemm_rows.inl holds the bodies, one table per (instruction set, compute dtype); pointers to compute-dtype data are void*.
+#pragma once
+
+#include <cstdint>
+
+#include "base/cpu_features.h"
+#include "ir/dtype.h"
+
+namespace orrery {
+
+/// A block of accumulators and where it goes. Strides are in elements.
+struct GemmBlock {
+  int64_t rows = 0, columns = 0;
+  const float* c = nullptr;
+  int64_t ldc = 0;
+  const void* bias = nullptr;  // [columns] or null
+  void* y = nullptr;
+  int64_t ldy = 0;
+  const void* u = nullptr;  // finish_gelu_grad: the input of gelu
+  int64_t ldu = 0;
+  void* gelu_y = nullptr;  // finish_gelu: y is the linear output, gelu_y its gelu
+  int64_t ld_gelu = 0;
+};
+
+struct GemmRows {
+  void (*finish)(const GemmBlock& block);            // y = c + bias
+  void (*finish_f32)(const GemmBlock& block);        // the same with y in f32: the logits that a sampler reads
+  void (*finish_gelu)(const GemmBlock& block);       // y = c + bias; gelu_y = gelu(y)
+  void (*finish_gelu_grad)(const GemmBlock& block);  // y = round(c) * gelu'(u)
+  /// lower += upper.
+  void (*add_blocks)(int64_t rows, int64_t columns, float* lower, int64_t ld_lower, const float* upper, int64_t ld_upper);
+  /// lse = log(sum(exp(logits))) of one row, by the maximum first.
+  float (*log_sum_exp)(const void* logits, int64_t n);
+  /// In place: logits = exp(logits - lse) - (column == target); zeros for target -1, and in [n, padded).
+  void (*softmax_grad)(void* logits, int64_t n, int64_t padded, int32_t target, float lse);
+};
+
+const GemmRows& gemm_rows(VectorIsa isa, DType compute_dtype);
+
+}  // namespace orrery

@@ -1,0 +1,1 @@
+#include "backend/cpu/gemm_rows.inl"

@@ -1,0 +1,183 @@
+// kLinear, kLinearGelu, kLinearGradInput, kLinearGradInputGelu and the product with a packed weight: one blocked product each,
+// with what follows it done while the accumulators are in cache.
+#include "backend/cpu/gemm.h"
+#include "backend/cpu/gemm_kernels.h"
+#include "backend/cpu/gemm_rows.h"
+#include "backend/cpu/ops.h"
+
+namespace orrery {
+namespace {
+
+template <typename T>
+Product<T> forward_product(const OpCall& call) {
+  const TensorView &x = call.in(0), &weight = call.in(1), &y = call.out(0);
+  ORRERY_CHECK(x.row_width() == weight.row_width() && y.row_width() == weight.rows() && y.rows() == x.rows(),
+               "{}: x [{}, {}], weight [{}, {}], y [{}, {}]", op_name(call.kind), x.rows(), x.row_width(), weight.rows(),
+               weight.row_width(), y.rows(), y.row_width());
+  return {x.rows(), weight.rows(), x.row_width(), x.as<T>(), x.row_stride, false, weight.as<T>(), weight.row_stride, Operand::kTransposed};
+}
+
+template <typename T>
+Product<T> grad_input_product(const OpCall& call) {
+  const TensorView &dy = call.in(0), &weight = call.in(1), &dx = call.out(0);
+  ORRERY_CHECK(dy.row_width() == weight.rows() && dx.row_width() == weight.row_width() && dx.rows() == dy.rows(),
+               "{}: dy [{}, {}], weight [{}, {}], dx [{}, {}]", op_name(call.kind), dy.rows(), dy.row_width(), weight.rows(),
+               weight.row_width(), dx.rows(), dx.row_width());
+  return {dy.rows(), weight.row_width(), weight.rows(), dy.as<T>(), dy.row_stride, false, weight.as<T>(), weight.row_stride, Operand::kRows};
+}
+
+template <typename T>
+Product<T> product_of(const OpCall& call) {
+  return call.kind == OpKind::kLinear || call.kind == OpKind::kLinearGelu ? forward_product<T>(call) : grad_input_product<T>(call);
+}
+
+template <typename T>
+int64_t linear_workspace(const DeviceSpec& device, const OpCall& call) {
+  return product_workspace_bytes(product_of<T>(call), device.num_threads);
+}
+
+// Address of a view's element; null where there is no operand.
+std::byte* at(const TensorView* view, int64_t row, int64_t column) {
+  return view == nullptr ? nullptr : view->data + (row * view->row_stride + column) * dtype_bytes(view->dtype);
+}
+
+struct Finish {
+  void (*function)(const GemmBlock&) = nullptr;
+  const TensorView* bias = nullptr;
+  const TensorView* y = nullptr;
+  const TensorView* u = nullptr;
+  const TensorView* gelu_y = nullptr;
+};
+
+template <typename T>
+void multiply_and_finish(const KernelContext& context, const Product<T>& product, Workspace& workspace, const Finish& finish) {
+  multiply(context, product, workspace, [&](int64_t row, int64_t rows, int64_t column, int64_t columns, const float* c, int64_t ldc) {
+    GemmBlock block;
+    block.rows = rows;
+    block.columns = columns;
+    block.c = c;
+    block.ldc = ldc;
+    block.bias = at(finish.bias, 0, column);
+    block.y = at(finish.y, row, column);
+    block.ldy = finish.y->row_stride;
+    block.u = at(finish.u, row, column);
+    if (finish.u != nullptr) block.ldu = finish.u->row_stride;
+    block.gelu_y = at(finish.gelu_y, row, column);
+    if (finish.gelu_y != nullptr) block.ld_gelu = finish.gelu_y->row_stride;
+    finish.function(block);
+  });
+}
+
+template <typename T>
+void run_linear(const KernelContext& context, const OpCall& call) {
+  const Product<T> product = product_of<T>(call);
+  const DType dtype = sizeof(T) == 2 ? DType::kBF16 : DType::kF32;
+  const GemmRows& rows = gemm_rows(context.isa, dtype);
+  ORRERY_CHECK(static_cast<int64_t>(call.workspace.size()) >= product_workspace_bytes(product, context.pool->num_threads()),
+               "{}: workspace of {}", op_name(call.kind), call.workspace.size());
+  const DType out_dtype = call.out(0).dtype;
+  ORRERY_CHECK(out_dtype == dtype || (call.kind == OpKind::kLinear && out_dtype == DType::kF32), "{}: output in {}", op_name(call.kind),
+               dtype_name(out_dtype));
+  Finish finish{out_dtype == dtype ? rows.finish : rows.finish_f32, nullptr, &call.out(0)};
+  if (call.kind == OpKind::kLinear || call.kind == OpKind::kLinearGelu) {
+    if (call.inputs.size() > 2) finish.bias = &call.in(2);
+    ORRERY_CHECK(finish.bias == nullptr || finish.bias->num_elements() == product.n, "{}: bias of {}", op_name(call.kind), product.n);
+  }
+  if (call.kind == OpKind::kLinearGelu) {
+    finish.function = rows.finish_gelu;
+    finish.gelu_y = &call.out(1);
+  } else if (call.kind == OpKind::kLinearGradInputGelu) {
+    finish.function = rows.finish_gelu_grad;
+    finish.u = &call.in(2);
+  }
+  Workspace workspace(call.workspace.data());
+  multiply_and_finish(context, product, workspace, finish);
+}
+
+constexpr KernelEntry entry_of(OpKind kind, DType dtype) {
+  if (dtype == DType::kBF16) return {kind, dtype, run_linear<uint16_t>, linear_workspace<uint16_t>};
+  return {kind, dtype, run_linear<float>, linear_workspace<float>};
+}
+
+template <typename T>
+void pack_weight_of(const KernelContext& context, const TensorView& weight, T* packed) {
+  const TileOf<T> tile{tile_gemm(context)};
+  const int64_t k = weight.row_width(), stride = TileOf<T>::panel_elements(k);
+  context.pool->parallel_for(weight.rows(), kPanelColumns, [&](int64_t begin, int64_t end) {
+    tile.pack_transposed(end - begin, k, weight.as<T>() + begin * weight.row_stride, weight.row_stride, packed + begin / kPanelColumns * stride,
+                         stride);
+  });
+}
+
+template <typename T>
+Product<T> packed_product(const TensorView& x, const std::byte* packed, int64_t n) {
+  return {x.rows(), n, x.row_width(), x.as<T>(), x.row_stride, false, reinterpret_cast<const T*>(packed), 0, Operand::kPacked};
+}
+
+template <typename T>
+void run_packed(const KernelContext& context, const TensorView& x, const std::byte* packed, int64_t n, const TensorView* bias,
+                const TensorView& y, std::span<std::byte> memory) {
+  const Product<T> product = packed_product<T>(x, packed, n);
+  ORRERY_CHECK(static_cast<int64_t>(memory.size()) >= product_workspace_bytes(product, context.pool->num_threads()), "workspace of {}",
+               memory.size());
+  Workspace workspace(memory.data());
+  const GemmRows& rows = gemm_rows(context.isa, x.dtype);
+  multiply_and_finish(context, product, workspace, {y.dtype == x.dtype ? rows.finish : rows.finish_f32, bias, &y});
+}
+
+}  // namespace
+
+std::span<const KernelEntry> linear_kernels() {
+  static constexpr KernelEntry kEntries[] = {
+      entry_of(OpKind::kLinear, DType::kBF16),          entry_of(OpKind::kLinear, DType::kF32),
+      entry_of(OpKind::kLinearGelu, DType::kBF16),      entry_of(OpKind::kLinearGelu, DType::kF32),
+      entry_of(OpKind::kLinearGradInput, DType::kBF16), entry_of(OpKind::kLinearGradInput, DType::kF32),
+      entry_of(OpKind::kLinearGradInputGelu, DType::kBF16), entry_of(OpKind::kLinearGradInputGelu, DType::kF32),
+  };
+  return kEntries;
+}
+
+int64_t packed_weight_bytes(DType dtype, int64_t n, int64_t k) {
+  const int64_t panels = round_up(n, kPanelColumns) / kPanelColumns;
+  return panels * (dtype == DType::kBF16 ? 2 * panel_elements_bf16(k) : 4 * panel_elements_f32(k));
+}
+
+void pack_weight(const KernelContext& context, const TensorView& weight, std::byte* packed) {
+  if (weight.dtype == DType::kBF16)
+    pack_weight_of(context, weight, reinterpret_cast<uint16_t*>(packed));
+  else
+    pack_weight_of(context, weight, reinterpret_cast<float*>(packed));
+}
+
+int64_t linear_packed_workspace_bytes(const DeviceSpec& device, DType dtype, int64_t m, int64_t n, int64_t k) {
+  TensorView x;
+  x.dtype = dtype;
+  x.num_dims = 2;
+  x.dims = {m, k};
+  if (dtype == DType::kBF16) return product_workspace_bytes(packed_product<uint16_t>(x, nullptr, n), device.num_threads);
+  return product_workspace_bytes(packed_product<float>(x, nullptr, n), device.num_threads);
+}
+
+void linear_packed(const KernelContext& context, const TensorView& x, const std::byte* packed, int64_t n, const TensorView* bias,
+                   const TensorView& y, std::span<std::byte> workspace) {
+  ORRERY_CHECK(y.row_width() == n && y.rows() == x.rows() && (y.dtype == x.dtype || y.dtype == DType::kF32),
+               "linear_packed: y [{}, {}] {} of {}", y.rows(), y.row_width(), dtype_name(y.dtype), n);
+  if (x.dtype == DType::kBF16)
+    run_packed<uint16_t>(context, x, packed, n, bias, y, workspace);
+  else
+    run_packed<float>(context, x, packed, n, bias, y, workspace);
+}
+
+std::span<const KernelEntry> gemm_kernels() {
+  static const auto entries = [] {
+    std::array<KernelEntry, 16> all{};
+    size_t count = 0;
+    for (std::span<const KernelEntry> list : {linear_kernels(), linear_grad_weight_kernels(), cross_entropy_kernels()})
+      for (const KernelEntry& entry : list) all.at(count++) = entry;
+    ORRERY_CHECK(count == all.size(), "{} matrix products", count);
+    return all;
+  }();
+  return entries;
+}
+
+}  // namespace orrery
