@@ -99,11 +99,13 @@ class FaultyFileSystem final : public FileSystem {
   void rename_path(const std::string& from, const std::string& to) override {
     step("rename " + from);
     real_.rename_path(from, to);
+    follow(from, to);
     renames_.push_back({from, to, false});
   }
   void exchange_paths(const std::string& a, const std::string& b) override {
     step("exchange " + a);
     real_.exchange_paths(a, b);
+    follow(a, b);
     renames_.push_back({a, b, true});
   }
   void sync_directory(const std::string& path) override {
@@ -115,14 +117,14 @@ class FaultyFileSystem final : public FileSystem {
 
   /// After a crash: each rename whose directory was not synced is undone or not, and each file that was not synced ends anywhere.
   void lose_unsynced(std::mt19937_64& random) {
-    for (auto it = renames_.rbegin(); it != renames_.rend(); ++it) {
-      if (random() % 2 == 0) break;  // a later rename survives only with the earlier ones
-      it->exchange ? real_.exchange_paths(it->from, it->to) : real_.rename_path(it->to, it->from);
-    }
     for (const std::string& path : unsynced_) {
       std::error_code error;
       const auto size = std::filesystem::file_size(path, error);
       if (!error) std::filesystem::resize_file(path, random() % (size + 1), error);
+    }
+    for (auto it = renames_.rbegin(); it != renames_.rend(); ++it) {
+      if (random() % 2 == 0) break;  // a later rename survives only with the earlier ones
+      it->exchange ? real_.exchange_paths(it->from, it->to) : real_.rename_path(it->to, it->from);
     }
   }
   const std::string& last() const { return last_; }
@@ -132,6 +134,15 @@ class FaultyFileSystem final : public FileSystem {
     std::string from, to;
     bool exchange;
   };
+  /// Files that are not synced keep that state under their new name.
+  void follow(const std::string& from, const std::string& to) {
+    std::set<std::string> moved;
+    for (const std::string& path : unsynced_) {
+      const bool inside = path == from || path.starts_with(from + "/");
+      moved.insert(inside ? to + path.substr(from.size()) : path);
+    }
+    unsynced_ = std::move(moved);
+  }
   void step(const std::string& what) {
     if (dead) throw Error(ErrorCode::kIo, "power is off");
     if (count++ != fail_at) return;
