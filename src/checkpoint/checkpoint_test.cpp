@@ -61,10 +61,11 @@ struct TinyModel {
 };
 
 struct Saver {
+  FaultyFileSystem plain;  // faultless
   std::vector<std::byte> buffer = std::vector<std::byte>(kMinCheckpointBuffer);
   CheckpointWriter writer;
   Saver(TinyModel& model, const std::string& directory, FileSystem* files = nullptr, int keep = 2, uint64_t max_file_bytes = 1 << 20)
-      : writer({.directory = directory, .keep = keep, .max_file_bytes = max_file_bytes, .buffer = buffer, .files = files}, model.content()) {}
+      : writer({.directory = directory, .keep = keep, .max_file_bytes = max_file_bytes, .buffer = buffer, .files = files ? files : &plain}, model.content()) {}
   CheckpointResult save(int64_t step) {
     const int64_t position[] = {step * 8, 0};
     writer.start(step, position);
@@ -98,7 +99,7 @@ TEST(Checkpoint, SavesAndLoadsBitForBit) {
   for (const uint64_t max_file_bytes : {uint64_t{1} << 20, uint64_t{100}}) {
     TemporaryDirectory directory;
     TinyModel model(1), loaded(2);
-    Saver saver(model, directory.path(), nullptr, 2, max_file_bytes);
+    Saver saver(model, directory.path(), &real_file_system(), 2, max_file_bytes);
     const CheckpointResult result = saver.save(120);
     EXPECT_EQ(result.path, directory.file("step-00000120"));
     EXPECT_EQ(verify_checkpoint(result.path).digest, result.digest);

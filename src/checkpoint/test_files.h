@@ -60,7 +60,7 @@ void expect_error(Body&& body, ErrorCode code, std::initializer_list<std::string
   }
 }
 
-/// Counts operations. At operation `fail_at` it either fails once with `error_number` (and a write leaves half its bytes), or, with
+/// Counts operations; syncing is remembered, not done. At operation `fail_at` it either fails once with `error_number` (and a write leaves half its bytes), or, with
 /// `crash`, cuts the power: that operation and all later ones do nothing but throw, and lose_unsynced() then does to the disk what
 /// a power cut may do.
 class FaultyFileSystem final : public FileSystem {
@@ -88,8 +88,8 @@ class FaultyFileSystem final : public FileSystem {
     real_.write_all(file, path, data);
   }
   void sync_file(int file, const std::string& path) override {
-    step("sync " + path);
-    real_.sync_file(file, path);
+    step("sync " + path);  // not passed on: a real disk would make these tests minutes long
+    (void)file;
     unsynced_.erase(path);
   }
   void close_file(int file, const std::string& path) override {
