@@ -196,6 +196,12 @@ void measure_disk(const std::string& folder, MachineProbe& probe) {
 MachineProbe measure_machine(const ProbeOptions& options) {
   MachineProbe probe;
   probe.facts = machine_facts();
+  // A rate measured beside other work is low, and everything relative to it looks better than it is.
+  double load = 0;
+  if (::getloadavg(&load, 1) == 1 && load > 0.5 * probe.facts.usable_cores) {
+    probe.notes += fmt::format(
+        "other work was running (load {:.1f}): the rates are low; repeat with --fresh when the machine is idle; ", load);
+  }
   ThreadPool pool(options.num_threads > 0 ? options.num_threads : probe.facts.usable_cores);
   if (probe.facts.isa.find("avx2") != std::string::npos) measure_memory(pool, probe);
   measure_gemms(pool, probe);

@@ -56,7 +56,7 @@ std::vector<Part> make_parts(const StepReport& report) {
   if (report.flops_per_second > 0) parts.push_back({"", format_rate(report.flops_per_second, "FLOP/s"), 10, ""});
   if (peak_share(report) >= 0) parts.push_back({"", fmt::format("{:.0f}% of peak", 100 * peak_share(report)), 9, ""});
   if (report.memory_bytes > 0) parts.push_back({"mem", memory_text(report), 6, ""});
-  if (report.eta_seconds >= 0) parts.push_back({"eta", format_duration(report.eta_seconds), 4, "\x1b[33m"});
+  if (report.eta_seconds >= 0 && report.step < report.num_steps) parts.push_back({"eta", format_duration(report.eta_seconds), 4, "\x1b[33m"});
   return parts;
 }
 
