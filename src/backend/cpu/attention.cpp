@@ -120,7 +120,7 @@ AttentionTask make_task(const KernelContext& context, const OpCall& call, const 
   task.o_stride = o.row_stride;
   task.lse = lse.as<float>() + kv_head * group * lse.row_stride + begin;
   task.lse_stride = lse.row_stride;
-  task.product = &block_product(q.dtype, context.isa, context.arithmetic, context.native_arithmetic);
+  task.tile = &tile_gemm(context);
   const int64_t scratch = task_scratch_bytes(call);
   ORRERY_CHECK(task.num_tokens <= longest_segment(call, q), "a segment of {} tokens in windows of {}", task.num_tokens,
                longest_segment(call, q));

@@ -10,7 +10,7 @@
 
 #include <cstdint>
 
-#include "backend/cpu/block_product.h"
+#include "backend/cpu/tile_gemm.h"
 
 namespace orrery {
 
@@ -26,7 +26,7 @@ struct AttentionTask {
   // First row of the segment, first head of the group; strides from row to row in elements. Heads are H apart.
   const void *q = nullptr, *k = nullptr, *v = nullptr;
   int64_t q_stride = 0, k_stride = 0, v_stride = 0;
-  const BlockProduct* product = nullptr;
+  const TileGemm* tile = nullptr;
   std::byte* scratch = nullptr;
 
   // Forward: o as q; lse of the first head, heads lse_stride apart. Backward reads both.
@@ -56,7 +56,7 @@ struct PagedTask {
   int64_t token_stride = 0;                           // elements from one slot to the next: K * H
   int64_t block_tokens = 0;
   const int32_t* block_table = nullptr;  // of this sequence
-  const BlockProduct* product = nullptr;
+  const TileGemm* tile = nullptr;
   std::byte* scratch = nullptr;
 };
 

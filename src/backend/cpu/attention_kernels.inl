@@ -11,10 +11,21 @@ namespace {
 
 constexpr int64_t B = kAttentionBlock;
 constexpr int64_t kVectors = B / kLanes;
+// Softmax is computed in base 2: e^x = 2^(x log2 e).
+constexpr float kLog2E = 1.44269504088896341f, kLn2 = 0.693147180559945309f;
 
 ORRERY_INLINE int64_t padded(int64_t n, int64_t granule) { return (n + granule - 1) / granule * granule; }
 ORRERY_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 ORRERY_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+ORRERY_INLINE void product(const TileGemm* tile, int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda,
+                           const uint16_t* b, int64_t panel_stride, float* c, int64_t ldc, bool accumulate) {
+  tile->bf16(m, n, k, a, lda, b, panel_stride, c, ldc, accumulate);
+}
+ORRERY_INLINE void product(const TileGemm* tile, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
+                           int64_t panel_stride, float* c, int64_t ldc, bool accumulate) {
+  tile->f32(m, n, k, a, lda, b, panel_stride, c, ldc, accumulate);
+}
 
 // Hands out parts of the scratch memory; each is a multiple of 64 bytes because B is.
 struct Scratch {
@@ -32,7 +43,7 @@ struct Visible {
   F32x16 first[kVectors], last[kVectors];
 };
 
-// Running softmax statistics of 64 queries: maximum of the scaled scores, sum of exp(score - maximum).
+// Running softmax statistics of 64 queries: maximum of the scores times scale * log2 e, sum of 2^(that - maximum).
 struct Statistics {
   F32x16 maximum[kVectors], sum[kVectors];
   void reset() {
@@ -45,12 +56,15 @@ struct Statistics {
 
 // Writes the pair of rows (s, s + 1) of a [B, 16] panel of the next product's right-hand operand.
 ORRERY_INLINE void store_panel_pair(uint16_t* panel, int64_t s, F32x16 even, F32x16 odd) {
-  store(reinterpret_cast<int32_t*>(panel + s * 16), pair_words(to_bf16_bits(even), to_bf16_bits(odd)));
+  store(reinterpret_cast<int32_t*>(panel + s * 16), pair_words(number_to_bf16_bits(even), number_to_bf16_bits(odd)));
 }
 ORRERY_INLINE void store_panel_pair(float* panel, int64_t s, F32x16 even, F32x16 odd) {
   store(panel + s * 16, even);
   store(panel + (s + 1) * 16, odd);
 }
+
+ORRERY_INLINE void store_number(uint16_t* out, F32x16 a) { store_u16(out, number_to_bf16_bits(a)); }
+ORRERY_INLINE void store_number(float* out, F32x16 a) { store(out, a); }
 
 // One block of 64 keys for 16 queries: `emit(s, p, p_next)` receives the probabilities exp(scale * score - maximum) of keys s
 // and s + 1; returns the factor by which what was summed before has to shrink. Probabilities are summed before they are
@@ -75,14 +89,14 @@ ORRERY_INLINE F32x16 softmax_block(float* scores, int64_t stride, int64_t first_
   const F32x16 scales = splat(scale);
   const F32x16 next_maximum = max(maximum, max(top0, top1) * scales);
   const F32x16 base = select(next_maximum < splat(-3.0e38f), zero(), next_maximum);
-  const F32x16 shrink = exp_nonpositive(maximum - base);
+  const F32x16 shrink = exp2_nonpositive(maximum - base);
   const F32x16 minus_base = zero() - base;
   F32x16 sum0 = zero(), sum1 = zero(), sum2 = zero(), sum3 = zero();
   for (int64_t s = 0; s < B; s += 4) {
-    const F32x16 p0 = exp_nonpositive(fma(load(scores + s * stride), scales, minus_base));
-    const F32x16 p1 = exp_nonpositive(fma(load(scores + (s + 1) * stride), scales, minus_base));
-    const F32x16 p2 = exp_nonpositive(fma(load(scores + (s + 2) * stride), scales, minus_base));
-    const F32x16 p3 = exp_nonpositive(fma(load(scores + (s + 3) * stride), scales, minus_base));
+    const F32x16 p0 = exp2_nonpositive(fma(load(scores + s * stride), scales, minus_base));
+    const F32x16 p1 = exp2_nonpositive(fma(load(scores + (s + 1) * stride), scales, minus_base));
+    const F32x16 p2 = exp2_nonpositive(fma(load(scores + (s + 2) * stride), scales, minus_base));
+    const F32x16 p3 = exp2_nonpositive(fma(load(scores + (s + 3) * stride), scales, minus_base));
     sum0 = sum0 + p0;
     sum1 = sum1 + p1;
     sum2 = sum2 + p2;
@@ -134,7 +148,8 @@ void forward(const AttentionTask& t) {
   float* o_transposed = scratch.take<float>(Hp * B);
   copy_rows(static_cast<const T*>(t.k), t.k_stride, L, H, Lp, Hp, k_rows);
   transpose_rows(static_cast<const T*>(t.v), t.v_stride, L, H, Lp, Hp, v_transposed, Lp);
-  t.product->begin();
+  const float scale = t.scale * kLog2E;
+  t.tile->begin_thread();
   for (int64_t head = 0; head < t.group; ++head)
     for (int64_t i = 0; i * B < L; ++i) {
       const int64_t rows = smaller(B, L - i * B);
@@ -144,14 +159,14 @@ void forward(const AttentionTask& t) {
       Statistics statistics;
       statistics.reset();
       for (int64_t j = blocks.first; j <= blocks.last; ++j) {
-        t.product->run({k_rows + j * B * Hp, Hp, q_packed, 16 * Hp, scores, B, B, B, Hp, false});
+        product(t.tile, B, B, Hp, k_rows + j * B * Hp, Hp, q_packed, 16 * Hp, scores, B, false);
         const bool masked = needs_mask(i, j, t.window);
         for (int64_t c = 0; c < kVectors; ++c) {
           T* panel = p_packed + c * 16 * B;
           const auto emit = [&](int64_t s, F32x16 even, F32x16 odd) { store_panel_pair(panel, s, even, odd); };
-          const F32x16 shrink = masked ? softmax_block<true>(scores + c * kLanes, B, j * B, t.scale, visible.first[c],
+          const F32x16 shrink = masked ? softmax_block<true>(scores + c * kLanes, B, j * B, scale, visible.first[c],
                                                              visible.last[c], statistics.maximum[c], statistics.sum[c], emit)
-                                       : softmax_block<false>(scores + c * kLanes, B, j * B, t.scale, visible.first[c],
+                                       : softmax_block<false>(scores + c * kLanes, B, j * B, scale, visible.first[c],
                                                               visible.last[c], statistics.maximum[c], statistics.sum[c], emit);
           if (j > blocks.first)
             for (int64_t h = 0; h < Hp; ++h) {
@@ -159,12 +174,12 @@ void forward(const AttentionTask& t) {
               store(o, load(o) * shrink);
             }
         }
-        t.product->run({v_transposed + j * B, Lp, p_packed, 16 * B, o_transposed, B, Hp, B, B, j > blocks.first});
+        product(t.tile, Hp, B, B, v_transposed + j * B, Lp, p_packed, 16 * B, o_transposed, B, j > blocks.first);
       }
       for (int64_t c = 0; c * kLanes < rows; ++c) {
         const F32x16 inverse = splat(1.0f) / statistics.sum[c];
         const int64_t count = smaller(kLanes, rows - c * kLanes), row = i * B + c * kLanes;
-        store_n(t.lse + head * t.lse_stride + row, statistics.maximum[c] + log(statistics.sum[c]), count);
+        store_n(t.lse + head * t.lse_stride + row, fma(statistics.maximum[c], splat(kLn2), log(statistics.sum[c])), count);
         for (int64_t h = 0; h < H; h += 16) {
           F32x16 block[16];
           for (int64_t x = 0; x < 16; ++x) block[x] = load(o_transposed + (h + x) * B + c * kLanes) * inverse;
@@ -174,7 +189,7 @@ void forward(const AttentionTask& t) {
         }
       }
     }
-  t.product->end();
+  t.tile->end_thread();
 }
 
 // P and dS of one block, from scores and dP: both as left operands (rows of keys), dS as right operand too.
@@ -182,19 +197,19 @@ void forward(const AttentionTask& t) {
 template <typename T, bool kMasked>
 ORRERY_INLINE void gradient_block(const float* scores, const float* dp, int64_t first_key, float scale, const Visible& visible,
                                   const float* lse, const float* d, T* p_rows, T* ds_rows, T* ds_packed) {
-  const F32x16 scales = splat(scale);
+  const F32x16 scales = splat(scale), scales2 = splat(scale * kLog2E);
   for (int64_t c = 0; c < kVectors; ++c) {
-    const F32x16 minus_lse = zero() - load(lse + c * kLanes), mean = load(d + c * kLanes);
+    const F32x16 minus_lse = load(lse + c * kLanes) * splat(-kLog2E), mean = load(d + c * kLanes);
     const auto one = [&](int64_t s, F32x16& p, F32x16& ds) {
       const int64_t at = s * B + c * kLanes;
-      p = exp_nonpositive(fma(load(scores + at), scales, minus_lse));
+      p = exp2_nonpositive(fma(load(scores + at), scales2, minus_lse));
       if constexpr (kMasked) {
         const F32x16 key = splat(static_cast<float>(first_key + s));
         p = select(visible.last[c] < key, zero(), select(key < visible.first[c], zero(), p));
       }
       ds = (p * (load(dp + at) - mean)) * scales;
-      store(p_rows + at, p);
-      store(ds_rows + at, ds);
+      store_number(p_rows + at, p);
+      store_number(ds_rows + at, ds);
     };
     for (int64_t s = 0; s < B; s += 2) {
       F32x16 p0, p1, ds0, ds1;
@@ -243,7 +258,7 @@ void backward(const AttentionTask& t) {
   copy_rows(static_cast<const T*>(t.k), t.k_stride, L, H, Lp, Hp, k_rows);
   copy_rows(static_cast<const T*>(t.v), t.v_stride, L, H, Lp, Hp, v_rows);
   transpose_rows(static_cast<const T*>(t.k), t.k_stride, L, H, Lp, Hp, k_transposed, Lp);
-  t.product->begin();
+  t.tile->begin_thread();
   for (int64_t head = 0; head < t.group; ++head) {
     const T* q = static_cast<const T*>(t.q) + head * H;
     const T* dout = static_cast<const T*>(t.dout) + head * H;
@@ -265,17 +280,17 @@ void backward(const AttentionTask& t) {
     for (int64_t j = 0; j < num_blocks; ++j) {
       const int64_t last = t.window > 0 ? smaller(num_blocks - 1, (j * B + B - 1 + t.window - 1) / B) : num_blocks - 1;
       for (int64_t i = j; i <= last; ++i) {
-        t.product->run({k_rows + j * B * Hp, Hp, q_columns + i * B * Hp, 16 * Hp, scores, B, B, B, Hp, false});
-        t.product->run({v_rows + j * B * Hp, Hp, do_columns + i * B * Hp, 16 * Hp, dp, B, B, B, Hp, false});
+        product(t.tile, B, B, Hp, k_rows + j * B * Hp, Hp, q_columns + i * B * Hp, 16 * Hp, scores, B, false);
+        product(t.tile, B, B, Hp, v_rows + j * B * Hp, Hp, do_columns + i * B * Hp, 16 * Hp, dp, B, false);
         if (needs_mask(i, j, t.window))
           gradient_block<T, true>(scores, dp, j * B, t.scale, visible_keys(i * B, t.window), lse + i * B, d + i * B, p_rows,
                                   ds_rows, ds_packed);
         else
           gradient_block<T, false>(scores, dp, j * B, t.scale, {}, lse + i * B, d + i * B, p_rows, ds_rows, ds_packed);
-        t.product->run({p_rows, B, do_packed + i * B * 16, 16 * Lp, dv_block, Hp, B, Hp, B, i > j});
-        t.product->run({ds_rows, B, q_packed + i * B * 16, 16 * Lp, dk_block, Hp, B, Hp, B, i > j});
-        t.product->run({k_transposed + j * B, Lp, ds_packed, 16 * B, dq_transposed + i * B, Lp, Hp, B, B,
-                        j > key_blocks(i, t.window).first});
+        product(t.tile, B, Hp, B, p_rows, B, do_packed + i * B * 16, 16 * Lp, dv_block, Hp, i > j);
+        product(t.tile, B, Hp, B, ds_rows, B, q_packed + i * B * 16, 16 * Lp, dk_block, Hp, i > j);
+        product(t.tile, Hp, B, B, k_transposed + j * B, Lp, ds_packed, 16 * B, dq_transposed + i * B, Lp,
+                j > key_blocks(i, t.window).first);
       }
       add_block(dk_block, B * Hp, head == 0, dk + j * B * Hp);
       add_block(dv_block, B * Hp, head == 0, dv + j * B * Hp);
@@ -290,7 +305,7 @@ void backward(const AttentionTask& t) {
           store_n(dq + (row + x) * t.dq_stride + h, block[x], smaller(kLanes, H - h));
       }
   }
-  t.product->end();
+  t.tile->end_thread();
   store_rows(dk, Hp, L, H, static_cast<T*>(t.dk), t.dk_stride);
   store_rows(dv, Hp, L, H, static_cast<T*>(t.dv), t.dv_stride);
 }
@@ -323,7 +338,8 @@ void paged(const PagedTask& t) {
   float* scores = scratch.take<float>(B * B);
   float* p_transposed = scratch.take<float>(B * B);
   float* o = scratch.take<float>(B * Hp);
-  t.product->begin();
+  const float scale = t.scale * kLog2E;
+  t.tile->begin_thread();
   for (int64_t first_column = 0; first_column < num_columns; first_column += B) {
     const int64_t columns = smaller(B, num_columns - first_column), wide = padded(columns, 16), tall = padded(columns, 32);
     alignas(64) float last[B], first[B], shrinks[B], inverse[B];
@@ -347,14 +363,14 @@ void paged(const PagedTask& t) {
       gather_cache(t, t.v_cache, j * B, rows, Hp, k_rows);
       pack_rows(k_rows, Hp, B, Hp, B, Hp, v_packed);
       gather_cache(t, t.k_cache, j * B, rows, Hp, k_rows);
-      t.product->run({k_rows, Hp, q_packed, 16 * Hp, scores, B, B, wide, Hp, false});
+      product(t.tile, B, wide, Hp, k_rows, Hp, q_packed, 16 * Hp, scores, B, false);
       for (int64_t c = 0; c < wide; c += kLanes) {
         const auto emit = [&](int64_t s, F32x16 even, F32x16 odd) {
           store(p_transposed + s * B + c, even);
           store(p_transposed + (s + 1) * B + c, odd);
         };
         const int64_t v = c / kLanes;
-        store(shrinks + c, softmax_block<true>(scores + c, B, j * B, t.scale, load(first + c), load(last + c),
+        store(shrinks + c, softmax_block<true>(scores + c, B, j * B, scale, load(first + c), load(last + c),
                                                statistics.maximum[v], statistics.sum[v], emit));
       }
       for (int64_t c = wide; c < tall; c += kLanes)
@@ -365,7 +381,7 @@ void paged(const PagedTask& t) {
       if (j > first_block)
         for (int64_t c = 0; c < columns; ++c)
           for (int64_t h = 0; h < Hp; h += kLanes) store(o + c * Hp + h, load(o + c * Hp + h) * splat(shrinks[c]));
-      t.product->run({p_rows, B, v_packed, 16 * B, o, Hp, tall, Hp, B, j > first_block});
+      product(t.tile, tall, Hp, B, p_rows, B, v_packed, 16 * B, o, Hp, j > first_block);
     }
     for (int64_t c = 0; c < wide; c += kLanes) store(inverse + c, splat(1.0f) / statistics.sum[c / kLanes]);
     for (int64_t c = 0; c < columns; ++c) {
@@ -374,7 +390,7 @@ void paged(const PagedTask& t) {
       for_lanes(H, [&](int64_t h, int64_t n) { store_n(out + h, load_n(o + c * Hp + h, n) * splat(inverse[c]), n); });
     }
   }
-  t.product->end();
+  t.tile->end_thread();
 }
 
 }  // namespace

@@ -12,7 +12,7 @@ namespace orrery {
 using MathArrayFn = void (*)(const float* x, float* y, int64_t n);
 
 struct MathArrays {
-  MathArrayFn exp, exp_nonpositive, log, tanh, sigmoid, silu, silu_derivative, gelu, gelu_derivative;
+  MathArrayFn exp, exp_nonpositive, exp2_nonpositive, log, tanh, sigmoid, silu, silu_derivative, gelu, gelu_derivative;
   void (*to_bf16)(const float* x, uint16_t* y, int64_t n);  // round to nearest even
   void (*from_bf16)(const uint16_t* x, float* y, int64_t n);
   float (*sum)(const float* x, int64_t n);  // lane i sums x[i], x[i + 16], ... from +0; then the fixed tree of reduce_add

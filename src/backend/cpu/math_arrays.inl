@@ -29,7 +29,7 @@ float array_max(const float* x, int64_t count) {
 
 extern const MathArrays kMathArrays;
 const MathArrays kMathArrays = {
-    map<exp>,  map<exp_nonpositive>, map<log>, map<tanh>, map<sigmoid>, map<silu>, map<silu_derivative>,
+    map<exp>,  map<exp_nonpositive>, map<exp2_nonpositive>, map<log>, map<tanh>, map<sigmoid>, map<silu>, map<silu_derivative>,
     map<gelu>, map<gelu_derivative>, to_bf16,  from_bf16, sum,          array_max};
 
 }  // namespace orrery::ORRERY_SIMD

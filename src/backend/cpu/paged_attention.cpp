@@ -89,7 +89,7 @@ void run_paged_attention(const KernelContext& context, const OpCall& call) {
         task.token_stride = a.num_kv_heads * H;
         task.block_tokens = a.block_tokens;
         task.block_table = block_table.as<int32_t>() + s * block_table.row_stride;
-        task.product = &block_product(q.dtype, context.isa, context.arithmetic, context.native_arithmetic);
+        task.tile = &tile_gemm(context);
         task.scratch = call.workspace.data() + thread_index * scratch;
         kernels.paged(task);
       }

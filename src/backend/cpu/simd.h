@@ -238,6 +238,11 @@ ORRERY_INLINE I32x16 to_bf16_bits(F32x16 a) {
   const I32x16 rounded = bits + splat_i32(0x7FFF) + odd;
   return shift_right<16>(select(is_nan(a), bits | splat_i32(0x400000), rounded));
 }
+/// The same for numbers that are not NaN, or are NaN with an empty low half, as every NaN made from bf16 operands is.
+ORRERY_INLINE I32x16 number_to_bf16_bits(F32x16 a) {
+  const I32x16 bits = as_i32(a);
+  return shift_right<16>(bits + splat_i32(0x7FFF) + (shift_right<16>(bits) & splat_i32(1)));
+}
 /// a rounded to bf16, as f32: what storing and loading again would give.
 ORRERY_INLINE F32x16 round_to_bf16(F32x16 a) { return as_f32(shift_left<16>(to_bf16_bits(a))); }
 

@@ -50,6 +50,24 @@ ORRERY_INLINE F32x16 exp_nonpositive(F32x16 x) {
   return select(tiny, zero(), e * pow2_integral(n));
 }
 
+/// 2^x for x <= 0 (and a little above), at most 1 ulp down to -126; below that +0, or a subnormal number that kernels' mode
+/// reads as 0. The cheapest exponential: no constant has to be split, because x - round(x) is exact.
+ORRERY_INLINE F32x16 exp2_nonpositive(F32x16 x) {
+  // At -127 the fraction is 0 and the exponent field of 1.0 minus 127 is empty: +0.
+  x = max(splat(-127.0f), x);
+  const F32x16 n = round(x);
+  const F32x16 r = x - n;
+  // (2^r - 1) / r for |r| <= 1/2, degree 5: relative error of 2^r 2.0e-9.
+  F32x16 p = splat(0.00015353282f);
+  p = fma(p, r, splat(0.0013399001f));
+  p = fma(p, r, splat(0.009618439f));
+  p = fma(p, r, splat(0.05550332f));
+  p = fma(p, r, splat(0.24022648f));
+  p = fma(p, r, splat(0.6931472f));
+  p = fma(p, r, splat(1.0f));
+  return as_f32(as_i32(p) + shift_left<23>(to_i32(n)));
+}
+
 /// ln x, at most 1 ulp; -inf for 0 and subnormals, NaN below, +inf for +inf.
 ORRERY_INLINE F32x16 log(F32x16 x) {
   // x = m * 2^e with m in [sqrt(1/2), sqrt(2)): adding the distance from sqrt(1/2) to 1 carries into the exponent where m would

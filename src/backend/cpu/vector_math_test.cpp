@@ -40,6 +40,7 @@ double silu_derivative64(double x) { return sigmoid64(x) * (1 + x * sigmoid64(-x
 const Case kCases[] = {
     {"exp", &MathArrays::exp, std::exp, -87.0, 88.7, 1.0, 0},
     {"exp_nonpositive", &MathArrays::exp_nonpositive, std::exp, -87.0, 0.0, 1.0, 0},
+    {"exp2_nonpositive", &MathArrays::exp2_nonpositive, std::exp2, -126.0, 0.0, 1.0, 0},
     {"log", &MathArrays::log, std::log, 1e-30, 0.5, 1.0, 0},
     {"log", &MathArrays::log, std::log, 0.5, 2.0, 1.0, 0},
     {"log", &MathArrays::log, std::log, 2.0, 1e30, 1.0, 0},
