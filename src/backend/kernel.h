@@ -71,7 +71,8 @@ struct KernelContext {
   bool native_arithmetic = true;  // false: emulate `arithmetic` with f32 FMAs even where the instruction exists
 };
 
-/// One op of a block with its operands resolved. `fold` is set for ops with gradient outputs.
+/// One op of a block with its operands resolved. `fold` is set for ops with gradient outputs; where it is set for others, its
+/// sequence_tokens bounds the length of a segment (0: unknown).
 struct OpCall {
   OpKind kind{};
   std::span<const TensorView> inputs;

@@ -63,7 +63,7 @@ int64_t op_workspace_bytes(const DeviceSpec& device, const Stage& stage, const O
   call.inputs = inputs;
   call.outputs = outputs;
   call.attributes = &op.attributes;
-  call.fold = has_gradient_output(op.kind) ? &binding.fold : nullptr;
+  call.fold = &binding.fold;
   return kernel.workspace_bytes(device, call);
 }
 
@@ -113,6 +113,9 @@ void Executor::run(Phase phase, const ActionBinding& binding) {
   const auto phase_index = static_cast<size_t>(phase);
   const std::vector<Op>& ops = stage_.block(phase).ops;
   std::array<TensorView, kMaxOperands> inputs, outputs;
+  // Workspaces were planned for segments of at most sequence_tokens_, so a binding without folds says so too.
+  GradFold fold = binding.fold;
+  if (fold.sequence_tokens == 0) fold.sequence_tokens = sequence_tokens_;
   auto before = std::chrono::steady_clock::now();
   for (size_t i = 0; i < ops.size(); ++i) {
     const Op& op = ops[i];
@@ -123,7 +126,7 @@ void Executor::run(Phase phase, const ActionBinding& binding) {
     call.inputs = {inputs.data(), op.inputs.size()};
     call.outputs = {outputs.data(), op.outputs.size()};
     call.attributes = &op.attributes;
-    call.fold = has_gradient_output(op.kind) ? &binding.fold : nullptr;
+    call.fold = &fold;
     const int64_t workspace = map_.workspace_bytes[phase_index][i];
     if (workspace > 0) call.workspace = {arena_.data() + map_.workspace_offset[phase_index][i], static_cast<size_t>(workspace)};
     kernels_[phase_index][i]->run(context_, call);
