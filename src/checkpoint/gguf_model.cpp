@@ -147,14 +147,14 @@ std::vector<GgufTensorMapping> gguf_tensor_mapping(const ModelConfig& config, st
 
 std::string gguf_architecture(const ModelConfig& config) {
   const std::string name = export_architecture(config);
+  if (!config.sliding_layers.empty()) {
+    throw Error(ErrorCode::kUnsupported, "GGUF cannot say that only some layers of a {} have a sliding window; export a Hugging Face folder instead", name);
+  }
   if (name == "GPT2LMHeadModel") return "gpt2";
   if (name == "Qwen2ForCausalLM") return "qwen2";
   if (name == "Qwen3ForCausalLM") {
     if (!config.attention_bias) return "qwen3";
     throw Error(ErrorCode::kUnsupported, "GGUF has no architecture with q/k norms and attention biases; export a Hugging Face folder instead");
-  }
-  if (!config.sliding_layers.empty()) {
-    throw Error(ErrorCode::kUnsupported, "GGUF's llama architecture has no sliding window on some layers only; export a Hugging Face folder instead");
   }
   return "llama";
 }

@@ -9,6 +9,7 @@
 
 #include "checkpoint/gguf.h"
 #include "model/model_config.h"
+#include "tokenizer/tokenizer.h"
 
 namespace orrery {
 
@@ -40,18 +41,8 @@ void add_model_metadata(const ModelConfig& config, std::string_view architecture
 /// Llama 3's scaling as GGUF stores it: what each frequency pair's frequency is divided by. Empty for other scalings.
 std::vector<float> rope_frequency_factors(const RopeScaling& scaling, double theta, int64_t head_dim);
 
-/// The vocabulary as GGUF has it.
-struct GgufVocabulary {
-  std::string model;  // "gpt2", "llama", "t5"
-  std::string pre;
-  std::vector<std::string> tokens;
-  std::vector<float> scores;
-  std::vector<int32_t> token_types;  // 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte
-  std::vector<std::string> merges;   // "left right"
-  int32_t bos_id = -1, eos_id = -1, pad_id = -1, unk_id = -1;
-  std::optional<bool> add_bos, add_eos, add_space_prefix, remove_extra_whitespaces;
-  std::string precompiled_charsmap;
-  std::string chat_template;
+/// The vocabulary as GGUF has it; load_gguf_tokenizer() takes it as it is.
+struct GgufVocabulary : GgufTokenizerData {
   std::string tokenizer_json;  // tokenizer.huggingface.json, where the writer kept it
 };
 

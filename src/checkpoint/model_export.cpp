@@ -217,6 +217,7 @@ void write_hf_folder(const ModelSource& source, const std::string& directory, co
     write_text_file(join_path(partial, "config.json"), config);
     write_weights(source, partial, options);
     for (const auto& [name, text] : source.tokenizer().files) write_text_file(join_path(partial, name), text);
+    if (source.tokenizer().files.empty() && source.tokenizer().vocabulary) save_tokenizer_json(load_gguf_tokenizer(*source.tokenizer().vocabulary), partial);
     files.sync_directory(partial);
     files.rename_path(partial, target);
     files.sync_directory(parent_of(target));

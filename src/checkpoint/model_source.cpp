@@ -272,6 +272,21 @@ const std::string* ModelTokenizer::file(std::string_view name) const {
   return nullptr;
 }
 
+Tokenizer load_model_tokenizer(const ModelSource& source) {
+  const ModelTokenizer& tokenizer = source.tokenizer();
+  if (const std::string* json = tokenizer.file("tokenizer.json")) {
+    const std::string* settings = tokenizer.file("tokenizer_config.json");
+    const Tokenizer loaded = load_tokenizer_json(*json, settings ? std::string_view(*settings) : std::string_view());
+    return tokenizer.chat_template.empty() ? loaded : loaded.with_chat_template(tokenizer.chat_template);
+  }
+  if (const std::string* model = tokenizer.file("tokenizer.model")) {
+    const Tokenizer loaded = load_sentencepiece(*model);
+    return tokenizer.chat_template.empty() ? loaded : loaded.with_chat_template(tokenizer.chat_template);
+  }
+  if (tokenizer.vocabulary) return load_gguf_tokenizer(*tokenizer.vocabulary);
+  throw Error(ErrorCode::kInvalidArgument, "{}: the model has no tokenizer (tokenizer.json, tokenizer.model or GGUF vocabulary); put one beside it", source.path());
+}
+
 struct ModelSource::Impl {
   std::string path;
   ModelForm form{};

@@ -87,13 +87,18 @@ struct HfFolderOptions {
   std::optional<DType> dtype;  // none: the source's own; quantized tensors become bf16
   uint64_t max_file_bytes = uint64_t{5} << 30;
 };
-/// Writes a folder that transformers loads: config.json, model*.safetensors, tokenizer files. The folder must not exist, or be empty; it
+/// Writes a folder that transformers loads: config.json, model*.safetensors, tokenizer files (made from GGUF's vocabulary where the
+/// source has no others). The folder must not exist, or be empty; it
 /// appears under its name only when it is whole.
 void write_hf_folder(const ModelSource& source, const std::string& directory, const HfFolderOptions& options = {});
 
 /// Writes a GGUF file that llama.cpp loads. `type`: kF32, kBF16, kF16 or kQ8_0 for matrices; vectors stay f32. Refuses an existing file.
 /// A tokenizer that GGUF cannot express is an error (kUnsupported).
 void write_gguf(const ModelSource& source, const std::string& path, BlockType type);
+
+/// The model's tokenizer, ready to run: from tokenizer.json (with tokenizer_config.json), tokenizer.model, or GGUF's vocabulary, in this
+/// order. Errors: kCorruptData, kUnsupported as the loaders; kInvalidArgument: the model has none.
+Tokenizer load_model_tokenizer(const ModelSource& source);
 
 /// The tokenizer's Hugging Face files, e.g. to be copied into checkpoints of a run.
 std::vector<std::pair<std::string, std::string>> read_tokenizer_files(const std::string& directory);

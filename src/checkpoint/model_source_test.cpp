@@ -253,6 +253,10 @@ TEST(ModelSource, WrongPlacesAreNamed) {
   const ModelSource hf = open_model(directory.file("hf"));
   expect_error([&] { write_hf_folder(hf, directory.file("hf")); }, ErrorCode::kInvalidArgument, {"not an empty directory"});
   expect_error([&] { write_gguf(hf, directory.file("hf/config.json"), BlockType::kF32); }, ErrorCode::kInvalidArgument, {"it exists"});
+  ModelConfig windows = tiny_config("Qwen2ForCausalLM");
+  windows.sliding_window = 4;
+  windows.sliding_layers = {0, 1};
+  expect_error([&] { gguf_architecture(windows); }, ErrorCode::kUnsupported, {"sliding window"});
   expect_error([&] { write_gguf(hf, directory.file("x.gguf"), BlockType::kQ4_0); }, ErrorCode::kUnsupported, {"Q4_0"});
   EXPECT_FALSE(path_exists(directory.file("x.gguf")) || path_exists(directory.file("x.gguf.partial")));
   std::string config = read_text(directory.file("hf/config.json"));
