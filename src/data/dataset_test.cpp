@@ -1,5 +1,5 @@
 // Packing, order and prefetching: every window equals a brute-force packer's, an epoch visits each window once, samples do not
-// depend on the order of access or on where a run resumes, and the prefetcher delivers the same batches without heap calls.
+// depend on the order of access or on where a run resumes, and the prefetcher delivers the same batches.
 #include "data/dataset.h"
 
 #include <gtest/gtest.h>

@@ -32,6 +32,7 @@ namespace orrery {
   X(examples) \
   X(checkpoint) \
   X(probe) \
+  X(data) \
   X(config) \
   X(help) \
   X(completion)
