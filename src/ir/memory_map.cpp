@@ -12,7 +12,7 @@ namespace orrery {
 
 std::string_view memory_class_name(MemoryClass memory_class) {
   constexpr std::array<std::string_view, static_cast<size_t>(MemoryClass::kCount)> kNames = {
-      "weights", "master low halves", "gradients", "moments", "constants", "batch", "step scalars", "kv cache", "packed weights", "activations"};
+      "weights", "master low halves", "gradients", "moments", "constants", "batch", "step scalars", "kv cache", "packed weights", "checkpoint buffer", "activations"};
   return kNames[static_cast<size_t>(memory_class)];
 }
 
@@ -99,6 +99,7 @@ class Layout {
     batch();
     step_fields();
     kv_cache();
+    if (options_.checkpoint_buffer_bytes > 0) map_.checkpoint_offset = take(options_.checkpoint_buffer_bytes, MemoryClass::kCheckpoint);
     activations();
     map_.total_bytes = align_up(next_, kArenaGranule);
     return std::move(map_);

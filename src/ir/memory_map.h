@@ -13,7 +13,7 @@
 
 namespace orrery {
 
-enum class MemoryClass : uint8_t { kWeights, kMasterLow, kGradients, kMoments, kConstants, kBatch, kStep, kKvCache, kPackedWeights, kActivations, kCount };
+enum class MemoryClass : uint8_t { kWeights, kMasterLow, kGradients, kMoments, kConstants, kBatch, kStep, kKvCache, kPackedWeights, kCheckpoint, kActivations, kCount };
 std::string_view memory_class_name(MemoryClass memory_class);
 
 constexpr int64_t kArenaAlignment = 64;           // every buffer starts on a cache line
@@ -36,6 +36,7 @@ struct MemoryMap {
   std::array<int64_t, 5> step_offset{};     // by StepField
   std::vector<std::array<int64_t, 2>> kv_offset;  // by layer: keys, values
   std::vector<int64_t> packed_offset;             // by parameter: packed for serving
+  int64_t checkpoint_offset = -1;                 // the buffer that a save streams through
   /// Activations: by value and slot (index value * num_slots + slot); -1 for values that live elsewhere.
   std::vector<int64_t> activation_offset;
   std::array<std::vector<int64_t>, static_cast<size_t>(Phase::kCount)> workspace_offset;  // by phase and op
@@ -54,6 +55,7 @@ struct MemoryMapOptions {
   int64_t sequence_tokens = 0;
   int64_t kv_blocks = 0;              // serving
   int batch_copies = 2;
+  int64_t checkpoint_buffer_bytes = 0;
 };
 
 /// Lays out `stage` under `schedule`. Deterministic. Cost: quadratic in the number of activation buffers.

@@ -31,6 +31,8 @@ namespace {
 
 // Activations grow with the rows of a micro-batch while products gain little beyond this many.
 constexpr int64_t kMicroBatchTokens = 4096;
+// A save streams through this much; more would not make a disk faster.
+constexpr int64_t kCheckpointBufferBytes = 1 << 20;
 
 Stage build_stage(const TrainingPlanOptions& options, int64_t micro_batch_size, Recompute recompute) {
   Stage stage;
@@ -66,6 +68,7 @@ Plan build_plan(const TrainingPlanOptions& options, int64_t micro_batch_size, Re
   memory.batch_sequences = options.global_batch_size;
   memory.sequence_tokens = options.sequence_tokens;
   memory.batch_copies = options.evaluates ? 3 : 2;
+  memory.checkpoint_buffer_bytes = kCheckpointBufferBytes;
   plan.memory = build_memory_map(plan.stage, plan.schedule, memory, workspace_bytes);
   return plan;
 }

@@ -29,6 +29,11 @@ namespace orrery {
 
 // clang-format off
 #define ORRERY_COMMANDS(X) \
+  X(plan) \
+  X(train) \
+  X(eval) \
+  X(generate) \
+  X(chat) \
   X(examples) \
   X(checkpoint) \
   X(probe) \

@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# From raw text to a trained model in about five minutes on two cores, after packages and build: prose, a tokenizer, token shards,
+# the plan, training that is killed in the middle and goes on by itself, evaluation, text, a Hugging Face folder.
+# usage: scripts/demo.sh [FOLDER]     everything that is made lands in FOLDER (default: demo)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+folder=${1:-demo}
+say() { printf '\n\033[1m== %s\033[0m\n' "$*" >&2; }
+
+say "packages and build"
+bash scripts/install_packages.sh
+cmake --preset release >/dev/null
+cmake --build --preset release --target orrery
+orrery=build/release/orrery
+
+say "text: Debian's jargon-text"
+bash scripts/fetch_corpus.sh "$folder/corpus"
+mkdir -p "$folder"
+"$orrery" examples llama-11m | sed "s|corpus/|$folder/corpus/|" >"$folder/llama-11m.toml"
+settings=(--set "checkpoint.dir=$folder/run" --set checkpoint.every_steps=40)
+
+say "this machine"
+"$orrery" probe
+
+say "the plan"
+"$orrery" plan "$folder/llama-11m.toml" "${settings[@]}"
+
+say "training, killed with SIGKILL in the middle"
+rm -f "$folder/metrics.seen"
+"$orrery" train "$folder/llama-11m.toml" "${settings[@]}" &
+trainer=$!
+# The kill comes once a checkpoint exists and training has gone on past it.
+for _ in $(seq 1 1200); do
+  kill -0 "$trainer" 2>/dev/null || break
+  ls -d "$folder"/run/step-* >/dev/null 2>&1 && [ "$(wc -l <"$folder/run/metrics.jsonl")" -ge 100 ] && break
+  sleep 0.2
+done
+kill -9 "$trainer" 2>/dev/null && echo "killed process $trainer with SIGKILL" >&2 || true
+wait "$trainer" 2>/dev/null || true
+
+say "the same command again: it finds the newest checkpoint that verifies and goes on"
+"$orrery" train "$folder/llama-11m.toml" "${settings[@]}"
+
+say "checkpoints"
+"$orrery" checkpoint list "$folder/run"
+"$orrery" checkpoint hash "$folder/run" --state
+
+say "held-out text"
+"$orrery" eval "$folder/run"
+
+say "text"
+"$orrery" generate "$folder/run" --prompt "The hacker" --max-tokens 120 --temperature 0.8 --top-k 50 --seed 1
+
+say "a Hugging Face folder and a GGUF file"
+"$orrery" convert "$folder/run" "$folder/hf" --to hf
+"$orrery" convert "$folder/run" "$folder/model.gguf" --to gguf
+
+say "next"
+cat <<EOF
+  $orrery chat $folder/run
+  $orrery generate $folder/model.gguf --prompt "A bug is"
+  $orrery train $folder/llama-11m.toml ${settings[*]} --set train.steps=480 --fresh
+EOF

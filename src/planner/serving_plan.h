@@ -1,0 +1,30 @@
+// The plan of a model that serves: one forward block with the paged cache, its bounds, and where every byte lies.
+#pragma once
+
+#include <string>
+
+#include "ir/memory_map.h"
+#include "model/model_config.h"
+
+namespace orrery {
+
+struct ServingPlanOptions {
+  ModelConfig model;
+  DType compute_dtype = DType::kBF16;
+  int64_t max_tokens = 512;     // rows of one forward: the prefill chunk
+  int64_t max_sequences = 1;    // S
+  int64_t max_context = 0;      // tokens a sequence may reach; 0: model.max_seq_len
+  int64_t block_tokens = 32;    // of a cache block
+};
+
+struct ServingPlan {
+  ServingPlanOptions options;
+  int64_t blocks_per_sequence = 0;
+  Stage stage;
+  MemoryMap memory;
+};
+
+/// Errors: kInvalidConfig when max_context is more than the model's max_seq_len.
+ServingPlan make_serving_plan(const ServingPlanOptions& options, const WorkspaceBytes& workspace_bytes);
+
+}  // namespace orrery

@@ -1,0 +1,55 @@
+// One sequence at a time through the serving block: prompt in chunks, then token by token, over the paged cache. The engine that
+// batches many requests will run the same blocks.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "backend/kernel.h"
+#include "checkpoint/model_source.h"
+#include "planner/serving_plan.h"
+#include "runtime/arena.h"
+#include "runtime/executor.h"
+
+namespace orrery {
+
+struct GeneratorOptions {
+  int num_threads = 0;       // 0: every core
+  int64_t max_context = 0;   // 0: the model's
+  DType compute_dtype = DType::kBF16;
+};
+
+class Generator {
+ public:
+  /// Plans, allocates, loads the weights. Errors: those of the plan, the arena and the source.
+  Generator(const ModelSource& source, const GeneratorOptions& options);
+
+  /// Tokens so far, and how many there can be.
+  int64_t length() const { return length_; }
+  int64_t max_context() const { return plan_.options.max_context; }
+  void clear() { length_ = 0; }
+
+  /// Appends tokens and returns the logits after the last of them, [vocab_size], valid until the next call. Needs at least one
+  /// token. The bits do not depend on how the tokens are cut into calls (NUMERICS rule 13).
+  /// Errors: kInvalidArgument when the context is full.
+  std::span<const float> append(std::span<const int32_t> tokens);
+
+  const ServingPlan& plan() const { return plan_; }
+  Executor& executor() { return executor_; }
+
+ private:
+  struct Machine;
+  Generator(const ModelSource& source, const GeneratorOptions& options, const Machine& machine);
+  void forward(std::span<const int32_t> tokens);
+  template <typename T>
+  T* field(BatchField name) const;
+
+  ServingPlan plan_;
+  ThreadPool pool_;
+  Arena arena_;
+  Executor executor_;
+  int64_t length_ = 0;
+};
+
+}  // namespace orrery

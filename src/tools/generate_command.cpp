@@ -1,0 +1,173 @@
+// `orrery generate MODEL --prompt TEXT` and `orrery chat MODEL`: text from a model, streamed to the terminal.
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <functional>
+#include <iostream>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "data/tokenizer_encoder.h"
+#include "serve/generator.h"
+#include "serve/sampler.h"
+#include "tools/commands.h"
+#include "tools/model_options.h"
+
+namespace orrery {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+struct Options {
+  std::string model, tokenizer, prompt, system;
+  int64_t max_tokens = 256, max_context = 0;
+  int threads = 0;
+  SamplingOptions sampling;
+  bool timing = false;
+};
+
+void add_shared_options(CLI::App* command, Options* options) {
+  command->add_option("model", options->model, kModelHelp)->required();
+  command->add_option("--tokenizer", options->tokenizer, "a tokenizer folder or file, when the model brings none");
+  command->add_option("--max-tokens", options->max_tokens, "most tokens of an answer")->check(CLI::PositiveNumber);
+  command->add_option("--max-context", options->max_context, "tokens of prompt and answers that fit; 0 for the model's own");
+  command->add_option("--temperature", options->sampling.temperature, "0 takes the most likely token")->check(CLI::NonNegativeNumber);
+  command->add_option("--top-k", options->sampling.top_k, "draw from the k most likely; 0 for all")->check(CLI::NonNegativeNumber);
+  command->add_option("--top-p", options->sampling.top_p, "then from the fewest that hold this probability")->check(CLI::Range(0.0, 1.0));
+  command->add_option("--seed", options->sampling.seed, "the same seed gives the same text");
+  command->add_option("--threads", options->threads, "compute threads; 0 for every core");
+  command->add_flag("--timing", options->timing, "print tokens per second and where the time went to stderr");
+}
+
+// One model being talked to: appends ids, draws until an end token, streams text.
+class Conversation {
+ public:
+  explicit Conversation(const Options& options)
+      : options_(options),
+        source_(open_model(options.model)),
+        tokenizer_(model_tokenizer(source_, options.tokenizer)),
+        generator_(source_, {.num_threads = options.threads, .max_context = options.max_context}),
+        sampler_(options.sampling) {
+    for (const SkippedCheckpoint& skipped : source_.skipped()) fmt::print(stderr, "skipped   {}: {}\n", skipped.path, skipped.reason);
+    if (tokenizer_.vocab_size() > source_.config().vocab_size)
+      throw Error(ErrorCode::kInvalidArgument, "the tokenizer has {} tokens, the model {}: they do not belong together", tokenizer_.vocab_size(), source_.config().vocab_size);
+  }
+
+  const Tokenizer& tokenizer() const { return tokenizer_; }
+
+  /// Streams an answer to `ids` to stdout.
+  void answer(const std::vector<int32_t>& ids) {
+    const auto begin = Clock::now();
+    std::span<const float> logits = generator_.append(ids);
+    const auto prefilled = Clock::now();
+    StreamDecoder decoder(tokenizer_, {.skip_special = true});
+    int64_t count = 0;
+    while (count < options_.max_tokens) {
+      const int32_t id = sampler_.draw(logits, generator_.length());
+      ++count;
+      if (ends(id)) {
+        last_token_ = id;
+        break;
+      }
+      const std::string text = decoder.push(id);
+      std::fwrite(text.data(), 1, text.size(), stdout);
+      std::fflush(stdout);
+      if (generator_.length() >= generator_.max_context()) {
+        fmt::print(stderr, "\nthe context of {} tokens is full\n", generator_.max_context());
+        break;
+      }
+      logits = generator_.append(std::span(&id, 1));
+    }
+    const std::string rest = decoder.finish();
+    std::fwrite(rest.data(), 1, rest.size(), stdout);
+    std::fputc('\n', stdout);
+    std::fflush(stdout);
+    if (options_.timing) print_timing(static_cast<int64_t>(ids.size()), count, begin, prefilled);
+  }
+
+ private:
+  bool ends(int32_t id) const {
+    const auto& ends = source_.config().eos_token_ids;
+    return id == tokenizer_.eos_id() || std::find(ends.begin(), ends.end(), id) != ends.end() || tokenizer_.token_text(id) == "<|im_end|>";
+  }
+
+  void print_timing(int64_t prompt_tokens, int64_t answer_tokens, Clock::time_point begin, Clock::time_point prefilled) const {
+    const double prefill = std::chrono::duration<double>(prefilled - begin).count();
+    const double decode = std::chrono::duration<double>(Clock::now() - prefilled).count();
+    fmt::print(stderr, "prompt {} tokens in {:.0f} ms, {:.0f} tokens/s; answer {} tokens, {:.1f} tokens/s\n", prompt_tokens, 1e3 * prefill,
+               static_cast<double>(prompt_tokens) / prefill, answer_tokens, static_cast<double>(answer_tokens) / decode);
+  }
+
+  Options options_;
+  ModelSource source_;
+  Tokenizer tokenizer_;
+  Generator generator_;
+  Sampler sampler_;
+  int32_t last_token_ = -1;
+};
+
+int run_generate(const Options& options) {
+  Conversation conversation(options);
+  std::vector<int32_t> ids = conversation.tokenizer().encode(options.prompt);
+  if (ids.empty()) {
+    const int32_t start = conversation.tokenizer().bos_id() >= 0 ? conversation.tokenizer().bos_id() : conversation.tokenizer().eos_id();
+    if (start < 0) throw Error(ErrorCode::kInvalidArgument, "the prompt is empty and the tokenizer has no begin token; give --prompt");
+    ids.push_back(start);
+  }
+  fmt::print("{}", options.prompt);
+  conversation.answer(ids);
+  return 0;
+}
+
+int run_chat(const Options& options) {
+  Conversation conversation(options);
+  const Tokenizer& tokenizer = conversation.tokenizer();
+  if (tokenizer.token_id("<|im_start|>") < 0)
+    throw Error(ErrorCode::kUnsupported, "{} has no ChatML tokens (<|im_start|>, <|im_end|>), so it was not trained to chat; use: orrery generate {} --prompt ...", options.model, options.model);
+  const ChatRenderer render = chat_renderer(tokenizer, "auto");
+  const bool terminal = isatty(STDIN_FILENO);
+  if (terminal) fmt::print(stderr, "type a message; an empty line or Ctrl-D ends the chat\n");
+  bool first = true;
+  std::string line;
+  while (true) {
+    if (terminal) fmt::print(stderr, "> ");
+    if (!std::getline(std::cin, line) || line.empty()) return 0;
+    std::vector<ChatMessage> messages;
+    if (first && !options.system.empty()) messages.push_back({"system", options.system});
+    messages.push_back({"user", line});
+    std::vector<int32_t> ids;
+    EncodeScratch scratch;
+    if (!first) tokenizer.encode("<|im_end|>\n", {.add_special = false, .allow_special = true}, &scratch, &ids);
+    for (const TextSegment& segment : render(messages)) tokenizer.encode(segment.text, {.add_special = false, .allow_special = segment.allow_special}, &scratch, &ids);
+    tokenizer.encode("<|im_start|>assistant\n", {.add_special = false, .allow_special = true}, &scratch, &ids);
+    conversation.answer(ids);
+    first = false;
+  }
+}
+
+}  // namespace
+
+void add_generate_command(CLI::App& app, int& exit_code) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand("generate", "go on with a text");
+  add_shared_options(command, options.get());
+  command->add_option("--prompt", options->prompt, "the text to go on with");
+  command->footer("Examples:\n  orrery generate runs/first --prompt \"The hacker\" --temperature 0.8 --seed 1\n  orrery generate model.gguf --prompt \"Once\" --max-tokens 64\n");
+  command->callback([options, &exit_code] { exit_code = run_generate(*options); });
+}
+
+void add_chat_command(CLI::App& app, int& exit_code) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand("chat", "talk to a model that was trained on chats");
+  add_shared_options(command, options.get());
+  command->add_option("--system", options->system, "a system message before the first one");
+  command->footer("Examples:\n  orrery chat model.gguf --temperature 0.7\n  echo 'What is a mutex?' | orrery chat model.gguf\n");
+  command->callback([options, &exit_code] { exit_code = run_chat(*options); });
+}
+
+}  // namespace orrery

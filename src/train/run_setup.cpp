@@ -1,0 +1,214 @@
+#include "train/run_setup.h"
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+
+#include "base/error.h"
+#include "checkpoint/digest.h"
+#include "data/data_builder.h"
+#include "data/input_stream.h"
+#include "data/tokenizer_encoder.h"
+#include "runtime/arena.h"
+
+namespace orrery {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::string_view kTrainBpe = "train:bpe";
+constexpr int kNumericsVersion = 1;
+
+std::string read_whole(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) throw Error(ErrorCode::kIo, "cannot read {}", path.string());
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+std::vector<DataEntry> data_entries(const std::vector<WeightedPath>& paths) {
+  std::vector<DataEntry> entries;
+  for (const WeightedPath& path : paths) entries.push_back({path.path, path.weight});
+  return entries;
+}
+
+ModelConfig model_of(const ModelSection& section) {
+  ModelConfig model = default_model_config(section.family.value_or(ModelFamily::kLlama));
+  const auto override_with = [](auto& member, const auto& given) {
+    if (given) member = *given;
+  };
+  override_with(model.hidden_size, section.hidden_size);
+  override_with(model.num_layers, section.num_layers);
+  override_with(model.num_heads, section.num_heads);
+  override_with(model.num_kv_heads, section.num_kv_heads);
+  override_with(model.head_dim, section.head_dim);
+  override_with(model.intermediate_size, section.intermediate_size);
+  override_with(model.vocab_size, section.vocab_size);
+  override_with(model.max_seq_len, section.max_seq_len);
+  override_with(model.rope_theta, section.rope_theta);
+  override_with(model.norm_eps, section.norm_eps);
+  override_with(model.rope_scaling.kind, section.rope_scaling);
+  override_with(model.rope_scaling.factor, section.rope_scaling_factor);
+  override_with(model.rope_scaling.low_freq_factor, section.rope_low_freq_factor);
+  override_with(model.rope_scaling.high_freq_factor, section.rope_high_freq_factor);
+  override_with(model.rope_scaling.original_max_seq_len, section.rope_original_max_seq_len);
+  override_with(model.tie_embeddings, section.tie_embeddings);
+  override_with(model.attention_bias, section.attention_bias);
+  override_with(model.attention_output_bias, section.attention_output_bias);
+  override_with(model.mlp_bias, section.mlp_bias);
+  override_with(model.qk_norm, section.qk_norm);
+  override_with(model.sliding_window, section.sliding_window);
+  return model;
+}
+
+// The folder's tokenizer when it was trained from the same request before, else a newly trained one. What it was trained for stands
+// beside it, so that a changed vocabulary or corpus trains anew.
+Tokenizer trained_tokenizer(const RunConfig& config, const fs::path& folder, const SetupNote& note) {
+  std::vector<std::string> inputs;
+  for (const WeightedPath& path : config.data.train) inputs.push_back(path.path);
+  const int64_t vocab_size = config.model.vocab_size.value_or(0);
+  if (vocab_size <= 0) throw Error(ErrorCode::kInvalidConfig, "data.tokenizer = \"train:bpe\" needs model.vocab_size, the number of tokens to learn (for instance 4096)");
+  std::string request = fmt::format("train:bpe vocab_size={}\n", vocab_size);
+  for (const InputFile& input : find_inputs(inputs)) request += fmt::format("{} {} bytes\n", input.path, input.file_bytes);
+  const fs::path request_file = folder / "trained_from.txt";
+  if (fs::exists(folder / "tokenizer.json") && fs::exists(request_file) && read_whole(request_file) == request) return load_tokenizer(folder.string());
+  Tokenizer tokenizer = train_tokenizer({.inputs = inputs, .vocab_size = static_cast<int32_t>(vocab_size)});
+  fs::create_directories(folder);
+  fs::remove(request_file);
+  save_tokenizer_json(tokenizer, folder.string());
+  std::ofstream(request_file, std::ios::binary) << request;
+  note(fmt::format("tokenizer   byte-level BPE, {} tokens learned from data.train", tokenizer.vocab_size()));
+  return tokenizer;
+}
+
+void resolve_steps(RunSetup& setup) {
+  const TrainSection& train = setup.config.train;
+  const int64_t tokens_per_step = train.global_batch_size * setup.plan_options.sequence_tokens;
+  setup.num_steps = train.steps ? *train.steps : std::max<int64_t>(1, (*train.tokens + tokens_per_step - 1) / tokens_per_step);
+}
+
+void resolve_engine(RunSetup& setup, int num_threads) {
+  setup.engine = default_engine_options(num_threads);
+  const auto& wanted = setup.config.train.arithmetic;
+  if (wanted && *wanted != setup.engine.arithmetic) {
+    setup.engine.arithmetic = *wanted;
+    // The id may still be native: an AMX processor also has vdpbf16ps.
+    setup.engine.native_arithmetic = true;
+  }
+}
+
+DType compute_dtype_of(ComputeDType dtype) {
+  switch (dtype) {
+    case ComputeDType::kBf16: return DType::kBF16;
+    case ComputeDType::kF32: return DType::kF32;
+    default: throw Error(ErrorCode::kUnsupported, "train.dtype: fp16 and fp8 need a device that computes in them; use bf16 or f32 on a CPU");
+  }
+}
+
+void resolve_plan_options(RunSetup& setup) {
+  const RunConfig& config = setup.config;
+  TrainingPlanOptions& options = setup.plan_options;
+  options.model = setup.model;
+  options.compute_dtype = compute_dtype_of(config.train.dtype);
+  options.sequence_tokens = config.data.seq_len.value_or(setup.model.max_seq_len);
+  options.global_batch_size = config.train.global_batch_size;
+  options.lanes = config.train.lanes;
+  options.micro_batch_size = config.train.micro_batch_size;
+  switch (config.train.recompute) {
+    case RecomputeMode::kAuto: break;
+    case RecomputeMode::kNone: options.recompute = Recompute::kNone; break;
+    case RecomputeMode::kSelective: options.recompute = Recompute::kSelective; break;
+    case RecomputeMode::kFull: options.recompute = Recompute::kFull; break;
+  }
+  switch (config.optimizer.name) {
+    case OptimizerName::kAdamW: options.optimizer.kind = OptimizerKind::kAdamW; break;
+    case OptimizerName::kSgd: options.optimizer.kind = OptimizerKind::kSgd; break;
+    case OptimizerName::kLion: options.optimizer.kind = OptimizerKind::kLion; break;
+  }
+  options.optimizer.moment_dtype = config.optimizer.state_dtype == StateDType::kBf16 ? DType::kBF16 : DType::kF32;
+  const ByteBudget& memory = config.budget.memory;
+  options.memory_budget_bytes = memory.bytes > 0 ? memory.bytes : static_cast<int64_t>(memory.fraction * static_cast<double>(available_memory_bytes()));
+}
+
+void prepare_datasets(RunSetup& setup, const SetupNote& note) {
+  const RunConfig& config = setup.config;
+  PrepareOptions options;
+  options.train = data_entries(config.data.train);
+  options.validation = data_entries(config.data.validation);
+  options.val_fraction = config.data.val_fraction;
+  options.cache_folder = (fs::path(setup.folder) / "data").string();
+  options.build.seed = static_cast<uint64_t>(config.train.seed);
+  options.build.num_threads = std::min(2, setup.engine.num_threads);
+  options.build.chat_renderer = chat_renderer(*setup.tokenizer, "auto");
+  const PreparedData prepared = prepare_data(options, token_encoder(*setup.tokenizer));
+  for (const std::string& line : prepared.notes) note("data        " + line);
+  Dataset::Options dataset;
+  dataset.seed = static_cast<uint64_t>(config.train.seed);
+  dataset.seq_len = static_cast<int>(setup.plan_options.sequence_tokens);
+  dataset.vocab_size = static_cast<uint32_t>(setup.model.vocab_size);
+  setup.train = std::make_unique<Dataset>(prepared.train, dataset);
+  dataset.sequential = true;
+  if (!prepared.validation.empty()) setup.validation = std::make_unique<Dataset>(prepared.validation, dataset);
+  int segments = setup.train->max_segments_per_sample();
+  if (setup.validation) segments = std::max(segments, setup.validation->max_segments_per_sample());
+  setup.plan_options.segments_per_sequence = segments;
+  setup.plan_options.evaluates = setup.validation != nullptr;
+}
+
+}  // namespace
+
+RunSetup prepare_run(const RunConfig& config, int num_threads, const SetupNote& note) {
+  RunSetup setup;
+  setup.config = config;
+  setup.folder = config.checkpoint.dir;
+  fs::create_directories(setup.folder);
+  resolve_engine(setup, num_threads);
+  if (!config.data.tokenizer) throw Error(ErrorCode::kInvalidConfig, "data.tokenizer is missing: give a folder or file, or \"train:bpe\" to learn one from data.train");
+  setup.tokenizer = *config.data.tokenizer == kTrainBpe ? trained_tokenizer(config, fs::path(setup.folder) / "tokenizer", note)
+                                                        : load_tokenizer(*config.data.tokenizer);
+  setup.model = model_of(config.model);
+  // A new model takes its vocabulary from the tokenizer unless told a larger one.
+  if (setup.model.vocab_size == 0) setup.model.vocab_size = setup.tokenizer->vocab_size();
+  if (setup.model.vocab_size < setup.tokenizer->vocab_size())
+    throw Error(ErrorCode::kInvalidConfig, "model.vocab_size = {} is smaller than the tokenizer's {} tokens; leave it out or raise it", setup.model.vocab_size, setup.tokenizer->vocab_size());
+  if (setup.tokenizer->bos_id() >= 0) setup.model.bos_token_id = setup.tokenizer->bos_id();
+  if (setup.tokenizer->eos_id() >= 0) setup.model.eos_token_ids = {setup.tokenizer->eos_id()};
+  resolve(setup.model);
+  validate(setup.model, "run.toml");
+  resolve_plan_options(setup);
+  resolve_steps(setup);
+  prepare_datasets(setup, note);
+  return setup;
+}
+
+Plan plan_run(const RunSetup& setup) { return make_training_plan(setup.plan_options, workspace_traits(setup.engine, setup.plan_options.sequence_tokens)); }
+
+std::string RunSetup::numerics_key() const {
+  const TrainingPlanOptions& options = plan_options;
+  Hash128 model_hash;
+  model_hash.update(model_config_to_json(model, options.compute_dtype));
+  return fmt::format(
+      "numerics {} model {} dtype {} moments {} arithmetic {} seed {} data {} seq_len {} global_batch_size {} lanes {} tensor 1 context 1 expert 1 optimizer {} "
+      "lr {} schedule {} warmup {} steps {} beta {} {} decay {} clip {}",
+      kNumericsVersion, model_hash.hex(), dtype_name(options.compute_dtype),
+      dtype_name(options.optimizer.moment_dtype), options.compute_dtype == DType::kF32 ? "fma1" : arithmetic_name(engine.arithmetic), config.train.seed,
+      train->manifest_hash().hex(), options.sequence_tokens, options.global_batch_size, options.lanes,
+      config_names(OptimizerName{})[static_cast<size_t>(config.optimizer.name)], config.optimizer.lr,
+      config_names(LrScheduleName{})[static_cast<size_t>(config.optimizer.schedule)], config.optimizer.warmup_steps, num_steps, config.optimizer.beta1,
+      config.optimizer.beta2, config.optimizer.weight_decay, config.optimizer.clip);
+}
+
+std::vector<std::pair<std::string, std::string>> RunSetup::documents() const {
+  std::vector<std::pair<std::string, std::string>> files;
+  files.emplace_back("config.json", model_config_to_json(model, plan_options.compute_dtype));
+  // The tokenizer as the package world reads it.
+  const fs::path scratch = fs::path(folder) / "tokenizer.export";
+  fs::create_directories(scratch);
+  save_tokenizer_json(*tokenizer, scratch.string());
+  for (const auto& entry : fs::directory_iterator(scratch)) files.emplace_back(entry.path().filename().string(), read_whole(entry.path()));
+  fs::remove_all(scratch);
+  std::sort(files.begin(), files.end());
+  return files;
+}
+
+}  // namespace orrery

@@ -1,0 +1,47 @@
+// From run.toml to everything that a run needs before its first step: folder, tokenizer, data, model, plan. `orrery plan` stops
+// here; the trainer goes on.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "data/dataset.h"
+#include "planner/plan.h"
+#include "tokenizer/tokenizer.h"
+#include "train/engine.h"
+#include "train/run_config.h"
+
+namespace orrery {
+
+/// A line for the user while a run is set up ("tokenizer trained: ..."), without a line end.
+using SetupNote = std::function<void(std::string_view)>;
+
+struct RunSetup {
+  RunConfig config;
+  std::string folder;  // the run's: checkpoints, data, tokenizer, metrics
+  std::optional<Tokenizer> tokenizer;
+  ModelConfig model;
+  std::unique_ptr<Dataset> train;
+  std::unique_ptr<Dataset> validation;  // null: nothing is held out
+  int64_t num_steps = 0;
+  EngineOptions engine;
+  TrainingPlanOptions plan_options;
+
+  /// The key of the run's bits (NUMERICS, "The key"), one line. A resume that would change it is refused.
+  std::string numerics_key() const;
+  /// Files that make a checkpoint a Hugging Face folder: config.json, tokenizer files.
+  std::vector<std::pair<std::string, std::string>> documents() const;
+};
+
+/// Reads and prepares everything; makes the run's folder, trains the tokenizer and builds shards where the files ask for it.
+/// `num_threads` <= 0: every core. Errors: those of the parts, kInvalidConfig for values that do not fit together.
+RunSetup prepare_run(const RunConfig& config, int num_threads, const SetupNote& note);
+
+Plan plan_run(const RunSetup& setup);
+
+}  // namespace orrery

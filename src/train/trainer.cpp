@@ -1,0 +1,304 @@
+#include "train/trainer.h"
+
+#include <chrono>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <optional>
+
+#include "base/error.h"
+#include "base/units.h"
+#include "checkpoint/checkpoint.h"
+#include "checkpoint/checkpoint_writer.h"
+#include "data/prefetcher.h"
+#include "runtime/arena.h"
+#include "runtime/machine_probe.h"
+#include "train/lr_schedule.h"
+#include "train/progress.h"
+#include "train/run_setup.h"
+#include "train/signals.h"
+
+namespace orrery {
+namespace {
+
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+
+constexpr int kEvalCopy = 2;
+constexpr double kDefaultSaveSeconds = 1800;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+BatchBuffers buffers_of(const BatchView& view) {
+  return {view.ids.data(), view.targets.data(), view.positions.data(), view.segment_starts.data(), view.segment_counts.data()};
+}
+
+std::vector<int> all_sequences(int64_t count) {
+  std::vector<int> sequences(static_cast<size_t>(count));
+  for (size_t i = 0; i < sequences.size(); ++i) sequences[i] = static_cast<int>(i);
+  return sequences;
+}
+
+// A fresh start keeps what was there: checkpoints and metrics move into old-K.
+void set_aside_old_run(const fs::path& folder) {
+  std::vector<fs::path> old;
+  for (const auto& entry : fs::directory_iterator(folder)) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with("step-") || name == "metrics.jsonl" || name == "tb" || name == "loss.svg") old.push_back(entry.path());
+  }
+  if (old.empty()) return;
+  int index = 1;
+  while (fs::exists(folder / fmt::format("old-{}", index))) ++index;
+  const fs::path aside = folder / fmt::format("old-{}", index);
+  fs::create_directory(aside);
+  for (const fs::path& path : old) fs::rename(path, aside / path.filename());
+}
+
+class Trainer {
+ public:
+  Trainer(RunSetup setup, const TrainOptions& options)
+      : setup_(std::move(setup)), options_(options), plan_(plan_run(setup_)), engine_(plan_, setup_.engine) {}
+
+  int run() {
+    fmt::print(stderr, "{}", plan_to_text(plan_));
+    const int64_t first_step = start_or_resume();
+    if (first_step >= setup_.num_steps) {
+      fmt::print(stderr, "nothing to do: the run has {} of {} steps; raise train.steps to go on\n", first_step, setup_.num_steps);
+      print_next();
+      return 0;
+    }
+    open_writer();
+    if (const auto probe = cached_probe()) peak_flops_ = plan_.stage.compute_dtype == DType::kF32 ? probe->gemm_f32_flops_per_second : probe->gemm_bf16_flops_per_second;
+    progress_.emplace(ProgressOptions{setup_.folder, options_.json, first_step});
+    const int status = loop(first_step);
+    progress_->finish();
+    if (options_.op_table) fmt::print(stderr, "{}", engine_.op_table());
+    if (status == 0) print_next();
+    return status;
+  }
+
+ private:
+  std::vector<PhysicalTensor> physical(std::optional<StateField> field) const {
+    std::vector<PhysicalTensor> tensors;
+    for (size_t i = 0; i < plan_.stage.parameters.size(); ++i) {
+      std::byte* data = field ? engine_.state_data(i, *field) : engine_.parameter_data(i);
+      if (data == nullptr) continue;
+      const DType dtype = !field ? plan_.stage.compute_dtype : *field == StateField::kLow ? DType::kI16 : plan_.options.optimizer.moment_dtype;
+      tensors.push_back({&plan_.stage.parameters[i], data, dtype});
+    }
+    return tensors;
+  }
+
+  static constexpr std::pair<StateField, std::string_view> kStateFields[] = {
+      {StateField::kLow, ".low"}, {StateField::kMoment1, ".m"}, {StateField::kMoment2, ".v"}};
+
+  int64_t start_or_resume();
+  void load(const std::string& path);
+  void open_writer();
+  int loop(int64_t first_step);
+  StepReport report(int64_t step, const StepResult& result, int64_t interval_steps, double interval_seconds, int64_t first_step) const;
+  std::optional<double> validate();
+  void save(int64_t step);
+  void finish_save();
+  void print_next() const;
+
+  RunSetup setup_;
+  TrainOptions options_;
+  Plan plan_;
+  TrainingEngine engine_;
+  std::optional<CheckpointWriter> writer_;
+  std::optional<Progress> progress_;
+  Clock::time_point start_ = Clock::now();
+  Clock::time_point save_started_;
+  int64_t saving_step_ = -1;  // of the save in progress
+  int64_t saved_step_ = -1;
+  int64_t skipped_steps_ = 0;
+  double peak_flops_ = 0;
+};
+
+int64_t Trainer::start_or_resume() {
+  const NewestCheckpoint newest = find_newest_checkpoint(setup_.folder);
+  for (const SkippedCheckpoint& skipped : newest.skipped) fmt::print(stderr, "skipped   {}: {}\n", skipped.path, skipped.reason);
+  if (!newest.path) {
+    if (!newest.skipped.empty())
+      throw Error(ErrorCode::kCorruptData, "{} holds {} checkpoints and none verifies (see above); restore one, or start over with --fresh, which sets them aside",
+                  setup_.folder, newest.skipped.size());
+    engine_.initialize_weights(static_cast<uint64_t>(setup_.config.train.seed));
+    return 0;
+  }
+  load(*newest.path);
+  const CheckpointReader reader(*newest.path);
+  const TrainingState& state = reader.training_state();
+  if (state.numerics_key != setup_.numerics_key() && !options_.accept_changes)
+    throw Error(ErrorCode::kInvalidConfig,
+                "{} was made by a run with other numerics, so going on would not give the bits of either:\n  there: {}\n  here:  {}\nrestore the old settings, go on "
+                "all the same with --accept-changes, or start over with --fresh",
+                *newest.path, state.numerics_key, setup_.numerics_key());
+  saved_step_ = state.step;
+  fmt::print(stderr, "resumed   {} at step {}, every block verified\n", *newest.path, state.step);
+  return state.step;
+}
+
+void Trainer::load(const std::string& path) {
+  const CheckpointReader reader(path);
+  reader.load(physical(std::nullopt), "");
+  for (const auto& [field, suffix] : kStateFields)
+    if (const auto tensors = physical(field); !tensors.empty()) reader.load(tensors, suffix);
+}
+
+void Trainer::open_writer() {
+  CheckpointOptions options;
+  options.directory = setup_.folder;
+  options.keep = static_cast<int>(setup_.config.checkpoint.keep);
+  options.buffer = engine_.checkpoint_buffer();
+  CheckpointContent content;
+  content.model = tensor_sources(physical(std::nullopt), "");
+  for (const auto& [field, suffix] : kStateFields)
+    for (TensorSource& source : tensor_sources(physical(field), suffix)) content.state.push_back(std::move(source));
+  content.documents = setup_.documents();
+  content.position_names = {"next_sample"};
+  content.numerics_key = setup_.numerics_key();
+  content.run_config = run_config_to_toml(setup_.config);
+  writer_.emplace(options, std::move(content));
+}
+
+// Streams from the arena during the next steps; the next update waits for it (before_update in loop()).
+void Trainer::save(int64_t step) {
+  finish_save();
+  const int64_t position[] = {step * plan_.options.global_batch_size};
+  save_started_ = Clock::now();
+  saving_step_ = step;
+  writer_->start(step, position);
+}
+
+// Waits for a save that is under way. A failed save costs a warning: training goes on, older checkpoints are untouched.
+void Trainer::finish_save() {
+  if (saving_step_ < 0) return;
+  const int64_t step = saving_step_;
+  saving_step_ = -1;
+  try {
+    const CheckpointResult result = writer_->wait();
+    saved_step_ = step;
+    progress_->note(fmt::format("saved     {} in {:.1f}s, digest {}", result.path, seconds_since(save_started_), result.digest));
+    for (const std::string& warning : result.warnings) progress_->note("warning: " + warning);
+  } catch (const Error& error) {
+    progress_->note(fmt::format("warning: step {} could not be saved: {}; training goes on, older checkpoints are untouched", step, error.what()));
+  }
+}
+
+std::optional<double> Trainer::validate() {
+  if (!setup_.validation) return std::nullopt;
+  double loss_sum = 0;
+  int64_t num_valid = 0;
+  const BatchView view = engine_.batch(kEvalCopy);
+  const int64_t tokens = plan_.options.sequence_tokens;
+  const auto num_samples = static_cast<int64_t>(setup_.validation->num_samples());
+  for (int64_t first = 0; first < num_samples; first += plan_.options.global_batch_size) {
+    const int64_t count = std::min(plan_.options.global_batch_size, num_samples - first);
+    int num_segments = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const SampleBuffers row{view.ids.data() + i * tokens, view.targets.data() + i * tokens, view.positions.data() + i * tokens};
+      view.segment_counts[static_cast<size_t>(i)] = setup_.validation->fill_sample(
+          static_cast<uint64_t>(first + i), row, static_cast<int32_t>(i * tokens), view.segment_starts.data() + num_segments);
+      num_segments += view.segment_counts[static_cast<size_t>(i)];
+    }
+    const StepResult result = engine_.evaluate(count);
+    loss_sum += result.loss_sum;
+    num_valid += result.num_valid;
+  }
+  return num_valid > 0 ? std::optional<double>(loss_sum / static_cast<double>(num_valid)) : std::nullopt;
+}
+
+StepReport Trainer::report(int64_t step, const StepResult& result, int64_t interval_steps, double interval_seconds, int64_t first_step) const {
+  const double tokens_per_step = static_cast<double>(plan_.options.global_batch_size * plan_.options.sequence_tokens);
+  StepReport report;
+  report.step = step;
+  report.num_steps = setup_.num_steps;
+  if (result.num_valid > 0) report.loss = result.loss_sum / static_cast<double>(result.num_valid);
+  report.gradient_norm = result.gradient_norm;
+  report.lr = learning_rate(setup_.config.optimizer, step - 1, setup_.num_steps);
+  report.tokens = step * static_cast<int64_t>(tokens_per_step);
+  report.tokens_per_second = static_cast<double>(interval_steps) * tokens_per_step / interval_seconds;
+  report.flops_per_second = static_cast<double>(interval_steps) * plan_.flops_per_step / interval_seconds;
+  report.peak_flops_per_second = peak_flops_;
+  report.memory_bytes = resident_memory_bytes();
+  report.planned_bytes = plan_.memory.total_bytes;
+  report.elapsed_seconds = seconds_since(start_);
+  report.eta_seconds = report.elapsed_seconds / static_cast<double>(step - first_step) * static_cast<double>(setup_.num_steps - step);
+  report.skipped_steps = skipped_steps_;
+  return report;
+}
+
+int Trainer::loop(int64_t first_step) {
+  StopSignals signals;
+  Prefetcher::Options prefetch;
+  prefetch.first_step = static_cast<uint64_t>(first_step);
+  prefetch.global_batch_size = static_cast<uint64_t>(plan_.options.global_batch_size);
+  prefetch.sequences = all_sequences(plan_.options.global_batch_size);
+  Prefetcher prefetcher(*setup_.train, prefetch, {buffers_of(engine_.batch(0)), buffers_of(engine_.batch(1))});
+  const TrainSection& train = setup_.config.train;
+  const CheckpointSection& checkpoint = setup_.config.checkpoint;
+  const double save_seconds = checkpoint.every_seconds.value_or(checkpoint.every_steps ? INFINITY : kDefaultSaveSeconds);
+  const std::function<void()> before_update = [this] {
+    if (saving_step_ >= 0) writer_->wait_sources();
+  };
+  start_ = Clock::now();
+  Clock::time_point last_save = start_, last_report = start_;
+  int64_t reported_step = first_step;
+  for (int64_t step = first_step; step < setup_.num_steps;) {
+    check_context().step = step;
+    const Prefetcher::Batch batch = prefetcher.next();
+    const int copy = batch.buffers->ids == engine_.batch(0).ids.data() ? 0 : 1;
+    const StepResult result = engine_.step(copy, optimizer_hyper(setup_.config.optimizer, step, setup_.num_steps), before_update);
+    ++step;
+    const bool finite = std::isfinite(result.loss_sum) && std::isfinite(result.gradient_norm);
+    if (result.skipped) ++skipped_steps_;
+    const bool last = step == setup_.num_steps, stopping = signals.requested() != 0;
+    const bool validates = last || (train.eval_every > 0 && step % train.eval_every == 0);
+    if (step % train.log_every == 0 || last || stopping || validates) {
+      StepReport line = report(step, result, step - reported_step, seconds_since(last_report), first_step);
+      if (validates && !stopping) line.validation_loss = validate();
+      progress_->step(line);
+      reported_step = step;
+      last_report = Clock::now();
+    }
+    if (saving_step_ >= 0 && writer_->poll()) finish_save();
+    const bool due = (checkpoint.every_steps && step % *checkpoint.every_steps == 0) || seconds_since(last_save) >= save_seconds;
+    if (due || last || stopping) {
+      save(step);
+      last_save = Clock::now();
+    }
+    if (stopping && !last) {
+      finish_save();
+      progress_->note(fmt::format("stopped at step {}; the same command goes on from here", step));
+      return exit_status(ErrorCode::kCancelled);
+    }
+    if (!finite && train.nonfinite == NonfiniteAction::kStop)
+      throw Error(ErrorCode::kCorruptData, "step {}: the {} is not finite and train.nonfinite = \"stop\"; the newest checkpoint is of step {}", step,
+                  std::isfinite(result.loss_sum) ? "gradient" : "loss", saved_step_);
+  }
+  finish_save();
+  return 0;
+}
+
+void Trainer::print_next() const {
+  fmt::print(stderr, "next:  orrery generate {} --prompt \"...\"   |   orrery eval {} --data TEXT   |   orrery convert {} OUT --to hf\n", setup_.folder, setup_.folder,
+             setup_.folder);
+}
+
+}  // namespace
+
+int train_run(const RunConfig& config, const TrainOptions& options) {
+  const fs::path folder = config.checkpoint.dir;
+  std::error_code failure;
+  fs::create_directories(folder, failure);
+  if (failure) throw Error(ErrorCode::kIo, "cannot make the run's folder {}: {}; choose another checkpoint.dir", folder.string(), failure.message());
+  const DirectoryLock lock(folder.string());
+  if (options.fresh) set_aside_old_run(folder);
+  std::ofstream(folder / "run.toml") << run_config_to_toml(config);
+  RunSetup setup = prepare_run(config, options.num_threads, [](std::string_view line) { fmt::print(stderr, "{}\n", line); });
+  return Trainer(std::move(setup), options).run();
+}
+
+}  // namespace orrery
