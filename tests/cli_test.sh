@@ -32,7 +32,7 @@ run 2 config shwo; err_has 'did you mean `show`?'
 run 2 config show; err_has "file is required"
 run 2 config show --st train.steps=3; err_has 'did you mean `--set`?'
 run 2 completion tcsh; err_has "tcsh"
-for command in examples config help completion probe checkpoint; do run 0 $command --help; out_has "orrery $command"; err_is_empty; done
+for command in examples config help completion probe checkpoint convert; do run 0 $command --help; out_has "orrery $command"; err_is_empty; done
 
 # Every example is a valid run file, and its resolved value reads back to itself.
 run 0 examples; out_has "llama-11m"
@@ -80,6 +80,8 @@ grep -qx show words && grep -qx schema words || fail "bash completion of: orrery
 for shell in zsh fish; do run 0 completion $shell; command -v $shell >/dev/null && { $shell -n out || fail "$shell completion"; }; done
 
 # Checkpoints that are not there.
+run 2 convert nowhere out --to ggfu; err_has "ggfu"
+run 3 convert nowhere out --to hf; err_has "nowhere"
 run 4 checkpoint list nowhere; err_has "does not exist"
 mkdir empty; run 4 checkpoint verify empty; err_has "the folder holds none"
 

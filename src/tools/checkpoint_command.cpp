@@ -9,13 +9,14 @@
 #include "base/error.h"
 #include "base/units.h"
 #include "checkpoint/checkpoint.h"
+#include "checkpoint/model_source.h"
 #include "tools/commands.h"
 
 namespace orrery {
 namespace {
 
 struct Options {
-  std::string path;
+  std::string path, as;
   bool json = false, state = false;
 };
 
@@ -84,20 +85,22 @@ int run_verify(const Options& options) {
   return status;
 }
 
-/// Of one checkpoint, or of the newest of a run that verifies. The bytes are read: a digest of damaged data is none.
+/// Of the weights of any model; with --state of a checkpoint, or of the newest of a run that verifies. All bytes are read and
+/// verified: a digest of damaged data is none.
 int run_hash(const Options& options) {
-  std::string path = options.path;
-  if (!is_checkpoint(path)) {
-    checkpoints_of(path);
-    const NewestCheckpoint newest = find_newest_checkpoint(path);
-    for (const SkippedCheckpoint& skipped : newest.skipped)
-      fmt::print(stderr, "skipped {}: {}\n", skipped.path, skipped.reason);
-    if (!newest.path)
-      throw Error(ErrorCode::kCorruptData, "no checkpoint of {} verifies; see: orrery checkpoint verify {}", path, path);
-    path = *newest.path;
+  const ModelSource source = open_model(options.path);
+  for (const SkippedCheckpoint& skipped : source.skipped())
+    fmt::print(stderr, "skipped {}: {}\n", skipped.path, skipped.reason);
+  if (!options.state) {
+    fmt::print("{}\n", model_digest(source, options.as.empty() ? std::nullopt : parse_dtype(options.as)));
+    return 0;
   }
-  const Manifest manifest = verify_checkpoint(path);
-  fmt::print("{}\n", options.state ? manifest.state_digest : manifest.digest);
+  if (source.form() != ModelForm::kCheckpoint) {
+    throw Error(ErrorCode::kInvalidArgument, "{} holds weights only; --state needs a checkpoint or a run", options.path);
+  }
+  if (!options.as.empty())
+    throw Error(ErrorCode::kInvalidArgument, "--state and --as exclude each other: the state has types of its own");
+  fmt::print("{}\n", verify_checkpoint(source.path()).state_digest);
   return 0;
 }
 

@@ -35,6 +35,7 @@ namespace orrery {
   X(generate) \
   X(chat) \
   X(examples) \
+  X(convert) \
   X(checkpoint) \
   X(probe) \
   X(data) \
