@@ -138,7 +138,8 @@ void BpeModel::merge_long(BpeScratch* scratch) const {
     const int32_t right = nodes[static_cast<size_t>(node.next)].id;
     const uint64_t* merge = find_merge(node.id, right);
     if (!merge) return false;
-    heap.push_back({static_cast<uint32_t>(*merge >> 32), position, node.id, right, static_cast<int32_t>(static_cast<uint32_t>(*merge))});
+    heap.push_back(
+        {static_cast<uint32_t>(*merge >> 32), position, node.id, right, static_cast<int32_t>(static_cast<uint32_t>(*merge))});
     return true;
   };
   for (int32_t i = 0; i < num_symbols; ++i) {
@@ -161,7 +162,8 @@ void BpeModel::merge_long(BpeScratch* scratch) const {
     if (left.previous >= 0 && candidate(left.previous)) std::push_heap(heap.begin(), heap.end(), later);
   }
   scratch->symbols.clear();
-  for (int32_t i = 0; i >= 0; i = nodes[static_cast<size_t>(i)].next) scratch->symbols.push_back(nodes[static_cast<size_t>(i)].id);
+  for (int32_t i = 0; i >= 0; i = nodes[static_cast<size_t>(i)].next)
+    scratch->symbols.push_back(nodes[static_cast<size_t>(i)].id);
 }
 
 }  // namespace orrery

@@ -1,5 +1,5 @@
-// Byte pair encoding of one piece of text: the lowest-ranked pair is merged until none is left. Short pieces by scanning, long ones with
-// a heap over a linked list, so that a hostile piece of n bytes costs O(n log n).
+// Byte pair encoding of one piece of text: the lowest-ranked pair is merged until none is left. Short pieces by scanning, long
+// ones with a heap over a linked list, so that a hostile piece of n bytes costs O(n log n).
 #pragma once
 
 #include <cstdint>
@@ -50,8 +50,8 @@ class BpeModel {
 
   const std::vector<std::string>* tokens_;
   const StringIndex* index_;
-  FlatMap merges_;  // left << 32 | right -> rank << 32 | result
-  int32_t byte_ids_[256];      // byte-level: the byte's token; else the <0xXX> token
+  FlatMap merges_;         // left << 32 | right -> rank << 32 | result
+  int32_t byte_ids_[256];  // byte-level: the byte's token; else the <0xXX> token
   bool byte_level_, byte_fallback_, ignore_merges_, fuse_unk_;
   int32_t unk_id_;
 };

@@ -62,7 +62,8 @@ void count_chunks(const NextChunk& next_chunk, std::mutex* mutex, const PreToken
   }
 }
 
-std::vector<std::pair<std::string, int64_t>> count_words(const NextChunk& next_chunk, const PreTokenizer& pre_tokenizer, ThreadPool* pool) {
+std::vector<std::pair<std::string, int64_t>> count_words(const NextChunk& next_chunk, const PreTokenizer& pre_tokenizer,
+                                                         ThreadPool* pool) {
   const int num_threads = pool ? pool->num_threads() : 1;
   std::vector<WordCounter> counters(static_cast<size_t>(num_threads));
   std::vector<std::exception_ptr> errors(static_cast<size_t>(num_threads));
@@ -137,7 +138,8 @@ class PairTable {
     places.swap(pairs_[merged].words);
     std::sort(places.begin(), places.end());
     places.erase(std::unique(places.begin(), places.end()), places.end());
-    for (const uint32_t w : places) merge_in_word(w, static_cast<int32_t>(key >> 32), static_cast<int32_t>(static_cast<uint32_t>(key)), result);
+    for (const uint32_t w : places)
+      merge_in_word(w, static_cast<int32_t>(key >> 32), static_cast<int32_t>(static_cast<uint32_t>(key)), result);
     pairs_[merged].count = 0;
     std::sort(touched_.begin(), touched_.end());
     touched_.erase(std::unique(touched_.begin(), touched_.end()), touched_.end());
@@ -280,8 +282,9 @@ Tokenizer train_bpe(const NextChunk& next_chunk, const TrainBpeOptions& options)
   }
   const size_t least = 256 + options.special_tokens.size();
   if (options.vocab_size < static_cast<int64_t>(least) || options.vocab_size > 1 << 24) {
-    throw Error(ErrorCode::kInvalidArgument, "tokenizer training: vocab_size {} is outside {} (256 bytes and {} special tokens) to {}",
-                options.vocab_size, least, options.special_tokens.size(), 1 << 24);
+    throw Error(ErrorCode::kInvalidArgument,
+                "tokenizer training: vocab_size {} is outside {} (256 bytes and {} special tokens) to {}", options.vocab_size,
+                least, options.special_tokens.size(), 1 << 24);
   }
   spec.decoder = R"({"type":"ByteLevel","add_prefix_space":true,"trim_offsets":true,"use_regex":true})";
   int32_t byte_ids[256];

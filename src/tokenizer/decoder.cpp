@@ -13,13 +13,24 @@ using nlohmann::json;
 
 void replace_all(std::string* text, const std::string& from, const std::string& to) {
   if (from.empty()) return;
-  for (size_t at = text->find(from); at != std::string::npos; at = text->find(from, at + to.size())) text->replace(at, from.size(), to);
+  for (size_t at = text->find(from); at != std::string::npos; at = text->find(from, at + to.size()))
+    text->replace(at, from.size(), to);
 }
 
 void strip_each(const std::string& content, int start, int stop, DecoderTable* table) {
   for (std::string& text : table->bytes) {
     for (int i = 0; i < start && text.starts_with(content); ++i) text.erase(0, content.size());
     for (int i = 0; i < stop && text.ends_with(content); ++i) text.resize(text.size() - content.size());
+  }
+}
+
+// Replacements that each double the text would otherwise fill any memory.
+void check_growth(const DecoderTable& table) {
+  size_t total = 0;
+  for (const std::string& text : table.bytes) total += text.size();
+  if (total > (size_t{1} << 28)) {
+    throw Error(ErrorCode::kUnsupported, "tokenizer.json: decoded tokens have {} bytes together; at most 2^28 are supported",
+                total);
   }
 }
 
@@ -65,10 +76,12 @@ void apply(const json& node, int depth, bool* fused, DecoderTable* table) {
   } else if (type == "Replace") {
     const auto [pattern, is_regex] = json_pattern(node, "decoder Replace");
     if (is_regex) throw Error(ErrorCode::kUnsupported, "tokenizer.json: decoder Replace with a regex is not supported");
-    const std::string content = json_string(node, "content", "decoder Replace");
+    const std::string content = json_short_string(node, "content", "decoder Replace");
     for (std::string& text : table->bytes) replace_all(&text, pattern, content);
+    check_growth(*table);
   } else if (type == "Metaspace") {
-    const std::string replacement = node.contains("replacement") ? json_string(node, "replacement", "Metaspace") : "\xE2\x96\x81";
+    const std::string replacement =
+        node.contains("replacement") ? json_short_string(node, "replacement", "Metaspace") : "\xE2\x96\x81";
     for (std::string& text : table->bytes) replace_all(&text, replacement, " ");
     const bool prefixed = node.contains("prepend_scheme") ? json_string(node, "prepend_scheme", "Metaspace") != "never"
                                                           : json_bool(node, "add_prefix_space", true);

@@ -1,4 +1,5 @@
-// Ids to bytes: what each token contributes, worked out once from tokenizer.json's "decoder", and what is trimmed at the two ends.
+// Ids to bytes: what each token contributes, worked out once from tokenizer.json's "decoder", and what is trimmed at the two
+// ends.
 #pragma once
 
 #include <string>
@@ -10,7 +11,7 @@ namespace orrery {
 
 struct DecoderTable {
   std::vector<std::string> bytes;  // by id
-  std::string strip_text;          // trimmed from the decoded text: at most strip_left times at its start, strip_right at its end
+  std::string strip_text;  // trimmed from the decoded text: at most strip_left times at its start, strip_right at its end
   int strip_left = 0;
   int strip_right = 0;
 };

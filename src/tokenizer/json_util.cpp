@@ -42,8 +42,13 @@ json parse_json(std::string_view text, std::string_view what) {
   }
 }
 
+std::string canonical_json(std::string_view text, std::string_view what) {
+  return parse_json(text, what).dump(-1, ' ', false, json::error_handler_t::replace);
+}
+
 const json& json_member(const json& node, const char* key, std::string_view where) {
-  if (!node.is_object()) throw Error(ErrorCode::kCorruptData, "{}: wanted an object with '{}', found {}", where, key, node.type_name());
+  if (!node.is_object())
+    throw Error(ErrorCode::kCorruptData, "{}: wanted an object with '{}', found {}", where, key, node.type_name());
   const auto it = node.find(key);
   if (it == node.end()) throw Error(ErrorCode::kCorruptData, "{}: '{}' is missing", where, key);
   return *it;
@@ -51,20 +56,30 @@ const json& json_member(const json& node, const char* key, std::string_view wher
 
 std::string json_string(const json& node, const char* key, std::string_view where) {
   const json& member = json_member(node, key, where);
-  if (!member.is_string()) throw Error(ErrorCode::kCorruptData, "{}: '{}' is a {}, wanted a string", where, key, member.type_name());
+  if (!member.is_string())
+    throw Error(ErrorCode::kCorruptData, "{}: '{}' is a {}, wanted a string", where, key, member.type_name());
   return member.get<std::string>();
+}
+
+std::string json_short_string(const json& node, const char* key, std::string_view where) {
+  constexpr size_t kBytesMax = 256;
+  std::string text = json_string(node, key, where);
+  if (text.size() <= kBytesMax) return text;
+  throw Error(ErrorCode::kUnsupported, "{}: '{}' has {} bytes; at most {} are supported", where, key, text.size(), kBytesMax);
 }
 
 const json& json_array(const json& node, const char* key, std::string_view where) {
   const json& member = json_member(node, key, where);
-  if (!member.is_array()) throw Error(ErrorCode::kCorruptData, "{}: '{}' is a {}, wanted an array", where, key, member.type_name());
+  if (!member.is_array())
+    throw Error(ErrorCode::kCorruptData, "{}: '{}' is a {}, wanted an array", where, key, member.type_name());
   return member;
 }
 
 bool json_bool(const json& node, const char* key, bool fallback) {
   const auto it = node.find(key);
   if (it == node.end() || it->is_null()) return fallback;
-  if (!it->is_boolean()) throw Error(ErrorCode::kCorruptData, "tokenizer.json: '{}' is a {}, wanted true or false", key, it->type_name());
+  if (!it->is_boolean())
+    throw Error(ErrorCode::kCorruptData, "tokenizer.json: '{}' is a {}, wanted true or false", key, it->type_name());
   return it->get<bool>();
 }
 

@@ -1,4 +1,5 @@
-// A vocabulary as GGUF keeps it: "gpt2" is byte-level BPE with a named pattern, "llama" SentencePiece BPE, "t5" SentencePiece unigram.
+// A vocabulary as GGUF keeps it: "gpt2" is byte-level BPE with a named pattern, "llama" SentencePiece BPE, "t5" SentencePiece
+// unigram.
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
@@ -16,19 +17,24 @@ constexpr std::string_view kDeepSeekPattern =
 
 std::string deepseek_pre_tokenizer() {
   json steps = json::array();
-  for (const std::string_view pattern : {std::string_view(R"(\p{N}{1,3})"), std::string_view("[一-龥぀-ゟ゠-ヿ]+"), kDeepSeekPattern}) {
-    steps.push_back({{"type", "Split"}, {"pattern", {{"Regex", std::string(pattern)}}}, {"behavior", "Isolated"}, {"invert", false}});
+  for (const std::string_view pattern :
+       {std::string_view(R"(\p{N}{1,3})"), std::string_view("[一-龥぀-ゟ゠-ヿ]+"), kDeepSeekPattern}) {
+    steps.push_back(
+        {{"type", "Split"}, {"pattern", {{"Regex", std::string(pattern)}}}, {"behavior", "Isolated"}, {"invert", false}});
   }
   steps.push_back({{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", false}});
   return json{{"type", "Sequence"}, {"pretokenizers", steps}}.dump();
 }
 
 std::string pre_tokenizer_of_gguf(const std::string& pre) {
-  const auto is = [&](std::initializer_list<std::string_view> names) { return std::find(names.begin(), names.end(), pre) != names.end(); };
+  const auto is = [&](std::initializer_list<std::string_view> names) {
+    return std::find(names.begin(), names.end(), pre) != names.end();
+  };
   if (is({"", "gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "jina-v2-code"})) {
     return pre_tokenizer_of_pattern("gpt2");
   }
-  if (is({"llama3", "llama-v3", "llama-bpe", "falcon3", "dbrx", "smaug-bpe", "chatglm-bpe", "glm4"})) return pre_tokenizer_of_pattern("llama3");
+  if (is({"llama3", "llama-v3", "llama-bpe", "falcon3", "dbrx", "smaug-bpe", "chatglm-bpe", "glm4"}))
+    return pre_tokenizer_of_pattern("llama3");
   if (is({"qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan"})) return pre_tokenizer_of_pattern("qwen2");
   if (is({"smollm", "starcoder", "refact", "command-r", "codeshell"})) return pre_tokenizer_of_pattern("digits+gpt2");
   if (is({"gpt-4o", "llama4"})) return pre_tokenizer_of_pattern("o200k");
@@ -73,7 +79,8 @@ void read_merges(const GgufTokenizerData& data, TokenizerSpec* spec) {
 
 void fill_bpe(const GgufTokenizerData& data, TokenizerSpec* spec) {
   spec->pre_tokenizer = pre_tokenizer_of_gguf(data.pre);
-  spec->ignore_merges = data.pre == "llama3" || data.pre == "llama-v3" || data.pre == "llama-bpe" || data.pre == "falcon3" || data.pre == "tekken";
+  spec->ignore_merges = data.pre == "llama3" || data.pre == "llama-v3" || data.pre == "llama-bpe" || data.pre == "falcon3" ||
+                        data.pre == "tekken";
   if (data.pre == "qwen2" || data.pre == "deepseek-r1-qwen") spec->normalizer = R"({"type":"NFC"})";
   spec->decoder = R"({"type":"ByteLevel","add_prefix_space":true,"trim_offsets":true,"use_regex":true})";
   require_utf8_tokens(spec->tokens, "GGUF tokenizer");

@@ -16,8 +16,8 @@ int64_t checked_token_id(const json& node, size_t num_tokens, const std::string&
   if (node.is_number_unsigned() && node.get<uint64_t>() < static_cast<uint64_t>(limit)) {
     return node.get<int64_t>();
   }
-  throw Error(ErrorCode::kCorruptData, "tokenizer.json: token '{}' has id {}; wanted an integer in [0, {}) for {} tokens", token, node.dump(),
-              limit, num_tokens);
+  throw Error(ErrorCode::kCorruptData, "tokenizer.json: token '{}' has id {}; wanted an integer in [0, {}) for {} tokens",
+              token, node.dump(), limit, num_tokens);
 }
 
 void put_token(TokenizerSpec* spec, int64_t id, const std::string& token) {
@@ -54,7 +54,8 @@ void require_absent(const json& model, const char* key) {
 void read_bpe(const json& model, TokenizerSpec* spec) {
   for (const char* key : {"dropout", "continuing_subword_prefix", "end_of_word_suffix"}) require_absent(model, key);
   const json& vocab = json_member(model, "vocab", "tokenizer.json model");
-  if (!vocab.is_object()) throw Error(ErrorCode::kCorruptData, "tokenizer.json: BPE vocab is a {}, wanted an object", vocab.type_name());
+  if (!vocab.is_object())
+    throw Error(ErrorCode::kCorruptData, "tokenizer.json: BPE vocab is a {}, wanted an object", vocab.type_name());
   spec->tokens.reserve(vocab.size());
   for (const auto& [token, id] : vocab.items()) put_token(spec, checked_token_id(id, vocab.size(), token), token);
   StringIndex index;
@@ -69,8 +70,9 @@ void read_bpe(const json& model, TokenizerSpec* spec) {
     const auto id_of = [&](const std::string& token) {
       const int32_t id = token.empty() ? -1 : index.find(spec->tokens, token);
       if (id < 0) {
-        throw Error(ErrorCode::kCorruptData, "tokenizer.json: merge {} ('{}' + '{}') names '{}', which is not in the vocabulary", rank, left,
-                    right, token);
+        throw Error(ErrorCode::kCorruptData,
+                    "tokenizer.json: merge {} ('{}' + '{}') names '{}', which is not in the vocabulary", rank, left, right,
+                    token);
       }
       return id;
     };
@@ -93,14 +95,15 @@ void read_unigram(const json& model, TokenizerSpec* spec) {
   const json& vocab = json_array(model, "vocab", "tokenizer.json model");
   for (const json& entry : vocab) {
     if (!entry.is_array() || entry.size() != 2 || !entry[0].is_string() || !entry[1].is_number()) {
-      throw Error(ErrorCode::kCorruptData, "tokenizer.json: unigram vocab entry {} is {}; wanted [token, score]", spec->tokens.size(),
-                  entry.dump());
+      throw Error(ErrorCode::kCorruptData, "tokenizer.json: unigram vocab entry {} is {}; wanted [token, score]",
+                  spec->tokens.size(), entry.dump());
     }
     put_token(spec, static_cast<int64_t>(spec->tokens.size()), entry[0].get<std::string>());
     spec->scores.push_back(entry[1].get<double>());
   }
   const auto unk = model.find("unk_id");
-  if (unk != model.end() && unk->is_number_unsigned() && unk->get<uint64_t>() < spec->tokens.size()) spec->unk_id = unk->get<int32_t>();
+  if (unk != model.end() && unk->is_number_unsigned() && unk->get<uint64_t>() < spec->tokens.size())
+    spec->unk_id = unk->get<int32_t>();
   spec->byte_fallback = json_bool(model, "byte_fallback", false);
 }
 
@@ -137,7 +140,8 @@ int32_t find_token(const TokenizerSpec& spec, const std::string& name) {
 }
 
 void read_config(const json& config, TokenizerSpec* spec) {
-  if (!config.is_object()) throw Error(ErrorCode::kCorruptData, "tokenizer_config.json: wanted an object, found {}", config.type_name());
+  if (!config.is_object())
+    throw Error(ErrorCode::kCorruptData, "tokenizer_config.json: wanted an object, found {}", config.type_name());
   const auto id_of = [&](const char* key) -> int32_t {
     const auto it = config.find(key);
     if (it == config.end() || it->is_null()) return -1;
@@ -153,7 +157,8 @@ void read_config(const json& config, TokenizerSpec* spec) {
   if (!it->is_array()) return;
   // Several named templates: the one called "default".
   for (const json& entry : *it) {
-    if (json_string(entry, "name", "chat_template") == "default") spec->chat_template = json_string(entry, "template", "chat_template");
+    if (json_string(entry, "name", "chat_template") == "default")
+      spec->chat_template = json_string(entry, "template", "chat_template");
   }
 }
 
@@ -163,7 +168,8 @@ Tokenizer load_tokenizer_json(std::string_view text, std::string_view config_tex
   const json root = parse_json(text, "tokenizer.json");
   const json& model = json_member(root, "model", "tokenizer.json");
   TokenizerSpec spec;
-  const std::string type = model.is_object() && !model.contains("type") ? "BPE" : json_string(model, "type", "tokenizer.json model");
+  const std::string type =
+      model.is_object() && !model.contains("type") ? "BPE" : json_string(model, "type", "tokenizer.json model");
   if (type == "BPE") {
     read_bpe(model, &spec);
   } else if (type == "Unigram") {

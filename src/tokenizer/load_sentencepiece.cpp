@@ -33,13 +33,20 @@ class ProtoReader {
     if (tag >> 3 == 0 || tag >> 3 > 536870911) fail("a field number out of range");
     *field = {static_cast<uint32_t>(tag >> 3), static_cast<uint32_t>(tag & 7), 0, {}};
     switch (field->wire_type) {
-      case 0: field->value = varint(); break;
-      case 1: field->bytes = take(8); break;
-      case 2: field->bytes = take(varint()); break;
+      case 0:
+        field->value = varint();
+        break;
+      case 1:
+        field->bytes = take(8);
+        break;
+      case 2:
+        field->bytes = take(varint());
+        break;
       case 5:
         field->bytes = take(4);
         break;
-      default: fail("an unknown wire type");
+      default:
+        fail("an unknown wire type");
     }
     return true;
   }
@@ -62,8 +69,8 @@ class ProtoReader {
     return bytes;
   }
   [[noreturn]] void fail(const std::string& found) {
-    throw Error(ErrorCode::kCorruptData, "tokenizer.model: {}: {} at byte {}; the file is cut short or not a SentencePiece model", where_,
-                found, at_);
+    throw Error(ErrorCode::kCorruptData,
+                "tokenizer.model: {}: {} at byte {}; the file is cut short or not a SentencePiece model", where_, found, at_);
   }
   std::string_view data_;
   const char* where_;
@@ -111,16 +118,35 @@ TrainerSpec read_trainer(std::string_view data) {
   ProtoReader reader(data, "trainer_spec");
   for (Field field; reader.next(&field);) {
     switch (field.number) {
-      case 3: trainer.model_type = field.value; break;
-      case 24: trainer.whitespace_suffix = field.value != 0; break;
-      case 35: trainer.byte_fallback = field.value != 0; break;
-      case 41: trainer.bos_id = static_cast<int64_t>(field.value); break;
-      case 42: trainer.eos_id = static_cast<int64_t>(field.value); break;
-      case 43: trainer.pad_id = static_cast<int64_t>(field.value); break;
-      case 46: trainer.bos_piece = field.bytes; break;
-      case 47: trainer.eos_piece = field.bytes; break;
-      case 48: trainer.pad_piece = field.bytes; break;
-      default: break;
+      case 3:
+        trainer.model_type = field.value;
+        break;
+      case 24:
+        trainer.whitespace_suffix = field.value != 0;
+        break;
+      case 35:
+        trainer.byte_fallback = field.value != 0;
+        break;
+      case 41:
+        trainer.bos_id = static_cast<int64_t>(field.value);
+        break;
+      case 42:
+        trainer.eos_id = static_cast<int64_t>(field.value);
+        break;
+      case 43:
+        trainer.pad_id = static_cast<int64_t>(field.value);
+        break;
+      case 46:
+        trainer.bos_piece = field.bytes;
+        break;
+      case 47:
+        trainer.eos_piece = field.bytes;
+        break;
+      case 48:
+        trainer.pad_piece = field.bytes;
+        break;
+      default:
+        break;
     }
   }
   return trainer;
@@ -154,11 +180,11 @@ void describe_components(TokenizerSpec* spec) {
     if (options.add_dummy_prefix) steps.push_back({{"type", "Prepend"}, {"prepend", kEscapedSpace}});
     steps.push_back(replace("String", " ", kEscapedSpace));
   } else {
-    spec->pre_tokenizer = json{{"type", "Metaspace"},
-                               {"replacement", kEscapedSpace},
-                               {"prepend_scheme", options.add_dummy_prefix ? "always" : "never"},
-                               {"split", false}}
-                              .dump();
+    spec->pre_tokenizer = json{
+        {"type", "Metaspace"},
+        {"replacement", kEscapedSpace},
+        {"prepend_scheme", options.add_dummy_prefix ? "always" : "never"},
+        {"split", false}}.dump();
   }
   if (!steps.empty()) spec->normalizer = json{{"type", "Sequence"}, {"normalizers", steps}}.dump();
   json decoders = json::array();
@@ -177,7 +203,8 @@ void finish_sentencepiece(TokenizerSpec* spec) {
   for (size_t id = 0; id < spec->tokens.size(); ++id) {
     const uint8_t type = spec->piece_types[id];
     if (!std::isfinite(spec->scores[id])) {
-      throw Error(ErrorCode::kCorruptData, "SentencePiece vocabulary: the score of piece {} ('{}') is not finite", id, spec->tokens[id]);
+      throw Error(ErrorCode::kCorruptData, "SentencePiece vocabulary: the score of piece {} ('{}') is not finite", id,
+                  spec->tokens[id]);
     }
     if (type == kUnknown && spec->unk_id < 0) spec->unk_id = static_cast<int32_t>(id);
     if (type == kUserDefined) spec->sentencepiece->user_defined.push_back(spec->tokens[id]);
@@ -213,15 +240,18 @@ Tokenizer load_sentencepiece(std::string_view data, std::string_view config_json
   ProtoReader reader(data, "model");
   for (Field field; reader.next(&field);) {
     if (field.number >= 1 && field.number <= 3 && field.wire_type != 2) {
-      throw Error(ErrorCode::kCorruptData, "tokenizer.model: field {} is not a message; not a SentencePiece model", field.number);
+      throw Error(ErrorCode::kCorruptData, "tokenizer.model: field {} is not a message; not a SentencePiece model",
+                  field.number);
     }
     if (field.number == 1) read_piece(field.bytes, &spec);
     if (field.number == 2) trainer = read_trainer(field.bytes);
     if (field.number == 3) read_normalizer(field.bytes, &options);
   }
-  if (spec.tokens.empty()) throw Error(ErrorCode::kCorruptData, "tokenizer.model: no pieces; the file is empty or not a SentencePiece model");
+  if (spec.tokens.empty())
+    throw Error(ErrorCode::kCorruptData, "tokenizer.model: no pieces; the file is empty or not a SentencePiece model");
   if (trainer.model_type != 1 && trainer.model_type != 2) {
-    throw Error(ErrorCode::kUnsupported, "tokenizer.model: SentencePiece model type {} is not supported; unigram (1) and bpe (2) are",
+    throw Error(ErrorCode::kUnsupported,
+                "tokenizer.model: SentencePiece model type {} is not supported; unigram (1) and bpe (2) are",
                 trainer.model_type);
   }
   spec.model = trainer.model_type == 1 ? TokenizerModel::kUnigram : TokenizerModel::kBpe;

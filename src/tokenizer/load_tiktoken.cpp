@@ -1,5 +1,5 @@
-// Rank tables: tiktoken's lines of "base64 rank" and mistral-common's tekken.json. A token may be merged from any two tokens that
-// make it, lowest rank first.
+// Rank tables: tiktoken's lines of "base64 rank" and mistral-common's tekken.json. A token may be merged from any two tokens
+// that make it, lowest rank first.
 #include <algorithm>
 #include <charconv>
 #include <nlohmann/json.hpp>
@@ -28,7 +28,8 @@ void fill_from_ranks(const std::vector<std::string>& bytes, int32_t first_id, To
   }
   const auto missing = std::find(seen.begin(), seen.end(), false);
   if (missing != seen.end()) {
-    throw Error(ErrorCode::kCorruptData, "token ranks: byte 0x{:02x} has no token; a rank table holds all 256 bytes", missing - seen.begin());
+    throw Error(ErrorCode::kCorruptData, "token ranks: byte 0x{:02x} has no token; a rank table holds all 256 bytes",
+                missing - seen.begin());
   }
   spec->merges = merges_from_ranks(bytes, ranks);
   spec->ignore_merges = true;
@@ -57,8 +58,8 @@ std::pair<std::string, uint32_t> parse_line(std::string_view line, size_t line_n
       if (!bytes.empty()) return {std::move(bytes), rank};
     }
   }
-  throw Error(ErrorCode::kCorruptData, "token ranks: line {} is '{}'; wanted a token in base64, a space and a rank below {}", line_number,
-              line.substr(0, 60), rank_limit);
+  throw Error(ErrorCode::kCorruptData, "token ranks: line {} is '{}'; wanted a token in base64, a space and a rank below {}",
+              line_number, line.substr(0, 60), rank_limit);
 }
 
 }  // namespace
@@ -67,8 +68,8 @@ Tokenizer load_tiktoken(std::string_view data, std::string_view pattern_name, co
   TokenizerSpec spec;
   spec.pre_tokenizer = pre_tokenizer_of_pattern(pattern_name);
   if (spec.pre_tokenizer.empty()) {
-    throw Error(ErrorCode::kInvalidArgument, "token ranks: pattern '{}' is unknown; use gpt2, cl100k, o200k, llama3, qwen2 or tekken",
-                pattern_name);
+    throw Error(ErrorCode::kInvalidArgument,
+                "token ranks: pattern '{}' is unknown; use gpt2, cl100k, o200k, llama3, qwen2 or tekken", pattern_name);
   }
   const size_t num_lines = static_cast<size_t>(std::count(data.begin(), data.end(), '\n')) + 1;
   const size_t rank_limit = 4 * num_lines + 65536;
@@ -83,14 +84,16 @@ Tokenizer load_tiktoken(std::string_view data, std::string_view pattern_name, co
     if (line.empty()) continue;
     auto [token, rank] = parse_line(line, line_number, rank_limit);
     if (rank >= bytes.size()) bytes.resize(rank + 1);
-    if (!bytes[rank].empty()) throw Error(ErrorCode::kCorruptData, "token ranks: line {}: rank {} stands twice", line_number, rank);
+    if (!bytes[rank].empty())
+      throw Error(ErrorCode::kCorruptData, "token ranks: line {}: rank {} stands twice", line_number, rank);
     bytes[rank] = std::move(token);
   }
   if (bytes.empty()) throw Error(ErrorCode::kCorruptData, "token ranks: the file is empty");
   spec.tokens.resize(bytes.size());
   fill_from_ranks(bytes, 0, &spec);
   for (const SpecialToken& token : special_tokens) {
-    const bool taken = token.id >= 0 && static_cast<size_t>(token.id) < spec.tokens.size() && !spec.tokens[static_cast<size_t>(token.id)].empty();
+    const bool taken = token.id >= 0 && static_cast<size_t>(token.id) < spec.tokens.size() &&
+                       !spec.tokens[static_cast<size_t>(token.id)].empty();
     if (token.id < 0 || static_cast<size_t>(token.id) >= rank_limit || taken) {
       throw Error(ErrorCode::kInvalidArgument, "token ranks: special token '{}' cannot have id {}", token.content, token.id);
     }
@@ -113,7 +116,8 @@ Tokenizer load_tekken(std::string_view text) {
   const json& vocab = json_array(root, "vocab", "tekken.json");
   const size_t num_special = count("default_num_special_tokens", 1 << 20);
   const size_t vocab_size = count("default_vocab_size", num_special + vocab.size());
-  if (vocab_size <= num_special) throw Error(ErrorCode::kCorruptData, "tekken.json: {} tokens, {} of them special", vocab_size, num_special);
+  if (vocab_size <= num_special)
+    throw Error(ErrorCode::kCorruptData, "tekken.json: {} tokens, {} of them special", vocab_size, num_special);
   TokenizerSpec spec;
   spec.pre_tokenizer = pre_tokenizer_of_regex(json_string(config, "pattern", "tekken.json config"));
   spec.tokens.resize(vocab_size);
@@ -126,12 +130,30 @@ Tokenizer load_tekken(std::string_view text) {
     bytes[rank + num_special] = base64_decode(json_string(vocab[rank], "token_bytes", "tekken.json vocab"));
   }
   fill_from_ranks(bytes, static_cast<int32_t>(num_special), &spec);
-  std::vector<std::string> names = {"<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]",
-                                    "[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]",
-                                    "[SUFFIX]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]"};
+  std::vector<std::string> names = {"<unk>",
+                                    "<s>",
+                                    "</s>",
+                                    "[INST]",
+                                    "[/INST]",
+                                    "[AVAILABLE_TOOLS]",
+                                    "[/AVAILABLE_TOOLS]",
+                                    "[TOOL_RESULTS]",
+                                    "[/TOOL_RESULTS]",
+                                    "[TOOL_CALLS]",
+                                    "[IMG]",
+                                    "<pad>",
+                                    "[IMG_BREAK]",
+                                    "[IMG_END]",
+                                    "[PREFIX]",
+                                    "[MIDDLE]",
+                                    "[SUFFIX]",
+                                    "[SYSTEM_PROMPT]",
+                                    "[/SYSTEM_PROMPT]",
+                                    "[TOOL_CONTENT]"};
   if (root.contains("special_tokens") && root["special_tokens"].is_array()) {
     names.clear();
-    for (const json& node : root["special_tokens"]) names.push_back(json_string(node, "token_str", "tekken.json special_tokens"));
+    for (const json& node : root["special_tokens"])
+      names.push_back(json_string(node, "token_str", "tekken.json special_tokens"));
   }
   for (size_t id = names.size(); id < num_special; ++id) names.push_back(fmt::format("<SPECIAL_{}>", id));
   for (size_t id = 0; id < num_special; ++id) {

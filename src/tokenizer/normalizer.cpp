@@ -17,8 +17,8 @@ namespace {
 
 using nlohmann::json;
 
-// Canonical ordering in utf8proc moves marks one by one, which is quadratic in a long run of them; a stable sort by combining class
-// first gives the same order and leaves it nothing to move.
+// Canonical ordering in utf8proc moves marks one by one, which is quadratic in a long run of them; a stable sort by combining
+// class first gives the same order and leaves it nothing to move.
 std::string presort_marks(std::string_view text) {
   struct Mark {
     int combining_class;
@@ -29,7 +29,8 @@ std::string presort_marks(std::string_view text) {
   std::vector<Mark> run;
   const auto flush = [&] {
     if (run.size() > 16) {
-      std::stable_sort(run.begin(), run.end(), [](const Mark& a, const Mark& b) { return a.combining_class < b.combining_class; });
+      std::stable_sort(run.begin(), run.end(),
+                       [](const Mark& a, const Mark& b) { return a.combining_class < b.combining_class; });
     }
     for (const Mark& mark : run) out += mark.bytes;
     run.clear();
@@ -77,9 +78,10 @@ class UnicodeForm : public NormalizerStep {
     const std::string sorted = presort_marks(stretch);
     utf8proc_uint8_t* result = nullptr;
     const utf8proc_ssize_t size =
-        utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(sorted.data()), static_cast<utf8proc_ssize_t>(sorted.size()), &result,
-                     static_cast<utf8proc_option_t>(options_ | UTF8PROC_STABLE));
-    if (size < 0) throw Error(ErrorCode::kOutOfMemory, "Unicode normalization of {} bytes: {}", sorted.size(), utf8proc_errmsg(size));
+        utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(sorted.data()), static_cast<utf8proc_ssize_t>(sorted.size()),
+                     &result, static_cast<utf8proc_option_t>(options_ | UTF8PROC_STABLE));
+    if (size < 0)
+      throw Error(ErrorCode::kOutOfMemory, "Unicode normalization of {} bytes: {}", sorted.size(), utf8proc_errmsg(size));
     out->append(reinterpret_cast<const char*>(result), static_cast<size_t>(size));
     std::free(result);
   }
@@ -191,7 +193,8 @@ class Strip : public NormalizerStep {
   bool left_, right_;
 };
 
-// As the `tokenizers` package reads a SentencePiece map: a grapheme of up to five bytes by its first match, else character by character.
+// As the `tokenizers` package reads a SentencePiece map: a grapheme of up to five bytes by its first match, else character by
+// character.
 class Precompiled : public NormalizerStep {
  public:
   explicit Precompiled(std::string blob) : map_(std::move(blob)) {}
@@ -264,14 +267,14 @@ void append_steps(const json& node, int depth, std::vector<std::shared_ptr<const
   } else if (type == "StripAccents") {
     add(PerCharacter(PerCharacter::Kind::kStripAccents));
   } else if (type == "Prepend") {
-    add(Prepend(json_string(node, "prepend", "normalizer Prepend")));
+    add(Prepend(json_short_string(node, "prepend", "normalizer Prepend")));
   } else if (type == "Strip") {
     add(Strip(json_bool(node, "strip_left", true), json_bool(node, "strip_right", true)));
   } else if (type == "Precompiled") {
     add(Precompiled(base64_decode(json_string(node, "precompiled_charsmap", "normalizer Precompiled"))));
   } else if (type == "Replace") {
     const auto [pattern, is_regex] = json_pattern(node, "normalizer Replace");
-    std::string content = json_string(node, "content", "normalizer Replace");
+    std::string content = json_short_string(node, "content", "normalizer Replace");
     if (is_regex) {
       add(ReplaceRegex(pattern, std::move(content)));
     } else {
@@ -330,7 +333,14 @@ bool Normalizer::keeps_ascii() const {
 
 std::string Normalizer::apply(std::string_view text) const {
   std::string result(text);
-  for (const auto& step : steps_) result = step->apply(result);
+  for (const auto& step : steps_) {
+    result = step->apply(result);
+    // Steps that each double the text would otherwise fill any memory.
+    if (result.size() > 64 * text.size() + 4096) {
+      throw Error(ErrorCode::kUnsupported, "tokenizer: its normalizer makes {} bytes of {}; at most 64 times is supported",
+                  result.size(), text.size());
+    }
+  }
   return result;
 }
 

@@ -1,5 +1,5 @@
-// What happens to text before it is split: the normalizers of tokenizer.json, and SentencePiece's own. Bytes that are not UTF-8 pass
-// through every Unicode normalizer unchanged.
+// What happens to text before it is split: the normalizers of tokenizer.json, and SentencePiece's own. Bytes that are not UTF-8
+// pass through every Unicode normalizer unchanged.
 #pragma once
 
 #include <memory>

@@ -39,11 +39,19 @@ class Cutter {
   void part(size_t begin, size_t end, bool matched) {
     bool joins = false;
     switch (behavior_) {
-      case Behavior::kRemoved: break;
-      case Behavior::kIsolated: break;
-      case Behavior::kMergedWithPrevious: joins = matched && !previous_matched_; break;
-      case Behavior::kMergedWithNext: joins = previous_matched_ && !matched; break;
-      case Behavior::kContiguous: joins = matched == previous_matched_; break;
+      case Behavior::kRemoved:
+        break;
+      case Behavior::kIsolated:
+        break;
+      case Behavior::kMergedWithPrevious:
+        joins = matched && !previous_matched_;
+        break;
+      case Behavior::kMergedWithNext:
+        joins = previous_matched_ && !matched;
+        break;
+      case Behavior::kContiguous:
+        joins = matched == previous_matched_;
+        break;
     }
     if (!joins || end_ != begin) flush(), begin_ = begin;
     end_ = end;
@@ -201,7 +209,8 @@ class MetaspaceStep : public PreTokenizerStep {
         continue;
       }
       Cutter cutter(kept, Behavior::kMergedWithNext, false, &list->next);
-      for (size_t at = kept.find(replacement_); at != std::string::npos; at = kept.find(replacement_, at + replacement_.size())) {
+      for (size_t at = kept.find(replacement_); at != std::string::npos;
+           at = kept.find(replacement_, at + replacement_.size())) {
         cutter.match(at, at + replacement_.size());
       }
       cutter.finish();
@@ -225,7 +234,8 @@ class PrefixSpaceStep : public PreTokenizerStep {
 };
 
 std::shared_ptr<const PreTokenizerStep> metaspace(const json& node) {
-  const std::string replacement = node.contains("replacement") ? json_string(node, "replacement", "Metaspace") : "\xE2\x96\x81";
+  const std::string replacement =
+      node.contains("replacement") ? json_short_string(node, "replacement", "Metaspace") : "\xE2\x96\x81";
   if (replacement.empty()) throw Error(ErrorCode::kCorruptData, "tokenizer.json: Metaspace with an empty replacement");
   auto prepend = MetaspaceStep::Prepend::kAlways;
   if (node.contains("prepend_scheme")) {
@@ -298,7 +308,8 @@ void gather(const json& node, int depth, Gathered* out) {
   } else if (type == "WhitespaceSplit") {
     out->add("whitespace", std::make_shared<ClassStep>(kSpace, true, Behavior::kRemoved));
   } else if (type == "Punctuation") {
-    const Behavior behavior = node.contains("behavior") ? parse_behavior(json_string(node, "behavior", type)) : Behavior::kIsolated;
+    const Behavior behavior =
+        node.contains("behavior") ? parse_behavior(json_string(node, "behavior", type)) : Behavior::kIsolated;
     out->add("punctuation", std::make_shared<ClassStep>(kPunctuation, false, behavior));
   } else if (type == "CharDelimiterSplit") {
     out->add("delimiter", std::make_shared<LiteralStep>(json_string(node, "delimiter", type), Behavior::kRemoved, false));

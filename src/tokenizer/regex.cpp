@@ -54,7 +54,8 @@ struct Regex::Code {
 
 Regex::Regex(std::string pattern) : pattern_(std::move(pattern)) {
   if (pattern_.size() > kPatternBytesMax) {
-    throw Error(ErrorCode::kUnsupported, "tokenizer pattern of {} bytes; at most {} are supported", pattern_.size(), kPatternBytesMax);
+    throw Error(ErrorCode::kUnsupported, "tokenizer pattern of {} bytes; at most {} are supported", pattern_.size(),
+                kPatternBytesMax);
   }
   auto code = std::make_shared<Code>();
   int error = 0;
@@ -80,14 +81,15 @@ void Regex::for_each_match(std::string_view text, const std::function<void(size_
     const int rc = pcre2_match(code_->code, subject, text.size(), position, PCRE2_NOTEMPTY, state.data, state.context);
     if (rc == PCRE2_ERROR_NOMATCH) return;
     if (rc < 0) {
-      throw Error(ErrorCode::kUnsupported,
-                  "tokenizer pattern '{}' gave up on a text of {} bytes at byte {}: {} (nested quantifiers backtrack without end; "
-                  "rewrite the pattern)",
-                  shortened(pattern_), text.size(), position, pcre2_message(rc));
+      throw Error(
+          ErrorCode::kUnsupported,
+          "tokenizer pattern '{}' gave up on a text of {} bytes at byte {}: {} (nested quantifiers backtrack without end; "
+          "rewrite the pattern)",
+          shortened(pattern_), text.size(), position, pcre2_message(rc));
     }
     if (match_index % 64 == 63 && Clock::now() - start > budget) {
-      throw Error(ErrorCode::kUnsupported, "tokenizer pattern '{}' is too slow: {} of {} bytes split in {:.1f} s", shortened(pattern_),
-                  position, text.size(), budget.count());
+      throw Error(ErrorCode::kUnsupported, "tokenizer pattern '{}' is too slow: {} of {} bytes split in {:.1f} s",
+                  shortened(pattern_), position, text.size(), budget.count());
     }
     const PCRE2_SIZE* range = pcre2_get_ovector_pointer(state.data);
     // A \K or lookbehind may move the start of a match backwards; a piece never begins before the last one ended.

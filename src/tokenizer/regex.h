@@ -1,5 +1,5 @@
-// Patterns that nobody wrote by hand for us, run by PCRE2 with limits: a pattern from a file may be hostile, and a nested quantifier
-// must become an error and not a hang. Known patterns never come here (splitter.h).
+// Patterns that nobody wrote by hand for us, run by PCRE2 with limits: a pattern from a file may be hostile, and a nested
+// quantifier must become an error and not a hang. Known patterns never come here (splitter.h).
 #pragma once
 
 #include <cstddef>

@@ -15,8 +15,9 @@ namespace {
 using nlohmann::ordered_json;
 
 ordered_json added_json(const AddedToken& token) {
-  return {{"id", token.id},         {"content", token.content}, {"single_word", token.single_word}, {"lstrip", token.lstrip},
-          {"rstrip", token.rstrip}, {"normalized", token.normalized}, {"special", token.special}};
+  return {{"id", token.id},          {"content", token.content}, {"single_word", token.single_word},
+          {"lstrip", token.lstrip},  {"rstrip", token.rstrip},   {"normalized", token.normalized},
+          {"special", token.special}};
 }
 
 ordered_json model_json(const TokenizerSpec& spec) {
@@ -97,7 +98,8 @@ std::string tokenizer_json_text(const Tokenizer& tokenizer) {
 }
 
 void save_tokenizer_json(const Tokenizer& tokenizer, const std::string& folder) {
-  if (mkdir(folder.c_str(), 0755) != 0 && errno != EEXIST) throw_io_error(errno, fmt::format("cannot create folder {}", folder));
+  if (mkdir(folder.c_str(), 0755) != 0 && errno != EEXIST)
+    throw_io_error(errno, fmt::format("cannot create folder {}", folder));
   write_file_bytes(folder + "/tokenizer.json", tokenizer_json_text(tokenizer));
   write_file_bytes(folder + "/tokenizer_config.json", config_text(tokenizer));
 }
@@ -110,7 +112,8 @@ std::string Tokenizer::content_hash() const {
   content += s.chat_template;
   if (s.sentencepiece) {
     const SentencePieceOptions& o = *s.sentencepiece;
-    content += fmt::format("|{}{}{}{}|", o.add_dummy_prefix, o.remove_extra_whitespaces, o.escape_whitespaces, o.treat_whitespace_as_suffix);
+    content += fmt::format("|{}{}{}{}|", o.add_dummy_prefix, o.remove_extra_whitespaces, o.escape_whitespaces,
+                           o.treat_whitespace_as_suffix);
     content += o.precompiled_charsmap;
     for (const std::string& piece : o.user_defined) content += fmt::format("|{}", piece);
     content.append(s.piece_types.begin(), s.piece_types.end());

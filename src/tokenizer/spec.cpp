@@ -65,8 +65,8 @@ int byte_token_value(std::string_view token) {
 }
 
 std::vector<Merge> merges_from_ranks(const std::vector<std::string>& tokens, const std::vector<int64_t>& rank_of) {
-  // A hostile token of a megabyte has a megabyte of prefixes to hash: splits beyond this length are not looked for.
-  constexpr size_t kTokenBytesMax = 4096;
+  // A hostile token of a megabyte has a megabyte of prefixes to hash.
+  constexpr size_t kTokenBytesMax = 1024;
   StringIndex index;
   for (size_t id = 0; id < tokens.size(); ++id) {
     if (!tokens[id].empty() && rank_of[id] >= 0) index.insert(tokens, static_cast<int32_t>(id));
@@ -76,7 +76,8 @@ std::vector<Merge> merges_from_ranks(const std::vector<std::string>& tokens, con
     const std::string_view token = tokens[id];
     if (rank_of[id] < 0 || token.size() < 2) continue;
     if (token.size() > kTokenBytesMax) {
-      throw Error(ErrorCode::kUnsupported, "tokenizer: token {} has {} bytes; at most {} are supported", id, token.size(), kTokenBytesMax);
+      throw Error(ErrorCode::kUnsupported, "tokenizer: token {} has {} bytes; at most {} are supported", id, token.size(),
+                  kTokenBytesMax);
     }
     for (size_t cut = 1; cut < token.size(); ++cut) {
       const int32_t left = index.find(tokens, token.substr(0, cut));
@@ -107,7 +108,8 @@ std::string pre_tokenizer_of_pattern(std::string_view name) {
 }
 
 std::string pre_tokenizer_of_regex(std::string_view pattern) {
-  const json split{{"type", "Split"}, {"pattern", {{"Regex", std::string(pattern)}}}, {"behavior", "Isolated"}, {"invert", false}};
+  const json split{
+      {"type", "Split"}, {"pattern", {{"Regex", std::string(pattern)}}}, {"behavior", "Isolated"}, {"invert", false}};
   const json byte_level{{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", false}};
   json steps = json::array();
   steps.push_back(split);
@@ -174,7 +176,8 @@ void parse_processor(const json& node, int depth, std::vector<int32_t>* prefix, 
   const std::string type = json_string(node, "type", "post_processor");
   if (type == "ByteLevel") return;  // only trims offsets
   if (type == "Sequence") {
-    for (const json& child : json_array(node, "processors", "post_processor")) parse_processor(child, depth + 1, prefix, suffix);
+    for (const json& child : json_array(node, "processors", "post_processor"))
+      parse_processor(child, depth + 1, prefix, suffix);
   } else if (type == "TemplateProcessing") {
     parse_template(node, prefix, suffix);
   } else if (type == "BertProcessing" || type == "RobertaProcessing") {

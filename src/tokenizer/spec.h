@@ -1,5 +1,5 @@
-// What a tokenizer is, before it is built to run: the vocabulary, the merges, and the components as tokenizer.json writes them. Every
-// loader fills one; save writes it back. Internal to src/tokenizer.
+// What a tokenizer is, before it is built to run: the vocabulary, the merges, and the components as tokenizer.json writes them.
+// Every loader fills one; save writes it back. Internal to src/tokenizer.
 #pragma once
 
 #include <optional>
@@ -34,8 +34,9 @@ struct TokenizerSpec {
   TokenizerModel model = TokenizerModel::kBpe;
   std::vector<std::string> tokens;  // by id, as the file writes them; an empty string is a hole
   std::vector<double> scores;       // unigram
-  std::vector<uint8_t> piece_types;  // SentencePiece only, by id: 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte
-  std::vector<Merge> merges;        // BPE
+  std::vector<uint8_t>
+      piece_types;            // SentencePiece only, by id: 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte
+  std::vector<Merge> merges;  // BPE
   bool byte_fallback = false;
   bool ignore_merges = false;
   bool fuse_unk = false;

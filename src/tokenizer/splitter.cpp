@@ -57,8 +57,8 @@ inline const char* contraction_end(const char* p, const char* end, bool any_case
   return p;
 }
 
-// One of o200k's cased words without its lead, or p. Upper* Lower+ | Upper+ Lower*, greedy with backtracking into the characters that
-// are on both sides (Lm Lo M): the first part ends at the last of them when no lower-side character follows.
+// One of o200k's cased words without its lead, or p. Upper* Lower+ | Upper+ Lower*, greedy with backtracking into the
+// characters that are on both sides (Lm Lo M): the first part ends at the last of them when no lower-side character follows.
 inline const char* cased_word_end(const uint8_t* classes, const char* p, const char* end) {
   const char* q = p;
   const char* after_both = nullptr;
@@ -190,33 +190,44 @@ constexpr std::string_view kO200kPattern =
     R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?)"
     R"(|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?)"
     R"(|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
-constexpr std::string_view kTekkenPattern =
-    R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+)"
-    R"(|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*)"
-    R"(|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+constexpr std::string_view kTekkenPattern = R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+)"
+                                            R"(|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*)"
+                                            R"(|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 
 }  // namespace
 
 SplitRule split_rule(KnownSplit split) {
   switch (split) {
-    case KnownSplit::kGpt2: return kGpt2Rule;
-    case KnownSplit::kCl100k: return kCl100kRule;
-    case KnownSplit::kLlama3: return kLlama3Rule;
-    case KnownSplit::kQwen2: return kQwen2Rule;
-    case KnownSplit::kO200k: return kO200kRule;
-    case KnownSplit::kTekken: return kTekkenRule;
+    case KnownSplit::kGpt2:
+      return kGpt2Rule;
+    case KnownSplit::kCl100k:
+      return kCl100kRule;
+    case KnownSplit::kLlama3:
+      return kLlama3Rule;
+    case KnownSplit::kQwen2:
+      return kQwen2Rule;
+    case KnownSplit::kO200k:
+      return kO200kRule;
+    case KnownSplit::kTekken:
+      return kTekkenRule;
   }
   ORRERY_CHECK(false, "split {}", static_cast<int>(split));
 }
 
 std::string_view split_pattern(KnownSplit split) {
   switch (split) {
-    case KnownSplit::kGpt2: return kGpt2Pattern;
-    case KnownSplit::kCl100k: return kCl100kPattern;
-    case KnownSplit::kLlama3: return kLlama3Pattern;
-    case KnownSplit::kQwen2: return kQwen2Pattern;
-    case KnownSplit::kO200k: return kO200kPattern;
-    case KnownSplit::kTekken: return kTekkenPattern;
+    case KnownSplit::kGpt2:
+      return kGpt2Pattern;
+    case KnownSplit::kCl100k:
+      return kCl100kPattern;
+    case KnownSplit::kLlama3:
+      return kLlama3Pattern;
+    case KnownSplit::kQwen2:
+      return kQwen2Pattern;
+    case KnownSplit::kO200k:
+      return kO200kPattern;
+    case KnownSplit::kTekken:
+      return kTekkenPattern;
   }
   ORRERY_CHECK(false, "split {}", static_cast<int>(split));
 }
@@ -246,12 +257,18 @@ std::optional<KnownSplit> split_by_name(std::string_view name) {
 
 PieceEnd piece_end_function(KnownSplit split) {
   switch (split) {
-    case KnownSplit::kGpt2: return &piece_end<kGpt2Rule>;
-    case KnownSplit::kCl100k: return &piece_end<kCl100kRule>;
-    case KnownSplit::kLlama3: return &piece_end<kLlama3Rule>;
-    case KnownSplit::kQwen2: return &piece_end<kQwen2Rule>;
-    case KnownSplit::kO200k: return &piece_end<kO200kRule>;
-    case KnownSplit::kTekken: return &piece_end<kTekkenRule>;
+    case KnownSplit::kGpt2:
+      return &piece_end<kGpt2Rule>;
+    case KnownSplit::kCl100k:
+      return &piece_end<kCl100kRule>;
+    case KnownSplit::kLlama3:
+      return &piece_end<kLlama3Rule>;
+    case KnownSplit::kQwen2:
+      return &piece_end<kQwen2Rule>;
+    case KnownSplit::kO200k:
+      return &piece_end<kO200kRule>;
+    case KnownSplit::kTekken:
+      return &piece_end<kTekkenRule>;
   }
   ORRERY_CHECK(false, "split {}", static_cast<int>(split));
 }

@@ -1,5 +1,5 @@
-// The pre-tokenizer patterns of GPT-2's descendants, written out by hand: one pass, linear in any text, several times faster than a
-// regex engine. A pattern is known by its exact text; splitter_test.cpp compares each with PCRE2 running that text.
+// The pre-tokenizer patterns of GPT-2's descendants, written out by hand: one pass, linear in any text, several times faster
+// than a regex engine. A pattern is known by its exact text; splitter_test.cpp compares each with PCRE2 running that text.
 #pragma once
 
 #include <cstddef>
@@ -19,7 +19,7 @@ struct SplitRule {
   int digits_max;              // 0: ` ?\p{N}+`; else `\p{N}{1,max}`
   bool newlines_after_symbols;
   bool slash_after_symbols;
-  bool newline_rule;       // `\s*[\r\n]+`
+  bool newline_rule;          // `\s*[\r\n]+`
   bool trailing_space_first;  // `\s++$` before it
 };
 

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "tokenizer/json_util.h"
 #include "tokenizer/tokenizer_impl.h"
 #include "tokenizer/utf8.h"
 
@@ -13,6 +14,7 @@ namespace orrery {
 namespace {
 
 constexpr std::string_view kEscapedSpace = "\xE2\x96\x81";
+constexpr size_t kAddedTokenBytesMax = 512;        // matching looks this far ahead at every byte
 constexpr size_t kTextBytesMax = size_t{1} << 30;  // positions inside are 32 bits
 
 inline uint64_t load(const char* p, size_t num_bytes) {
@@ -108,8 +110,8 @@ void Tokenizer::Impl::build_vocabulary() {
   const auto limit = static_cast<int64_t>(4 * (spec.tokens.size() + spec.added.size()) + 65536);
   for (const AddedToken& token : spec.added) {
     if (token.id < 0 || token.id >= limit) {
-      throw Error(ErrorCode::kCorruptData, "tokenizer: added token '{}' has id {}, far outside a vocabulary of {}", token.content, token.id,
-                  spec.tokens.size());
+      throw Error(ErrorCode::kCorruptData, "tokenizer: added token '{}' has id {}, far outside a vocabulary of {}",
+                  token.content, token.id, spec.tokens.size());
     }
     largest = std::max<int64_t>(largest, token.id);
   }
@@ -135,8 +137,8 @@ void Tokenizer::Impl::build_vocabulary() {
       // Two names may stand for the same bytes when one is not in the printable alphabet; the first keeps them.
       const int32_t first = model_index.find(model_tokens, model_tokens[i]);
       if (spec.tokens[static_cast<size_t>(first)] == spec.tokens[i]) {
-        throw Error(ErrorCode::kCorruptData, "tokenizer: token '{}' stands twice in the vocabulary, as id {} and id {}", spec.tokens[i],
-                    first, id);
+        throw Error(ErrorCode::kCorruptData, "tokenizer: token '{}' stands twice in the vocabulary, as id {} and id {}",
+                    spec.tokens[i], first, id);
       }
     }
     if (!names[i].empty()) name_index.insert(names, id);
@@ -146,6 +148,10 @@ void Tokenizer::Impl::build_vocabulary() {
 void Tokenizer::Impl::build_added_tokens() {
   for (const AddedToken& token : spec.added) {
     if (token.content.empty()) throw Error(ErrorCode::kCorruptData, "tokenizer: added token {} has no text", token.id);
+    if (token.content.size() > kAddedTokenBytesMax) {
+      throw Error(ErrorCode::kUnsupported, "tokenizer: added token {} has {} bytes; at most {} are supported", token.id,
+                  token.content.size(), kAddedTokenBytesMax);
+    }
     const bool after = token.normalized && !normalizer.empty();
     const std::string content = after ? normalizer.apply(token.content) : token.content;
     for (const bool allow_special : {false, true}) {
@@ -155,7 +161,8 @@ void Tokenizer::Impl::build_added_tokens() {
   }
   parse_post_processor(spec.post_processor, &prefix_ids, &suffix_ids);
   const auto check = [&](int32_t id, const char* what) {
-    if (id < -1 || id >= vocab_size) throw Error(ErrorCode::kCorruptData, "tokenizer: {} id {} of {} tokens", what, id, vocab_size);
+    if (id < -1 || id >= vocab_size)
+      throw Error(ErrorCode::kCorruptData, "tokenizer: {} id {} of {} tokens", what, id, vocab_size);
   };
   for (const int32_t id : prefix_ids) check(id, "post-processor");
   for (const int32_t id : suffix_ids) check(id, "post-processor");
@@ -167,6 +174,10 @@ Tokenizer::Tokenizer(TokenizerSpec spec) {
   auto impl = std::make_shared<Impl>();
   impl->instance = ++num_instances;
   impl->spec = std::move(spec);
+  // One spelling, so that equal tokenizers have equal hashes.
+  for (std::string* component : {&impl->spec.normalizer, &impl->spec.pre_tokenizer, &impl->spec.post_processor, &impl->spec.decoder}) {
+    *component = canonical_json(*component, "tokenizer component");
+  }
   impl->normalizer = Normalizer::from_json(impl->spec.normalizer);
   impl->normalizes_ascii = !impl->normalizer.keeps_ascii();
   impl->pre_tokenizer = PreTokenizer::from_json(impl->spec.pre_tokenizer);
@@ -177,8 +188,8 @@ Tokenizer::Tokenizer(TokenizerSpec spec) {
     for (const Merge& merge : s.merges) {
       const auto in = [&](int32_t id) { return id >= 0 && id < impl->vocab_size; };
       if (!in(merge.left) || !in(merge.right) || !in(merge.result)) {
-        throw Error(ErrorCode::kCorruptData, "tokenizer: merge {} + {} -> {} names a token outside the vocabulary of {}", merge.left,
-                    merge.right, merge.result, impl->vocab_size);
+        throw Error(ErrorCode::kCorruptData, "tokenizer: merge {} + {} -> {} names a token outside the vocabulary of {}",
+                    merge.left, merge.right, merge.result, impl->vocab_size);
       }
     }
     impl->bpe.emplace(s, &impl->model_tokens, &impl->model_index, impl->pre_tokenizer.byte_level());
@@ -197,7 +208,8 @@ Tokenizer::Tokenizer(TokenizerSpec spec) {
   impl_ = std::move(impl);
 }
 
-void Tokenizer::encode(std::string_view text, const EncodeOptions& options, EncodeScratch* scratch, std::vector<int32_t>* ids) const {
+void Tokenizer::encode(std::string_view text, const EncodeOptions& options, EncodeScratch* scratch,
+                       std::vector<int32_t>* ids) const {
   if (text.size() > kTextBytesMax) {
     throw Error(ErrorCode::kInvalidArgument, "text of {} bytes to encode at once; cut it below {}", text.size(), kTextBytesMax);
   }
@@ -311,7 +323,8 @@ void Tokenizer::Impl::encode_piece(std::string_view piece, EncodeScratch::Impl* 
 
 void Tokenizer::Impl::encode_word(std::string_view word, EncodeScratch::Impl* scratch, std::vector<int32_t>* ids) const {
   if (word.empty()) return;
-  if (word.size() > WordCache::kWordBytesMax || !bpe) return bpe ? bpe->encode(word, &scratch->bpe, ids) : unigram->encode(word, &scratch->unigram, ids);
+  if (word.size() > WordCache::kWordBytesMax || !bpe)
+    return bpe ? bpe->encode(word, &scratch->bpe, ids) : unigram->encode(word, &scratch->unigram, ids);
   WordCache::Entry& entry = scratch->cache.entries[word_hash(word) & (WordCache::kEntries - 1)];
   if (entry.word_bytes == word.size() && std::memcmp(entry.word, word.data(), word.size()) == 0) {
     ids->insert(ids->end(), entry.ids, entry.ids + entry.num_ids);
@@ -415,7 +428,10 @@ std::string StreamDecoder::take(bool all) {
     }
     // An unfinished character at the end may still become whole.
     const auto first = static_cast<uint8_t>(*p);
-    const ptrdiff_t wanted = first >= 0xF0 && first < 0xF5 ? 4 : first >= 0xE0 && first < 0xF0 ? 3 : first >= 0xC2 && first < 0xE0 ? 2 : 1;
+    const ptrdiff_t wanted = first >= 0xF0 && first < 0xF5   ? 4
+                             : first >= 0xE0 && first < 0xF0 ? 3
+                             : first >= 0xC2 && first < 0xE0 ? 2
+                                                             : 1;
     const bool continues = std::all_of(p + 1, end, [](char byte) { return (static_cast<uint8_t>(byte) & 0xC0) == 0x80; });
     if (!all && end - p < wanted && continues) break;
     out += "\xEF\xBF\xBD";

@@ -1,6 +1,6 @@
-// Text to token ids and back, equal id for id to the packages whose files it reads: tokenizer.json (`tokenizers`), tiktoken rank
-// files, SentencePiece tokenizer.model and GGUF vocabularies. All of them become one TokenizerSpec (spec.h), which one pipeline runs:
-// added tokens, normalizer, pre-tokenizer, BPE or unigram model, post-processor. The trainer is bpe_trainer.h.
+// Text to token ids and back, equal id for id to the packages whose files it reads: tokenizer.json (`tokenizers`), tiktoken
+// rank files, SentencePiece tokenizer.model and GGUF vocabularies. All of them become one TokenizerSpec (spec.h), which one
+// pipeline runs: added tokens, normalizer, pre-tokenizer, BPE or unigram model, post-processor. The trainer is bpe_trainer.h.
 //
 // Input is bytes. For byte-level BPE an invalid UTF-8 byte is one character that is neither letter, number nor space, and
 // decode(encode(x)) == x for every x (without normalizer). SentencePiece reads an invalid byte as U+FFFD, as its package does.
@@ -97,7 +97,8 @@ class Tokenizer {
   std::shared_ptr<const Impl> impl_;
 };
 
-/// Decodes a growing sequence and hands out only whole UTF-8 characters; bytes that can no longer become one are handed out as U+FFFD.
+/// Decodes a growing sequence and hands out only whole UTF-8 characters; bytes that can no longer become one are handed out as
+/// U+FFFD.
 class StreamDecoder {
  public:
   explicit StreamDecoder(Tokenizer tokenizer, const DecodeOptions& options = {});
@@ -141,12 +142,14 @@ struct SpecialToken {
   std::string content;
   int32_t id;
 };
-Tokenizer load_tiktoken(std::string_view data, std::string_view pattern_name, const std::vector<SpecialToken>& special_tokens = {});
+Tokenizer load_tiktoken(std::string_view data, std::string_view pattern_name,
+                        const std::vector<SpecialToken>& special_tokens = {});
 
 /// mistral-common's tekken.json.
 Tokenizer load_tekken(std::string_view json);
 
-/// SentencePiece's ModelProto: unigram and BPE. BOS is put before a text unless the configuration's add_bos_token says otherwise.
+/// SentencePiece's ModelProto: unigram and BPE. BOS is put before a text unless the configuration's add_bos_token says
+/// otherwise.
 Tokenizer load_sentencepiece(std::string_view model_proto, std::string_view config_json = {});
 
 Tokenizer load_gguf_tokenizer(const GgufTokenizerData& data);
@@ -154,8 +157,8 @@ Tokenizer load_gguf_tokenizer(const GgufTokenizerData& data);
 /// The text of a tokenizer.json.
 std::string tokenizer_json_text(const Tokenizer& tokenizer);
 
-/// Writes `folder`/tokenizer.json and tokenizer_config.json (special tokens, chat template), which `transformers` loads. SentencePiece
-/// models are written as transformers converts them; ids then may differ where that conversion differs.
+/// Writes `folder`/tokenizer.json and tokenizer_config.json (special tokens, chat template), which `transformers` loads.
+/// SentencePiece models are written as transformers converts them; ids then may differ where that conversion differs.
 void save_tokenizer_json(const Tokenizer& tokenizer, const std::string& folder);
 
 }  // namespace orrery

@@ -1,5 +1,5 @@
-// Proves that ids and text equal those of the tokenizers, tiktoken and sentencepiece packages: small vocabularies of every kind, with
-// odd texts and the packages' answers, from tests/golden/make_tokenizer_goldens.py.
+// Proves that ids and text equal those of the tokenizers, tiktoken and sentencepiece packages: small vocabularies of every
+// kind, with odd texts and the packages' answers, from tests/golden/make_tokenizer_goldens.py.
 #include <gtest/gtest.h>
 
 #include <fstream>
@@ -68,8 +68,8 @@ TEST_P(TokenizerGolden, SavedTextReadsBackTheSame) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Kinds, TokenizerGolden,
-                         testing::Values("gpt2", "llama3", "qwen2", "cl100k", "o200k", "smollm", "deepseek", "odd", "llama2", "unigram",
-                                         "sp_unigram", "sp_bpe", "sp_bpe_rules", "sp_user", "tiktoken"),
+                         testing::Values("gpt2", "llama3", "qwen2", "cl100k", "o200k", "smollm", "deepseek", "odd", "llama2",
+                                         "unigram", "sp_unigram", "sp_bpe", "sp_bpe_rules", "sp_user", "tiktoken"),
                          [](const auto& kind) { return std::string(kind.param); });
 
 // The trainer learns the vocabulary and the merges that the tokenizers package learns from the same text, for 1 and 3 threads.

@@ -60,7 +60,7 @@ struct Tokenizer::Impl {
   TokenizerSpec spec;
   uint64_t instance = 0;
   int32_t vocab_size = 0;
-  std::vector<std::string> names;        // by id, as the file writes them, added tokens too
+  std::vector<std::string> names;         // by id, as the file writes them, added tokens too
   std::vector<std::string> model_tokens;  // by id, as pieces hold them
   StringIndex name_index, model_index;
   std::vector<bool> special;
@@ -70,7 +70,7 @@ struct Tokenizer::Impl {
   std::optional<SentencePieceNormalizer> sentencepiece;
   std::optional<BpeModel> bpe;
   std::optional<UnigramModel> unigram;
-  ByteTrie user_defined;  // SentencePiece pieces that BPE may not split
+  ByteTrie user_defined;         // SentencePiece pieces that BPE may not split
   bool split_at_spaces = false;  // no token has an escaped space after another character
   std::vector<int32_t> prefix_ids, suffix_ids;
   DecoderTable decoder;

@@ -73,7 +73,8 @@ void UnigramModel::encode(std::string_view piece, UnigramScratch* scratch, std::
       const auto length = static_cast<double>(end - start);
       const auto index = static_cast<size_t>(id);
       const double bonus = length * max_score_ - 0.1;
-      const double score = user_defined_[index] ? (sums_in_f32_ ? static_cast<double>(static_cast<float>(bonus)) : bonus) : scores_[index];
+      const double score =
+          user_defined_[index] ? (sums_in_f32_ ? static_cast<double>(static_cast<float>(bonus)) : bonus) : scores_[index];
       offer(start, end, add(score, so_far), id);
       has_single = has_single || end - start == char_bytes;
     }
@@ -88,7 +89,8 @@ void UnigramModel::encode(std::string_view piece, UnigramScratch* scratch, std::
   }
   bool after_unknown = false;
   for (auto step = scratch->path.rbegin(); step != scratch->path.rend(); ++step) {
-    const std::string_view text = piece.substr(static_cast<size_t>(step->start), static_cast<size_t>(step->score) - static_cast<size_t>(step->start));
+    const std::string_view text =
+        piece.substr(static_cast<size_t>(step->start), static_cast<size_t>(step->score) - static_cast<size_t>(step->start));
     const auto has_token = [&](char byte) { return byte_ids_[static_cast<uint8_t>(byte)] >= 0; };
     if (step->id != unk_id_) {
       ids->push_back(step->id);

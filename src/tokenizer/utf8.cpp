@@ -53,8 +53,8 @@ namespace {
 
 // Unicode's White_Space, which the packages' regex engines mean by \s.
 bool is_white_space(uint32_t c) {
-  return (c >= 9 && c <= 13) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) || c == 0x2028 ||
-         c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
+  return (c >= 9 && c <= 13) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) ||
+         c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
 }
 
 uint8_t classify(uint32_t c) {
@@ -63,24 +63,33 @@ uint8_t classify(uint32_t c) {
   if (c == '\r' || c == '\n') bits |= kNewline;
   switch (utf8proc_category(static_cast<utf8proc_int32_t>(c))) {
     case UTF8PROC_CATEGORY_LU:
-    case UTF8PROC_CATEGORY_LT: return bits | kLetter | kUpperSide | kWord;
-    case UTF8PROC_CATEGORY_LL: return bits | kLetter | kLowerSide | kWord;
+    case UTF8PROC_CATEGORY_LT:
+      return bits | kLetter | kUpperSide | kWord;
+    case UTF8PROC_CATEGORY_LL:
+      return bits | kLetter | kLowerSide | kWord;
     case UTF8PROC_CATEGORY_LM:
-    case UTF8PROC_CATEGORY_LO: return bits | kLetter | kUpperSide | kLowerSide | kWord;
+    case UTF8PROC_CATEGORY_LO:
+      return bits | kLetter | kUpperSide | kLowerSide | kWord;
     case UTF8PROC_CATEGORY_MN:
     case UTF8PROC_CATEGORY_MC:
-    case UTF8PROC_CATEGORY_ME: return bits | kUpperSide | kLowerSide | kWord;
+    case UTF8PROC_CATEGORY_ME:
+      return bits | kUpperSide | kLowerSide | kWord;
     case UTF8PROC_CATEGORY_ND:
-    case UTF8PROC_CATEGORY_NL: return bits | kNumber | kWord;
-    case UTF8PROC_CATEGORY_NO: return bits | kNumber;
-    case UTF8PROC_CATEGORY_PC: return bits | kPunctuation | kWord;
+    case UTF8PROC_CATEGORY_NL:
+      return bits | kNumber | kWord;
+    case UTF8PROC_CATEGORY_NO:
+      return bits | kNumber;
+    case UTF8PROC_CATEGORY_PC:
+      return bits | kPunctuation | kWord;
     case UTF8PROC_CATEGORY_PD:
     case UTF8PROC_CATEGORY_PS:
     case UTF8PROC_CATEGORY_PE:
     case UTF8PROC_CATEGORY_PI:
     case UTF8PROC_CATEGORY_PF:
-    case UTF8PROC_CATEGORY_PO: return bits | kPunctuation;
-    default: break;
+    case UTF8PROC_CATEGORY_PO:
+      return bits | kPunctuation;
+    default:
+      break;
   }
   if (c > 32 && c < 127) bits |= kPunctuation;
   if ((c >= 0x24B6 && c <= 0x24E9) || c == 0x200C || c == 0x200D) bits |= kWord;

@@ -24,13 +24,13 @@ bool is_ascii(std::string_view text);
 
 /// Bits of character_class().
 enum CharClass : uint8_t {
-  kLetter = 1,      // L*
-  kNumber = 2,      // N*
-  kSpace = 4,       // White_Space
-  kUpperSide = 8,   // Lu Lt Lm Lo M*: o200k's first half
-  kLowerSide = 16,  // Ll Lm Lo M*: its second half
-  kNewline = 32,    // \r \n
-  kWord = 64,       // \w: alphabetic, marks, decimal digits, connectors
+  kLetter = 1,         // L*
+  kNumber = 2,         // N*
+  kSpace = 4,          // White_Space
+  kUpperSide = 8,      // Lu Lt Lm Lo M*: o200k's first half
+  kLowerSide = 16,     // Ll Lm Lo M*: its second half
+  kNewline = 32,       // \r \n
+  kWord = 64,          // \w: alphabetic, marks, decimal digits, connectors
   kPunctuation = 128,  // P*, and ASCII symbols
 };
 
