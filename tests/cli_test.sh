@@ -80,6 +80,7 @@ grep -qx show words && grep -qx schema words || fail "bash completion of: orrery
 for shell in zsh fish; do run 0 completion $shell; command -v $shell >/dev/null && { $shell -n out || fail "$shell completion"; }; done
 
 # Checkpoints that are not there.
+run 3 checkpoint hash --as bf16 nowhere; err_has "nowhere"
 run 2 convert nowhere out --to ggfu; err_has "ggfu"
 run 3 convert nowhere out --to hf; err_has "nowhere"
 run 4 checkpoint list nowhere; err_has "does not exist"

@@ -113,8 +113,12 @@ void add_checkpoint_command(CLI::App& app, int& exit_code) {
   CLI::App* list = command->add_subcommand("list", "the checkpoints of a run, newest first");
   CLI::App* verify = command->add_subcommand("verify", "read every byte and compare it with its checksum");
   CLI::App* hash = command->add_subcommand("hash", "one digest of the logical weights, the same for every layout");
-  for (CLI::App* child : {list, verify, hash})
+  for (CLI::App* child : {list, verify}) {
     child->add_option("path", options->path, "a run's folder or a checkpoint")->required();
+  }
+  hash->add_option("path", options->path, "a run, a checkpoint, a Hugging Face folder or a .gguf file")->required();
+  hash->add_option("--as", options->as, "convert the weights first, to compare files of different types: bf16, f32, f16")
+      ->check(CLI::IsMember({"f32", "bf16", "f16"}));
   for (CLI::App* child : {list, verify}) child->add_flag("--json", options->json, "print JSON");
   hash->add_flag("--state", options->state, "with the moments, the step and the data position");
   command->footer(
