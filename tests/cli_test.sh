@@ -2,7 +2,7 @@
 # Proves what the program says and with which status it ends: wrong options and commands, mistakes in a run file, standard output
 # and error, full disks, completion; and that docs/run_toml.md is current. usage: cli_test.sh ORRERY SOURCE_DIR
 set -uo pipefail
-orrery=$1 source_dir=$2
+orrery=$(realpath "$1") source_dir=$(realpath "$2")
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
 export XDG_CACHE_HOME="$work/cache"
 cd "$work"
