@@ -138,6 +138,7 @@ struct CheckpointWriter::Impl {
   std::vector<int64_t> position;
   CheckpointResult result;
   std::exception_ptr error;
+  bool hidden_is_old = false;  // the hidden directory holds what the save replaces, and must not be removed
   std::thread thread;
 
   Impl(CheckpointOptions given_options, CheckpointContent given_content)
@@ -196,6 +197,7 @@ struct CheckpointWriter::Impl {
 
   CheckpointResult save() {
     const std::string hidden = join_path(options.directory, std::string(kHiddenPrefix) + checkpoint_name(step));
+    hidden_is_old = false;
     try {
       CheckpointResult made;
       write_directory(hidden, made);
@@ -205,7 +207,7 @@ struct CheckpointWriter::Impl {
     } catch (...) {
       const std::exception_ptr reason = std::current_exception();
       try {
-        if (is_directory(hidden)) remove_flat_directory(files, hidden);
+        if (!hidden_is_old && is_directory(hidden)) remove_flat_directory(files, hidden);
       } catch (const Error&) {
         // The first failure is the one to tell; the next writer removes what is left.
       }
@@ -293,15 +295,25 @@ struct CheckpointWriter::Impl {
 
   void commit(const std::string& hidden, CheckpointResult& made) {
     made.path = join_path(options.directory, checkpoint_name(step));
-    // A step that is there already was damaged, or belongs to a run that started afresh here: it is swapped out whole, then removed.
-    if (path_exists(made.path)) {
-      files.exchange_paths(hidden, made.path);
-      files.sync_directory(options.directory);
-      remove_flat_directory(files, hidden);
-    } else {
+    if (!path_exists(made.path)) {
       files.rename_path(hidden, made.path);
       files.sync_directory(options.directory);
+      return;
     }
+    // A step that is there already was damaged, or belongs to a run that started afresh here: the two change places, and what was
+    // there goes once the new one has been read back. Until then a failure puts it back.
+    files.exchange_paths(hidden, made.path);
+    hidden_is_old = true;
+    try {
+      files.sync_directory(options.directory);
+      verify_checkpoint(made.path);
+    } catch (...) {
+      files.exchange_paths(hidden, made.path);
+      hidden_is_old = false;
+      throw;
+    }
+    hidden_is_old = false;
+    remove_flat_directory(files, hidden);
   }
 
   /// Removes checkpoints beyond the newest `keep`, only after this one has been read back whole.

@@ -235,6 +235,7 @@ GgufFile parse_gguf(std::span<const std::byte> bytes, std::string_view where) {
       cursor.fail("tensor \"{}\" needs {} bytes at offset {}, but the data has {}; the file is truncated", file.tensors[i].name, size, offset, data_bytes);
     }
     file.tensors[i].data = bytes.subspan(data_begin + offset, size);
+    file.tensors[i].file_offset = data_begin + offset;
     next = padded(offset + size);
   }
   return file;
@@ -257,7 +258,10 @@ GgufReader::GgufReader(const std::string& path) : path_(path) {
     const std::string stem = path.substr(0, path.size() - suffix.size());
     for (int64_t part = 1; part < count; ++part) {
       GgufFile shard = open(fmt::format("{}-{:05d}-of-{:05d}.gguf", stem, part + 1, count));
-      for (GgufTensor& tensor : shard.tensors) tensors_.push_back(std::move(tensor));
+      for (GgufTensor& tensor : shard.tensors) {
+        tensor.shard = static_cast<int>(part);
+        tensors_.push_back(std::move(tensor));
+      }
     }
     const auto total = integer("split.tensors.count");
     if (total && *total != static_cast<int64_t>(tensors_.size())) {
@@ -274,6 +278,12 @@ GgufReader::GgufReader(const std::string& path) : path_(path) {
 const GgufTensor* GgufReader::find_tensor(std::string_view name) const {
   const auto it = index_.find(std::string(name));
   return it == index_.end() ? nullptr : &tensors_[it->second];
+}
+
+void GgufReader::read(const GgufTensor& tensor, uint64_t offset, std::span<std::byte> out) const {
+  ORRERY_CHECK(offset <= tensor.data.size() && out.size() <= tensor.data.size() - offset, "{}: bytes {} + {} of {}", tensor.name, offset, out.size(),
+               tensor.data.size());
+  shards_[static_cast<size_t>(tensor.shard)]->file.read(tensor.file_offset + offset, out);
 }
 
 const GgufValue* GgufReader::find(std::string_view key) const {

@@ -34,7 +34,9 @@ struct GgufTensor {
   std::string name;
   BlockType type{};
   std::vector<int64_t> shape;  // torch's order: the contiguous dimension last
-  std::span<const std::byte> data;
+  std::span<const std::byte> data;  // in the mapping: only as good as the file stays as long as it was
+  uint64_t file_offset = 0;
+  int shard = 0;
   int64_t num_elements() const;
 };
 
@@ -59,6 +61,8 @@ class GgufReader {
   const std::string& path() const { return path_; }
   const std::vector<GgufTensor>& tensors() const { return tensors_; }
   const GgufTensor* find_tensor(std::string_view name) const;  // null when absent
+  /// Bytes of a tensor by pread: a file cut short since it was opened is kCorruptData, not a signal. Thread-safe.
+  void read(const GgufTensor& tensor, uint64_t offset, std::span<std::byte> out) const;
 
   /// Absent keys give nullopt. Errors: kCorruptData naming the key when the type is another.
   bool has(std::string_view key) const { return find(key) != nullptr; }

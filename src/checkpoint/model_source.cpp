@@ -192,10 +192,15 @@ class GgufRows final : public RowReader {
     if (mapping.tensor.conv1d) {
       read_transposed(tensor, row_begin, num_rows, out);
     } else if (mapping.permuted_heads != 0) {
-      // A vector's rows have one element each, and vectors are f32: a row is then a block of its own.
+      // The rows of a head are each other's neighbours: the heads that are touched are decoded, then their rows put in order.
       const int64_t columns = tensor.shape.size() > 1 ? tensor.shape.back() : 1, rows = tensor.shape[0];
+      const int64_t head_dim = rows / mapping.permuted_heads;
+      const int64_t first = row_begin / head_dim * head_dim, last = (row_begin + num_rows + head_dim - 1) / head_dim * head_dim;
+      std::vector<float> heads(static_cast<size_t>((last - first) * columns));
+      decode_elements(tensor, first * columns, (last - first) * columns, heads.data());
       for (int64_t row = 0; row < num_rows; ++row) {
-        decode_elements(tensor, gguf_permuted_row(row_begin + row, rows, mapping.permuted_heads) * columns, columns, out + row * columns);
+        const int64_t from = gguf_permuted_row(row_begin + row, rows, mapping.permuted_heads) - first;
+        std::copy_n(heads.data() + from * columns, columns, out + row * columns);
       }
     } else {
       const int64_t columns = tensor.shape.size() > 1 ? tensor.shape.back() : 1;
@@ -210,26 +215,33 @@ class GgufRows final : public RowReader {
   };
 
   /// Elements [begin, begin + count); the ends need not be block edges (a vector of quantized blocks).
-  static void decode_elements(const GgufTensor& tensor, int64_t begin, int64_t count, float* out) {
+  void decode_elements(const GgufTensor& tensor, int64_t begin, int64_t count, float* out) const {
     const BlockTypeInfo& info = block_type_info(tensor.type);
     const int64_t block = info.block_elements;
-    if (begin % block == 0 && count % block == 0) {
-      decode_blocks(tensor.type, tensor.data.data() + begin / block * info.block_bytes, count, out);
-      return;
-    }
-    float values[256];
     ORRERY_CHECK(block <= 256, "{}", info.name);
+    std::vector<std::byte> bytes(static_cast<size_t>(std::min<int64_t>((count + 2 * block) / block * info.block_bytes, 1 << 19)));
+    const int64_t max_blocks = static_cast<int64_t>(bytes.size()) / info.block_bytes;
+    float values[256];
     for (int64_t done = 0; done < count;) {
       const int64_t at = begin + done, inside = at % block;
-      decode_blocks(tensor.type, tensor.data.data() + at / block * info.block_bytes, block, values);
-      const int64_t now = std::min(block - inside, count - done);
-      std::copy_n(values + inside, now, out + done);
-      done += now;
+      // Whole blocks go straight to `out`; a partial one through `values`.
+      const int64_t whole = inside == 0 ? std::min((count - done) / block, max_blocks) : 0;
+      const auto data = std::span(bytes).first(static_cast<size_t>(std::max<int64_t>(whole, 1) * info.block_bytes));
+      file_->read(tensor, static_cast<uint64_t>(at / block * info.block_bytes), data);
+      if (whole > 0) {
+        decode_blocks(tensor.type, data.data(), whole * block, out + done);
+        done += whole * block;
+      } else {
+        decode_blocks(tensor.type, data.data(), block, values);
+        const int64_t now = std::min(block - inside, count - done);
+        std::copy_n(values + inside, now, out + done);
+        done += now;
+      }
     }
   }
 
   /// The file holds [out, in]; `rows` of the logical [in, out] are its columns.
-  static void read_transposed(const GgufTensor& tensor, int64_t row_begin, int64_t num_rows, float* out) {
+  void read_transposed(const GgufTensor& tensor, int64_t row_begin, int64_t num_rows, float* out) const {
     const int64_t num_out = tensor.shape[0], num_in = tensor.shape[1];
     std::vector<float> row(static_cast<size_t>(num_in));
     for (int64_t o = 0; o < num_out; ++o) {

@@ -8,6 +8,7 @@
 #include <random>
 
 #include "base/bfloat16.h"
+#include "base/fuzz_util.h"
 #include "base/golden.h"
 #include "checkpoint/checkpoint_writer.h"
 #include "checkpoint/test_files.h"
@@ -216,6 +217,57 @@ TEST(ModelSource, GgufOfTheReferencePackage) {
     gguf.read_rows(i, tensor.rows() / 2, 1, found.data());
     for (int64_t c = 0; c < tensor.columns(); ++c) EXPECT_EQ(found[static_cast<size_t>(c)], wanted[static_cast<size_t>(tensor.rows() / 2 * tensor.columns() + c)]);
   }
+}
+
+TEST(ModelSource, AGgufFileThatShrankIsAnErrorNotASignal) {
+  TemporaryDirectory directory;
+  const std::string path = directory.file("m.gguf");
+  std::filesystem::copy_file(golden_path("tiny_llama.gguf"), path);
+  const ModelSource gguf = open_model(path);
+  std::filesystem::resize_file(path, 4096);
+  const size_t last = gguf.tensors().size() - 1;
+  std::vector<float> row(static_cast<size_t>(gguf.tensors()[last].columns()));
+  expect_error([&] { gguf.read_rows(last, gguf.tensors()[last].rows() - 1, 1, row.data()); }, ErrorCode::kCorruptData, {"m.gguf"});
+}
+
+TEST(ModelSource, MutatedGgufModelsNeverCrash) {
+  TemporaryDirectory directory;
+  const std::string path = directory.file("m.gguf");
+  const auto open = [&](const uint8_t* data, size_t size) {
+    write_text(path, std::string(reinterpret_cast<const char*>(data), size));
+    try {
+      const ModelSource gguf = open_model(path);
+      for (size_t i = 0; i < gguf.tensors().size(); ++i) {
+        std::vector<float> row(static_cast<size_t>(gguf.tensors()[i].columns()));
+        gguf.read_rows(i, gguf.tensors()[i].rows() - 1, 1, row.data());
+      }
+    } catch (const Error&) {
+    }
+  };
+  // Mutations of the metadata alone (the tensors' bytes can be anything), whose end is found by its last tensor's name.
+  const std::string golden = read_text(golden_path("tiny_llama.gguf"));
+  const size_t header = golden.rfind("output_norm.weight") + 64;
+  std::mt19937_64 random(5);
+  for (int run = 0; run < 1500; ++run) {
+    std::vector<uint8_t> data(golden.begin(), golden.begin() + static_cast<ptrdiff_t>(header));
+    for (uint64_t count = 1 + random() % 3; count > 0; --count) mutate_bytes(data, {}, random);
+    data.insert(data.end(), golden.begin() + static_cast<ptrdiff_t>(std::min(header, golden.size())), golden.end());
+    open(data.data(), data.size());
+  }
+}
+
+TEST(ModelSource, MutatedTokenizersNeverCrash) {
+  const ModelConfig config = tiny_config("LlamaForCausalLM");
+  const auto read = [&](const uint8_t* data, size_t size) {
+    const std::string_view text(reinterpret_cast<const char*>(data), size);
+    for (const bool settings : {false, true}) {
+      try {
+        (void)vocabulary_from_tokenizer_json(settings ? std::string_view(kTokenizerJson) : text, settings ? text : std::string_view(), config);
+      } catch (const Error&) {
+      }
+    }
+  };
+  run_mutations(read, {kTokenizerJson, kTokenizerConfig}, 3000, 6);
 }
 
 TEST(ModelSource, VocabularyHolesAreUnused) {
