@@ -1,6 +1,6 @@
 // Speed of `data build` per core and of reading samples. usage: data_bench TEXT... : globs or files of text to read.
-// Build speed is given per second of processor time (one thread, read + tokenize + write + sync), because other programs' load must not
-// count; the same with an encoder of one id per byte shows what everything but the tokenizer costs.
+// Build speed is given per second of processor time (one thread, read + tokenize + write + sync), because other programs' load
+// must not count; the same with an encoder of one id per byte shows what everything but the tokenizer costs.
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -21,7 +21,9 @@ namespace {
 double processor_seconds() {
   rusage usage{};
   ::getrusage(RUSAGE_SELF, &usage);
-  const auto seconds = [](const timeval& time) { return static_cast<double>(time.tv_sec) + 1e-6 * static_cast<double>(time.tv_usec); };
+  const auto seconds = [](const timeval& time) {
+    return static_cast<double>(time.tv_sec) + 1e-6 * static_cast<double>(time.tv_usec);
+  };
   return seconds(usage.ru_utime) + seconds(usage.ru_stime);
 }
 
@@ -38,7 +40,8 @@ TokenEncoder byte_encoder() {
   return encoder;
 }
 
-void bench_build(const char* name, const std::vector<std::string>& inputs, const TokenEncoder& encoder, const std::string& folder, int num_threads) {
+void bench_build(const char* name, const std::vector<std::string>& inputs, const TokenEncoder& encoder,
+                 const std::string& folder, int num_threads) {
   double best_processor = 1e9, best_wall = 1e9;
   BuildResult result;
   for (int repeat = 0; repeat < 5; ++repeat) {
@@ -49,8 +52,9 @@ void bench_build(const char* name, const std::vector<std::string>& inputs, const
     best_wall = std::min(best_wall, wall_seconds() - wall);
   }
   const double megabytes = static_cast<double>(result.totals.text_bytes) / 1e6;
-  fmt::print("build {:<10} {} thread(s)  {:7.1f} MB/s of processor time  {:7.1f} MB/s wall  ({:.1f} MB, {} tokens, best of 5)\n", name, num_threads,
-             megabytes / best_processor, megabytes / best_wall, megabytes, result.totals.tokens);
+  fmt::print(
+      "build {:<10} {} thread(s)  {:7.1f} MB/s of processor time  {:7.1f} MB/s wall  ({:.1f} MB, {} tokens, best of 5)\n", name,
+      num_threads, megabytes / best_processor, megabytes / best_wall, megabytes, result.totals.tokens);
 }
 
 void bench_samples(const std::string& folder) {
@@ -61,13 +65,16 @@ void bench_samples(const std::string& folder) {
   std::vector<int32_t> ids(512), targets(512), positions(512), starts(static_cast<size_t>(dataset.max_segments_per_sample()));
   constexpr uint64_t kSamples = 20000;
   const double begin = processor_seconds();
-  for (uint64_t g = 0; g < kSamples; ++g) dataset.fill_sample(g, {ids.data(), targets.data(), positions.data()}, 0, starts.data());
+  for (uint64_t g = 0; g < kSamples; ++g)
+    dataset.fill_sample(g, {ids.data(), targets.data(), positions.data()}, 0, starts.data());
   const double seconds = processor_seconds() - begin;
-  fmt::print("fill_sample seq_len 512: {:.2f} us a sample, {:.0f} M tokens/s of processor time\n", seconds / kSamples * 1e6, kSamples * 512 / seconds / 1e6);
+  fmt::print("fill_sample seq_len 512: {:.2f} us a sample, {:.0f} M tokens/s of processor time\n", seconds / kSamples * 1e6,
+             kSamples * 512 / seconds / 1e6);
 }
 
 int run(const std::vector<std::string>& inputs) {
-  const std::string folder = (std::filesystem::temp_directory_path() / fmt::format("orrery_data_bench-{}", ::getpid())).string();
+  const std::string folder =
+      (std::filesystem::temp_directory_path() / fmt::format("orrery_data_bench-{}", ::getpid())).string();
   for (int num_threads : {1, 2}) bench_build("bytes", inputs, byte_encoder(), folder, num_threads);
   for (int32_t vocab_size : {4096, 32000}) {
     const Tokenizer tokenizer = train_tokenizer({.inputs = inputs, .vocab_size = vocab_size});

@@ -1,4 +1,5 @@
-// A 128-bit content hash (XXH3): names the inputs, tokenizer and shards of a data set. It guards against mistakes, not attackers.
+// A 128-bit content hash (XXH3): names the inputs, tokenizer and shards of a data set. It guards against mistakes, not
+// attackers.
 #pragma once
 
 #include <array>

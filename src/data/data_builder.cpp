@@ -59,7 +59,9 @@ class SplitWriter {
 class Holdout {
  public:
   Holdout(double fraction, uint64_t seed, std::optional<uint64_t> forced)
-      : threshold_(static_cast<uint64_t>(std::ldexp(fraction, 32))), stream_(seed, RandomPurpose::kHoldout, 0, 0), forced_(forced) {}
+      : threshold_(static_cast<uint64_t>(std::ldexp(fraction, 32))),
+        stream_(seed, RandomPurpose::kHoldout, 0, 0),
+        forced_(forced) {}
   uint32_t draw(uint64_t document) const { return stream_.bits(document); }
   bool holds_out(uint64_t document) const { return forced_ ? *forced_ == document : draw(document) < threshold_; }
 
@@ -136,8 +138,14 @@ class BatchEncoder {
     // A template may bring its own begin and end tokens; they are not given twice.
     const auto& first = encoder_.document_begin;
     const auto& last = encoder_.document_end;
-    const auto starts = [&] { return out->ids.size() - begin >= first.size() && std::equal(first.begin(), first.end(), out->ids.begin() + static_cast<ptrdiff_t>(begin)); };
-    const auto ends = [&] { return out->ids.size() - begin >= last.size() && std::equal(last.begin(), last.end(), out->ids.end() - static_cast<ptrdiff_t>(last.size())); };
+    const auto starts = [&] {
+      return out->ids.size() - begin >= first.size() &&
+             std::equal(first.begin(), first.end(), out->ids.begin() + static_cast<ptrdiff_t>(begin));
+    };
+    const auto ends = [&] {
+      return out->ids.size() - begin >= last.size() &&
+             std::equal(last.begin(), last.end(), out->ids.end() - static_cast<ptrdiff_t>(last.size()));
+    };
     if (!result.is_chat || !ends()) append(last, !result.is_chat, out);
     if (!result.is_chat || !starts()) {
       out->ids.insert(out->ids.begin() + static_cast<ptrdiff_t>(begin), first.begin(), first.end());
@@ -157,10 +165,15 @@ class BatchEncoder {
 // whatever the timing, and at most one batch a thread is in memory.
 class Pipeline {
  public:
-  Pipeline(const BuildOptions& options, const TokenEncoder& encoder, const std::vector<InputFile>& inputs, const Holdout& holdout,
-           const std::string& folder, const BuildCallback& progress)
-      : options_(options), encoder_(encoder), holdout_(holdout), progress_(progress), reader_(inputs, options.max_document_bytes),
-        train_(folder, "train", options, encoder), validation_(folder, "validation", options, encoder) {}
+  Pipeline(const BuildOptions& options, const TokenEncoder& encoder, const std::vector<InputFile>& inputs,
+           const Holdout& holdout, const std::string& folder, const BuildCallback& progress)
+      : options_(options),
+        encoder_(encoder),
+        holdout_(holdout),
+        progress_(progress),
+        reader_(inputs, options.max_document_bytes),
+        train_(folder, "train", options, encoder),
+        validation_(folder, "validation", options, encoder) {}
 
   void run() {
     if (options_.num_threads <= 1) {
@@ -238,7 +251,8 @@ class Pipeline {
     totals_.tokens += encoded.ids.size();
     totals_.input_bytes = std::max(totals_.input_bytes, file_bytes);
     totals_.input_bytes_total = reader_.file_bytes_total();
-    if (progress_ && !progress_(totals_)) throw Error(ErrorCode::kCancelled, "building the data was interrupted; nothing was kept");
+    if (progress_ && !progress_(totals_))
+      throw Error(ErrorCode::kCancelled, "building the data was interrupted; nothing was kept");
   }
 
   const BuildOptions& options_;
@@ -302,15 +316,18 @@ bool is_up_to_date(const std::string& folder, const std::string& inputs_hash, Da
 
 void check_options(const BuildOptions& options, const TokenEncoder& encoder) {
   if (!(options.val_fraction >= 0 && options.val_fraction < 1))
-    throw Error(ErrorCode::kInvalidArgument, "val_fraction={}, wanted a share of the documents in [0, 1)", options.val_fraction);
+    throw Error(ErrorCode::kInvalidArgument, "val_fraction={}, wanted a share of the documents in [0, 1)",
+                options.val_fraction);
   if (options.output_folder.empty()) throw Error(ErrorCode::kInvalidArgument, "no output folder was named");
   if (encoder.vocab_size == 0) throw Error(ErrorCode::kInvalidArgument, "the tokenizer has an empty vocabulary");
   const fs::path folder = options.output_folder;
   if (!fs::exists(folder)) return;
   if (!fs::is_directory(folder))
-    throw Error(ErrorCode::kInvalidArgument, "{} exists and is not a folder; name another place for the shards", options.output_folder);
+    throw Error(ErrorCode::kInvalidArgument, "{} exists and is not a folder; name another place for the shards",
+                options.output_folder);
   if (!fs::is_empty(folder) && !is_shard_folder(options.output_folder))
-    throw Error(ErrorCode::kInvalidArgument, "{} is not empty and holds no shards of ours; name another folder or empty it", options.output_folder);
+    throw Error(ErrorCode::kInvalidArgument, "{} is not empty and holds no shards of ours; name another folder or empty it",
+                options.output_folder);
 }
 
 // A folder that is removed unless it has been put into its place.
@@ -340,7 +357,8 @@ class StagingFolder {
     if (::renameat2(AT_FDCWD, path_.c_str(), AT_FDCWD, target_.c_str(), exists ? RENAME_EXCHANGE : 0) != 0) {
       std::error_code error;
       if (exists) fs::remove_all(target_, error);  // a file system without the exchange
-      if (std::rename(path_.c_str(), target_.c_str()) != 0) throw_io_error(errno, fmt::format("cannot put {} into place", target_));
+      if (std::rename(path_.c_str(), target_.c_str()) != 0)
+        throw_io_error(errno, fmt::format("cannot put {} into place", target_));
     }
     sync_path(fs::absolute(target_).parent_path().string());
   }
@@ -378,7 +396,8 @@ BuildResult build_data(const BuildOptions& given, const TokenEncoder& encoder, c
     result.manifest.train = pipeline.train();
     result.manifest.validation = pipeline.validation();
     if (result.totals.documents == 0)
-      throw Error(ErrorCode::kCorruptData, "the {} input files hold no text (first: {})", inputs.size(), inputs[0].description());
+      throw Error(ErrorCode::kCorruptData, "the {} input files hold no text (first: {})", inputs.size(),
+                  inputs[0].description());
     const bool nothing_held_out = options.val_fraction > 0 && result.manifest.validation.tokens == 0;
     if (!nothing_held_out || attempt > 0 || result.totals.documents < 2) break;
     forced = pipeline.smallest_draw_document();
@@ -386,11 +405,13 @@ BuildResult build_data(const BuildOptions& given, const TokenEncoder& encoder, c
   }
   DataManifest& manifest = result.manifest;
   if (manifest.train.tokens == 0)
-    throw Error(ErrorCode::kInvalidArgument, "val_fraction={} holds out all {} documents; lower it", options.val_fraction, result.totals.documents);
+    throw Error(ErrorCode::kInvalidArgument, "val_fraction={} holds out all {} documents; lower it", options.val_fraction,
+                result.totals.documents);
   if (options.val_fraction > 0 && manifest.validation.tokens == 0)
-    throw Error(ErrorCode::kInvalidArgument,
-                "val_fraction={} of one document holds nothing out; name data.validation, or lower the size at which documents are cut",
-                options.val_fraction);
+    throw Error(
+        ErrorCode::kInvalidArgument,
+        "val_fraction={} of one document holds nothing out; name data.validation, or lower the size at which documents are cut",
+        options.val_fraction);
   manifest.inputs_hash = inputs_hash;
   manifest.tokenizer_hash = encoder.hash.hex();
   manifest.vocab_size = encoder.vocab_size;
@@ -412,7 +433,8 @@ bool is_token_entry(const std::string& path) {
 void require_tokenizer(const DataManifest& manifest, const std::string& folder, const TokenEncoder& encoder) {
   if (manifest.tokenizer_hash == encoder.hash.hex()) return;
   throw Error(ErrorCode::kInvalidArgument,
-              "{} was built with another tokenizer (hash {}, the run's has {}); set data.tokenizer to the one in that folder or build it again",
+              "{} was built with another tokenizer (hash {}, the run's has {}); set data.tokenizer to the one in that folder "
+              "or build it again",
               folder, manifest.tokenizer_hash.substr(0, 8), encoder.hash.hex().substr(0, 8));
 }
 
@@ -449,8 +471,8 @@ class Preparation {
       build.output_folder = options_.cache_folder + "/" + cache_name;
       build.val_fraction = val_fraction;
       const BuildResult result = build_data(build, encoder_, progress_);
-      notes.push_back(fmt::format("{} {}: {} tokens to train on, {} held out", result.was_up_to_date ? "unchanged" : "built", build.output_folder,
-                                  result.manifest.train.tokens, result.manifest.validation.tokens));
+      notes.push_back(fmt::format("{} {}: {} tokens to train on, {} held out", result.was_up_to_date ? "unchanged" : "built",
+                                  build.output_folder, result.manifest.train.tokens, result.manifest.validation.tokens));
       add_folder(build.output_folder, encoder_, &source, validation);
     }
     train->push_back(std::move(source));
@@ -466,10 +488,12 @@ class Preparation {
 }  // namespace
 
 PreparedData prepare_data(const PrepareOptions& options, const TokenEncoder& encoder, const BuildCallback& progress) {
-  if (options.train.empty()) throw Error(ErrorCode::kInvalidConfig, "data.train names no data; give a list of globs or shard folders");
+  if (options.train.empty())
+    throw Error(ErrorCode::kInvalidConfig, "data.train names no data; give a list of globs or shard folders");
   const bool has_validation = !options.validation.empty();
   const double val_fraction = has_validation ? 0 : options.val_fraction;
-  const bool weighted = std::any_of(options.train.begin(), options.train.end(), [](const DataEntry& entry) { return entry.weight != 1.0; });
+  const bool weighted =
+      std::any_of(options.train.begin(), options.train.end(), [](const DataEntry& entry) { return entry.weight != 1.0; });
   Preparation preparation(options, encoder, progress);
   PreparedData data;
   DataSource held_out{.name = "held out"};
@@ -477,14 +501,16 @@ PreparedData prepare_data(const PrepareOptions& options, const TokenEncoder& enc
   const std::span<const DataEntry> train(options.train);
   if (weighted) {
     for (size_t k = 0; k < train.size(); ++k)
-      preparation.add_source(train.subspan(k, 1), fmt::format("train-{}", k), val_fraction, train[k].weight, &data.train, held_out_target);
+      preparation.add_source(train.subspan(k, 1), fmt::format("train-{}", k), val_fraction, train[k].weight, &data.train,
+                             held_out_target);
   } else {
     preparation.add_source(train, "train-0", val_fraction, 1.0, &data.train, held_out_target);
   }
   if (has_validation) preparation.add_source(options.validation, "validation", 0, 1.0, &data.validation, nullptr);
   if (val_fraction > 0 && held_out.files.empty())
     throw Error(ErrorCode::kInvalidConfig,
-                "data.val_fraction={} but data.train is token files without held-out documents; name data.validation, or build a folder from "
+                "data.val_fraction={} but data.train is token files without held-out documents; name data.validation, or build "
+                "a folder from "
                 "them with `orrery data build --val-fraction`",
                 val_fraction);
   if (!held_out.files.empty()) data.validation.push_back(std::move(held_out));

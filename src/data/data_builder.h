@@ -1,5 +1,5 @@
-// Builds a folder of token shards from text, JSON lines, Megatron files or other shards: read, tokenize on up to two threads, write.
-// The result does not depend on the number of threads. docs/formats.md gives the folder's layout.
+// Builds a folder of token shards from text, JSON lines, Megatron files or other shards: read, tokenize on up to two threads,
+// write. The result does not depend on the number of threads. docs/formats.md gives the folder's layout.
 #pragma once
 
 #include <cstdint>
@@ -27,12 +27,12 @@ struct TokenEncoder {
 struct BuildOptions {
   std::vector<std::string> inputs;  // find_inputs() says what a pattern may be
   std::string output_folder;
-  double val_fraction = 0;          // documents held out, in [0, 1)
-  uint64_t seed = 42;               // of the held-out draw
+  double val_fraction = 0;                           // documents held out, in [0, 1)
+  uint64_t seed = 42;                                // of the held-out draw
   uint64_t max_document_bytes = uint64_t{64} << 10;  // longer text documents are cut; 0: never
   uint64_t shard_tokens_max = uint64_t{256} << 20;
-  int num_threads = 2;              // 1 or 2
-  ChatRenderer chat_renderer;       // empty: ChatML
+  int num_threads = 2;                        // 1 or 2
+  ChatRenderer chat_renderer;                 // empty: ChatML
   std::string chat_renderer_name = "chatml";  // part of what makes the data what they are
   /// Writes more files into the folder before its manifest, e.g. the tokenizer.
   std::function<void(const std::string& folder)> add_files;
@@ -74,7 +74,8 @@ struct BuildResult {
 /// a validation set too.
 /// The folder appears whole or not at all: it is written beside its place and renamed. A folder that is already there is
 /// replaced only if it is empty or holds a manifest of ours.
-/// Errors  kInvalidArgument: patterns that match nothing, nothing to train on, a folder that is not ours. kCorruptData: malformed
+/// Errors  kInvalidArgument: patterns that match nothing, nothing to train on, a folder that is not ours. kCorruptData:
+/// malformed
 ///         input, by file and line. kIo. kCancelled.
 BuildResult build_data(const BuildOptions& options, const TokenEncoder& encoder, const BuildCallback& progress = {});
 
@@ -97,10 +98,10 @@ struct PreparedData {
   std::vector<DataSource> train, validation;  // validation is empty when nothing is held out
   std::vector<std::string> notes;             // what was built, what was there already
 };
-/// Makes Dataset sources of the entries, building shards where they are text. When every weight is 1, all entries are one source
-/// (token files first, then text, each in the given order), read in proportion to
-/// their sizes; else each entry is a source of its own and its share is its weight.
-/// Errors  as build_data; kInvalidArgument: a shard folder made with another tokenizer.
+/// Makes Dataset sources of the entries, building shards where they are text. When every weight is 1, all entries are one
+/// source (token files first, then text, each in the given order), read in proportion to their sizes; else each entry is a
+/// source of its own and its share is its weight. Errors  as build_data; kInvalidArgument: a shard folder made with another
+/// tokenizer.
 PreparedData prepare_data(const PrepareOptions& options, const TokenEncoder& encoder, const BuildCallback& progress = {});
 
 }  // namespace orrery

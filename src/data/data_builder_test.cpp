@@ -1,5 +1,6 @@
-// Building data: every input form becomes the documents it says, the same for one and two threads; building again is a no-op; the
-// held-out split is stateless and never empty; malformed input is one message with file and line, and leaves nothing behind.
+// Building data: every input form becomes the documents it says, the same for one and two threads; building again is a no-op;
+// the held-out split is stateless and never empty; malformed input is one message with file and line, and leaves nothing
+// behind.
 #include "data/data_builder.h"
 
 #include <gtest/gtest.h>
@@ -57,7 +58,8 @@ std::vector<std::string> documents_of(const std::string& folder, const SplitSumm
   return documents;
 }
 
-std::vector<std::string> build(const TemporaryDirectory& directory, BuildOptions options, const TokenEncoder& encoder = byte_encoder()) {
+std::vector<std::string> build(const TemporaryDirectory& directory, BuildOptions options,
+                               const TokenEncoder& encoder = byte_encoder()) {
   options.output_folder = directory / "out";
   const BuildResult result = build_data(options, encoder);
   return documents_of(options.output_folder, result.manifest.train);
@@ -71,7 +73,8 @@ TEST(DataBuilder, TextFilesSplitAtSeparators) {
   write_file(directory / "b.txt", "mid\fline\n\ffour");
   write_file(directory / "c.txt", "");
   write_file(directory / "d.txt", "bad \xFF\xFE utf8\0nul");
-  EXPECT_EQ(build(directory, {.inputs = {directory / "*.txt"}}), (Texts{"one\n$", "two\n$", "three$", "mid\fline\n$", "four$", "bad \xFF\xFE utf8$"}));
+  EXPECT_EQ(build(directory, {.inputs = {directory / "*.txt"}}),
+            (Texts{"one\n$", "two\n$", "three$", "mid\fline\n$", "four$", "bad \xFF\xFE utf8$"}));
 }
 
 TEST(DataBuilder, LongTextIsCutAtEmptyLinesAndNothingIsLost) {
@@ -95,12 +98,14 @@ TEST(DataBuilder, JsonForms) {
   TemporaryDirectory directory;
   write_file(directory / "a.jsonl",
              "\xEF\xBB\xBF{\"text\": \"plain \\u00e9\", \"id\": 3}\r\n\n"
-             "{\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}, {\"role\": \"assistant\", \"content\": [{\"type\": \"text\", \"text\": \"yes\"}]}]}\n"
+             "{\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}, {\"role\": \"assistant\", \"content\": [{\"type\": "
+             "\"text\", \"text\": \"yes\"}]}]}\n"
              "{\"conversations\": [{\"from\": \"human\", \"value\": \"q\"}, {\"from\": \"gpt\", \"value\": \"a\"}]}\n"
              "{\"instruction\": \"do\", \"input\": \"it\", \"output\": \"done\"}\n"
              "{\"prompt\": \"p:\", \"completion\": \"c\"}");
   EXPECT_EQ(build(directory, {.inputs = {directory / "a.jsonl"}}),
-            (Texts{"plain \xC3\xA9$", "<USER\nHI>\n<ASSISTANT\nyes>\n$", "<USER\nQ>\n<ASSISTANT\na>\n$", "<USER\nDO\n\nIT>\n<ASSISTANT\ndone>\n$", "P:c$"}));
+            (Texts{"plain \xC3\xA9$", "<USER\nHI>\n<ASSISTANT\nyes>\n$", "<USER\nQ>\n<ASSISTANT\na>\n$",
+                   "<USER\nDO\n\nIT>\n<ASSISTANT\ndone>\n$", "P:c$"}));
 }
 
 TEST(DataBuilder, BeginTokenAndATemplateOfItsOwn) {
@@ -119,13 +124,15 @@ TEST(DataBuilder, BeginTokenAndATemplateOfItsOwn) {
 
 TEST(DataBuilder, MalformedJsonNamesFileAndLineAndLeavesNothing) {
   TemporaryDirectory directory;
-  for (const std::string bad : {"{\"text\": ", "[1]", "{\"text\": 3}", "{\"body\": \"x\"}", "{\"text\": \"\xFF\"}", "{\"text\": \"\\ud800\"}",
-                                "{\"messages\": []}", "{\"messages\": [{\"role\": \"user\"}]}", "{\"messages\": [3]}"}) {
+  for (const std::string bad :
+       {"{\"text\": ", "[1]", "{\"text\": 3}", "{\"body\": \"x\"}", "{\"text\": \"\xFF\"}", "{\"text\": \"\\ud800\"}",
+        "{\"messages\": []}", "{\"messages\": [{\"role\": \"user\"}]}", "{\"messages\": [3]}"}) {
     write_file(directory / "a.jsonl", "{\"text\": \"good\"}\n\n" + bad + "\n");
     const auto [message, status] = error_of([&] { build(directory, {.inputs = {directory / "a.jsonl"}}); });
     EXPECT_EQ(status, 4) << bad;
     EXPECT_NE(message.find("a.jsonl:3: "), std::string::npos) << message;
-    for (const auto& entry : std::filesystem::directory_iterator(directory.path())) EXPECT_EQ(entry.path().filename(), "a.jsonl");
+    for (const auto& entry : std::filesystem::directory_iterator(directory.path()))
+      EXPECT_EQ(entry.path().filename(), "a.jsonl");
   }
 }
 
@@ -176,9 +183,14 @@ TEST(DataBuilder, CompressedFilesAndTheirTruncations) {
 TEST(DataBuilder, ThreadsAndRepetitionChangeNothing) {
   TemporaryDirectory directory;
   std::string lines;
-  for (int i = 0; i < 30000; ++i) lines += fmt::format("{{\"text\": \"document {} {}\"}}\n", i, std::string(static_cast<size_t>(i % 200), 'x'));
+  for (int i = 0; i < 30000; ++i)
+    lines += fmt::format("{{\"text\": \"document {} {}\"}}\n", i, std::string(static_cast<size_t>(i % 200), 'x'));
   write_file(directory / "a.jsonl", lines);
-  BuildOptions options{.inputs = {directory / "a.jsonl"}, .output_folder = directory / "one", .val_fraction = 0.1, .shard_tokens_max = 500000, .num_threads = 1};
+  BuildOptions options{.inputs = {directory / "a.jsonl"},
+                       .output_folder = directory / "one",
+                       .val_fraction = 0.1,
+                       .shard_tokens_max = 500000,
+                       .num_threads = 1};
   const BuildResult one = build_data(options, byte_encoder());
   EXPECT_FALSE(one.was_up_to_date);
   EXPECT_GT(one.manifest.train.shards.size(), 3u);
@@ -188,7 +200,8 @@ TEST(DataBuilder, ThreadsAndRepetitionChangeNothing) {
   options.output_folder = directory / "two";
   const BuildResult two = build_data(options, byte_encoder());
   for (const SplitSummary* split : {&one.manifest.train, &one.manifest.validation})
-    for (const std::string& shard : split->shards) EXPECT_EQ(read_file(directory / "one/" + shard), read_file(directory / "two/" + shard));
+    for (const std::string& shard : split->shards)
+      EXPECT_EQ(read_file(directory / "one/" + shard), read_file(directory / "two/" + shard));
 
   EXPECT_TRUE(build_data(options, byte_encoder()).was_up_to_date);
   options.seed = 7;
@@ -197,17 +210,21 @@ TEST(DataBuilder, ThreadsAndRepetitionChangeNothing) {
   const std::string shard = directory / "two/train-00000.orrtok";
   write_file(shard, read_file(shard).substr(0, 5000));
   EXPECT_FALSE(build_data(options, byte_encoder()).was_up_to_date);  // damaged, so built again
-  for (const auto& entry : std::filesystem::directory_iterator(directory.path())) EXPECT_EQ(entry.path().string().find(".tmp"), std::string::npos);
+  for (const auto& entry : std::filesystem::directory_iterator(directory.path()))
+    EXPECT_EQ(entry.path().string().find(".tmp"), std::string::npos);
 }
 
 TEST(DataBuilder, ASmallCorpusHoldsOutOneDocument) {
   TemporaryDirectory directory;
   write_file(directory / "a.txt", "one\n\ftwo\n\fthree");
-  const BuildResult result = build_data({.inputs = {directory / "a.txt"}, .output_folder = directory / "out", .val_fraction = 0.001}, byte_encoder());
+  const BuildResult result =
+      build_data({.inputs = {directory / "a.txt"}, .output_folder = directory / "out", .val_fraction = 0.001}, byte_encoder());
   EXPECT_EQ(result.manifest.validation.documents, 1u);
   EXPECT_EQ(result.manifest.train.documents, 2u);
   write_file(directory / "a.txt", "one");
-  const auto [message, status] = error_of([&] { build_data({.inputs = {directory / "a.txt"}, .output_folder = directory / "out", .val_fraction = 0.1}, byte_encoder()); });
+  const auto [message, status] = error_of([&] {
+    build_data({.inputs = {directory / "a.txt"}, .output_folder = directory / "out", .val_fraction = 0.1}, byte_encoder());
+  });
   EXPECT_EQ(status, 2);
   EXPECT_TRUE(is_shard_folder(directory / "out"));  // the failure left what was there
 }
@@ -227,15 +244,22 @@ TEST(DataBuilder, WrongPlacesAreRefusedWithTheirNames) {
   EXPECT_EQ(status, 2);
   EXPECT_NE(no_match.find("*.json"), std::string::npos);
   EXPECT_NE(no_match.find(directory.path()), std::string::npos);
-  EXPECT_NE(error_of([&] { build(directory, {.inputs = {directory / "absent/*.txt"}}); }).first.find("absent does not exist"), std::string::npos);
+  EXPECT_NE(error_of([&] { build(directory, {.inputs = {directory / "absent/*.txt"}}); }).first.find("absent does not exist"),
+            std::string::npos);
   write_file(directory / "empty.txt", " \n ");
   EXPECT_EQ(error_of([&] { build(directory, {.inputs = {directory / "empty.txt"}}); }).second, 4);
   std::filesystem::create_directory(directory / "mine");
   write_file(directory / "mine/precious", "x");
-  EXPECT_EQ(error_of([&] { build_data({.inputs = {directory / "a.txt"}, .output_folder = directory / "mine"}, byte_encoder()); }).second, 2);
+  EXPECT_EQ(error_of([&] {
+              build_data({.inputs = {directory / "a.txt"}, .output_folder = directory / "mine"}, byte_encoder());
+            }).second,
+            2);
   EXPECT_EQ(read_file(directory / "mine/precious"), "x");
   const BuildCallback stop = [](const BuildProgress&) { return false; };
-  EXPECT_EQ(error_of([&] { build_data({.inputs = {directory / "a.txt"}, .output_folder = directory / "out"}, byte_encoder(), stop); }).second, 130);
+  EXPECT_EQ(error_of([&] {
+              build_data({.inputs = {directory / "a.txt"}, .output_folder = directory / "out"}, byte_encoder(), stop);
+            }).second,
+            130);
   EXPECT_FALSE(std::filesystem::exists(directory / "out"));
 }
 
@@ -245,7 +269,8 @@ TEST(PrepareData, MakesSourcesOfEntries) {
   for (int i = 0; i < 300; ++i) text += fmt::format("document number {}\n\f", i);
   write_file(directory / "a.txt", text);
   write_file(directory / "b.txt", text + "more");
-  PrepareOptions options{.train = {{directory / "a.txt"}, {directory / "b.txt"}}, .val_fraction = 0.1, .cache_folder = directory / "cache"};
+  PrepareOptions options{
+      .train = {{directory / "a.txt"}, {directory / "b.txt"}}, .val_fraction = 0.1, .cache_folder = directory / "cache"};
   const PreparedData together = prepare_data(options, byte_encoder());
   ASSERT_EQ(together.train.size(), 1u);
   ASSERT_EQ(together.validation.size(), 1u);
@@ -274,11 +299,16 @@ TEST(MultipleChoice, ReadsTheCommonForms) {
   EXPECT_EQ(plain.answer, 1);
   EXPECT_EQ(parse_multiple_choice(R"({"question": "c", "choices": ["x", "y"], "answer": "B"})").answer, 1);
   EXPECT_EQ(parse_multiple_choice(R"({"ctx": "c", "endings": ["x", "y"], "label": "1"})").answer, 1);
-  EXPECT_EQ(parse_multiple_choice(R"({"question": "c", "choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answerKey": "2"})").answer, 1);
-  for (const char* bad : {"{", "[]", R"({"choices": ["x", "y"], "answer": 1})", R"({"context": "c", "choices": ["x"], "answer": 0})",
-                          R"({"context": "c", "choices": ["x", "y"], "answer": 2})", R"({"context": "c", "choices": ["x", "y"], "answer": -1})",
-                          R"({"context": "c", "choices": ["x", 3], "answer": 0})", R"({"context": "c", "choices": ["x", "y"]})",
-                          R"({"context": "c", "choices": ["x", ""], "answer": 0})", R"({"context": "c", "choices": ["x", "y"], "answer": 18446744073709551615})"})
+  EXPECT_EQ(
+      parse_multiple_choice(R"({"question": "c", "choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answerKey": "2"})")
+          .answer,
+      1);
+  for (const char* bad :
+       {"{", "[]", R"({"choices": ["x", "y"], "answer": 1})", R"({"context": "c", "choices": ["x"], "answer": 0})",
+        R"({"context": "c", "choices": ["x", "y"], "answer": 2})", R"({"context": "c", "choices": ["x", "y"], "answer": -1})",
+        R"({"context": "c", "choices": ["x", 3], "answer": 0})", R"({"context": "c", "choices": ["x", "y"]})",
+        R"({"context": "c", "choices": ["x", ""], "answer": 0})",
+        R"({"context": "c", "choices": ["x", "y"], "answer": 18446744073709551615})"})
     EXPECT_EQ(error_of([&] { parse_multiple_choice(bad); }).second, 4) << bad;
 }
 
@@ -291,7 +321,8 @@ TEST(MultipleChoice, LoadsAFile) {
   EXPECT_EQ(questions[0].choice_ids[0], (std::vector<int32_t>{' ', 'x'}));
   EXPECT_EQ(questions[0].choice_ids[1], (std::vector<int32_t>{' ', 'y', 'y'}));
   write_file(directory / "q.jsonl", "{\"context\": \"ab\", \"choices\": [\"x\", \"yy\"], \"answer\": 0}\n{}\n");
-  EXPECT_NE(error_of([&] { load_multiple_choice(directory / "q.jsonl", byte_encoder()); }).first.find("q.jsonl:2: "), std::string::npos);
+  EXPECT_NE(error_of([&] { load_multiple_choice(directory / "q.jsonl", byte_encoder()); }).first.find("q.jsonl:2: "),
+            std::string::npos);
 }
 
 }  // namespace

@@ -22,7 +22,8 @@ std::vector<double> weights_of(const std::vector<DataSource>& sources) {
 
 // Calls visit(position) with each document's first token position in [begin, end) of the stream, in order, skipping empty ones.
 template <typename Files, typename Visit>
-void for_each_document_start(const Files& files, const std::vector<uint64_t>& file_begins, uint64_t begin, uint64_t end, Visit&& visit) {
+void for_each_document_start(const Files& files, const std::vector<uint64_t>& file_begins, uint64_t begin, uint64_t end,
+                             Visit&& visit) {
   size_t file = static_cast<size_t>(std::upper_bound(file_begins.begin(), file_begins.end(), begin) - file_begins.begin()) - 1;
   for (; file < files.size() && file_begins[file] < end; ++file) {
     const auto offsets = files[file]->document_offsets();
@@ -54,8 +55,8 @@ Dataset::Source Dataset::open_source(const DataSource& spec) const {
   }
   source.file_begins.push_back(source.num_tokens);
   if (source.num_tokens < 2)
-    throw Error(ErrorCode::kCorruptData, "data source {} holds {} tokens in {} files, wanted at least 2", spec.name, source.num_tokens,
-                spec.files.size());
+    throw Error(ErrorCode::kCorruptData, "data source {} holds {} tokens in {} files, wanted at least 2", spec.name,
+                source.num_tokens, spec.files.size());
   const auto length = static_cast<uint64_t>(options_.seq_len);
   source.num_windows = (source.num_tokens - 1 + length - 1) / length;
   return source;
@@ -154,11 +155,12 @@ int Dataset::fill_sample(uint64_t global_sample, const SampleBuffers& out, int32
 
   int num_segments = 0;
   segment_starts[num_segments++] = token_base;
-  for_each_document_start(source.files, source.file_begins, begin + 1, begin + static_cast<uint64_t>(length) + 1, [&](uint64_t start) {
-    const int at = static_cast<int>(start - begin);
-    out.targets[at - 1] = -1;  // the last token of a document has nothing to learn from the next one
-    if (at < length) segment_starts[num_segments++] = token_base + at;
-  });
+  for_each_document_start(source.files, source.file_begins, begin + 1, begin + static_cast<uint64_t>(length) + 1,
+                          [&](uint64_t start) {
+                            const int at = static_cast<int>(start - begin);
+                            out.targets[at - 1] = -1;  // the last token of a document has nothing to learn from the next one
+                            if (at < length) segment_starts[num_segments++] = token_base + at;
+                          });
   if (num_inputs < length) segment_starts[num_segments++] = token_base + num_inputs;
   ORRERY_CHECK(num_segments <= max_segments_, "window {}: {} segments, bound {}", where.window, num_segments, max_segments_);
   for (int segment = 0; segment < num_segments; ++segment) {

@@ -16,8 +16,8 @@ namespace orrery {
 
 /// Token files that are read one after the other as one stream.
 struct DataSource {
-  std::string name;                 // for messages
-  std::vector<std::string> files;   // shards or Megatron files, in this order
+  std::string name;                // for messages
+  std::vector<std::string> files;  // shards or Megatron files, in this order
   double weight = 1.0;
 };
 
@@ -29,14 +29,14 @@ struct SampleBuffers {
 };
 
 /// Windows and samples
-///   The files of a source, one after the other, are one stream of N tokens. Window w holds the inputs at w*L .. w*L+L-1 (L = seq_len)
-///   and their targets one further on, so it reads L + 1 tokens and each token of the stream is an input once and a target once an
-///   epoch. A source has ceil((N-1)/L) windows; the last one is padded with id 0, target -1.
-///   A segment is the part of one document, or the padding, inside one window. Positions count from 0 in each segment; attention
-///   must not cross segments. A target is -1 when it belongs to another document or window padding, or its loss mask is clear.
-///   Training: sample g is mixture.pick(g) = (source k, n-th sample); window = WindowPermutation(windows_k, {seed, k, epoch =
-///   n / windows_k})(n % windows_k). Sequence i of step s is sample s * global_batch_size + i.
-///   Sequential (validation): one source, window g, no permutation; num_samples() windows.
+///   The files of a source, one after the other, are one stream of N tokens. Window w holds the inputs at w*L .. w*L+L-1 (L =
+///   seq_len) and their targets one further on, so it reads L + 1 tokens and each token of the stream is an input once and a
+///   target once an epoch. A source has ceil((N-1)/L) windows; the last one is padded with id 0, target -1. A segment is the
+///   part of one document, or the padding, inside one window. Positions count from 0 in each segment; attention must not cross
+///   segments. A target is -1 when it belongs to another document or window padding, or its loss mask is clear. Training:
+///   sample g is mixture.pick(g) = (source k, n-th sample); window = WindowPermutation(windows_k, {seed, k, epoch = n /
+///   windows_k})(n % windows_k). Sequence i of step s is sample s * global_batch_size + i. Sequential (validation): one source,
+///   window g, no permutation; num_samples() windows.
 class Dataset {
  public:
   struct Options {
@@ -47,13 +47,14 @@ class Dataset {
   };
 
   /// Opens every file and scans the document offsets once.
-  /// Errors  kInvalidConfig: no source, seq_len < 1. kCorruptData: a file's header, an empty source, ids beyond the vocabulary. kIo.
+  /// Errors  kInvalidConfig: no source, seq_len < 1. kCorruptData: a file's header, an empty source, ids beyond the vocabulary.
+  /// kIo.
   Dataset(const std::vector<DataSource>& sources, Options options);
 
-  /// Fills one sample and writes the first token index of each of its segments, plus `token_base`, to `segment_starts` (room for
-  /// max_segments_per_sample() entries); returns their number (at least 1). The caller appends the batch's end to get cu_seqlens.
-  /// No heap allocation; thread-safe.
-  /// Errors  kCorruptData: a block that is read for the first time does not match its checksum.
+  /// Fills one sample and writes the first token index of each of its segments, plus `token_base`, to `segment_starts` (room
+  /// for max_segments_per_sample() entries); returns their number (at least 1). The caller appends the batch's end to get
+  /// cu_seqlens. No heap allocation; thread-safe. Errors  kCorruptData: a block that is read for the first time does not match
+  /// its checksum.
   int fill_sample(uint64_t global_sample, const SampleBuffers& out, int32_t token_base, int32_t* segment_starts) const;
 
   int seq_len() const { return options_.seq_len; }

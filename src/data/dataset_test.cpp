@@ -27,7 +27,8 @@ Sample get(const Dataset& dataset, uint64_t index) {
   sample.targets.resize(length);
   sample.positions.resize(length);
   sample.starts.resize(static_cast<size_t>(dataset.max_segments_per_sample()));
-  const int count = dataset.fill_sample(index, {sample.ids.data(), sample.targets.data(), sample.positions.data()}, 0, sample.starts.data());
+  const int count =
+      dataset.fill_sample(index, {sample.ids.data(), sample.targets.data(), sample.positions.data()}, 0, sample.starts.data());
   sample.starts.resize(static_cast<size_t>(count));
   return sample;
 }
@@ -79,12 +80,14 @@ TEST(Dataset, EqualsABruteForcePacker) {
     write_shard(directory / "0.orrtok", {documents.begin(), documents.begin() + static_cast<ptrdiff_t>(cut)}, 900);
     write_shard(directory / "1.orrtok", {documents.begin() + static_cast<ptrdiff_t>(cut), documents.end()}, 900);
     for (int length : {1, 2, 7, 16, 33, 5000}) {
-      const Dataset dataset({{"s", {directory / "0.orrtok", directory / "1.orrtok"}}}, {.seq_len = length, .vocab_size = 900, .sequential = true});
+      const Dataset dataset({{"s", {directory / "0.orrtok", directory / "1.orrtok"}}},
+                            {.seq_len = length, .vocab_size = 900, .sequential = true});
       int max_segments = 0;
       const auto expected = brute_force(documents, length, &max_segments);
       ASSERT_EQ(dataset.num_samples(), expected.size());
       ASSERT_EQ(dataset.max_segments_per_sample(), max_segments) << "trial " << trial << " length " << length;
-      for (size_t w = 0; w < expected.size(); ++w) ASSERT_EQ(get(dataset, w), expected[w]) << "window " << w << " length " << length;
+      for (size_t w = 0; w < expected.size(); ++w)
+        ASSERT_EQ(get(dataset, w), expected[w]) << "window " << w << " length " << length;
     }
   }
 }
@@ -95,7 +98,8 @@ struct TwoSources {
     write_megatron(directory / "b", random_documents(30, 40, 300, false, 2));
   }
   Dataset open(uint64_t seed = 42) const {
-    return Dataset({{"a", {directory / "a.orrtok"}, 0.75}, {"b", {directory / "b.bin"}, 0.25}}, {.seed = seed, .seq_len = 16, .vocab_size = 300});
+    return Dataset({{"a", {directory / "a.orrtok"}, 0.75}, {"b", {directory / "b.bin"}, 0.25}},
+                   {.seed = seed, .seq_len = 16, .vocab_size = 300});
   }
   TemporaryDirectory directory;
 };
@@ -138,7 +142,11 @@ TEST(Dataset, RefusesWhatCannotWork) {
 
 struct OwnedBatch {
   OwnedBatch(const Dataset& dataset, size_t rows)
-      : ids(rows * dataset.seq_len()), targets(ids.size()), positions(ids.size()), starts(rows * dataset.max_segments_per_sample() + 1), counts(rows) {}
+      : ids(rows * dataset.seq_len()),
+        targets(ids.size()),
+        positions(ids.size()),
+        starts(rows * dataset.max_segments_per_sample() + 1),
+        counts(rows) {}
   BatchBuffers view() { return {ids.data(), targets.data(), positions.data(), starts.data(), counts.data()}; }
   std::vector<int32_t> ids, targets, positions, starts, counts;
 };
@@ -149,7 +157,8 @@ TEST(Prefetcher, DeliversTheSameBatchesFromAnyStep) {
   const std::vector<int> sequences{0, 3, 5};
   for (uint64_t first_step : {0u, 17u}) {
     OwnedBatch a(dataset, 3), b(dataset, 3), expected(dataset, 3);
-    Prefetcher prefetcher(dataset, {.first_step = first_step, .global_batch_size = 6, .sequences = sequences}, {a.view(), b.view()});
+    Prefetcher prefetcher(dataset, {.first_step = first_step, .global_batch_size = 6, .sequences = sequences},
+                          {a.view(), b.view()});
     for (uint64_t step = first_step; step < first_step + 50; ++step) {
       const Prefetcher::Batch batch = prefetcher.next();
       const int count = fill_batch(dataset, step, 6, sequences, expected.view());

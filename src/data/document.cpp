@@ -42,7 +42,9 @@ std::string text_of(const dom::element& element, std::string_view what) {
   return joined;
 }
 
-std::string text_at(const dom::object& object, std::string_view key) { return text_of(object[key].value_unsafe(), fmt::format("\"{}\"", key)); }
+std::string text_at(const dom::object& object, std::string_view key) {
+  return text_of(object[key].value_unsafe(), fmt::format("\"{}\"", key));
+}
 
 void append_messages(const dom::element& list, std::string_view key, std::vector<ChatMessage>& messages) {
   dom::array array;
@@ -61,7 +63,8 @@ void append_messages(const dom::element& list, std::string_view key, std::vector
     out.role = role;
     if (share_gpt && role == "human") out.role = "user";
     if (share_gpt && role == "gpt") out.role = "assistant";
-    out.content = text_of(message[share_gpt ? "value" : "content"].value_unsafe(), fmt::format("\"{}\": message {}'s content", key, number));
+    out.content = text_of(message[share_gpt ? "value" : "content"].value_unsafe(),
+                          fmt::format("\"{}\": message {}'s content", key, number));
     messages.push_back(std::move(out));
   }
 }
@@ -103,8 +106,9 @@ JsonDocumentParser::Result read_object(const dom::object& object, const ChatRend
   int count = 0;
   for (const dom::key_value_pair field : object)
     if (++count <= 8) keys += fmt::format("{}\"{}\"", count == 1 ? "" : ", ", field.key.substr(0, 40));
-  malformed(fmt::format("found the keys {}{}; wanted \"text\", \"messages\", \"instruction\" and \"output\", or \"prompt\" and \"completion\"",
-                        keys.empty() ? "(none)" : keys, count > 8 ? ", ..." : ""));
+  malformed(fmt::format(
+      "found the keys {}{}; wanted \"text\", \"messages\", \"instruction\" and \"output\", or \"prompt\" and \"completion\"",
+      keys.empty() ? "(none)" : keys, count > 8 ? ", ..." : ""));
 }
 
 }  // namespace

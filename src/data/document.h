@@ -1,5 +1,5 @@
-// What one document says: text pieces, each with a flag for whether it is learned from. Plain text is one piece; a JSON line is read by
-// its keys; chat messages are rendered by a template.
+// What one document says: text pieces, each with a flag for whether it is learned from. Plain text is one piece; a JSON line is
+// read by its keys; chat messages are rendered by a template.
 #pragma once
 
 #include <functional>
@@ -24,8 +24,8 @@ struct TextSegment {
 /// Renders a conversation; called from several threads at once. Throws Error for messages it cannot take.
 using ChatRenderer = std::function<std::vector<TextSegment>(const std::vector<ChatMessage>&)>;
 
-/// ChatML, for tokenizers without a template: "<|im_start|>ROLE\nCONTENT<|im_end|>\n" for each message, with the loss on the assistant's
-/// CONTENT and its "<|im_end|>".
+/// ChatML, for tokenizers without a template: "<|im_start|>ROLE\nCONTENT<|im_end|>\n" for each message, with the loss on the
+/// assistant's CONTENT and its "<|im_end|>".
 std::vector<TextSegment> render_chatml(const std::vector<ChatMessage>& messages);
 
 /// Parses JSON lines:

@@ -27,9 +27,10 @@ struct RawBatch {
   std::vector<uint8_t> keep;
 };
 
-/// Text files   A document ends at a form feed that starts a line, at "<|endoftext|>", at the end of the file, and, so that a large file does
-///   not become one document, at max_document_bytes: there at the last empty line of the second half, or else the last line end, space or
-///   character. Documents of white space only are left out. Any bytes are text.
+/// Text files   A document ends at a form feed that starts a line, at "<|endoftext|>", at the end of the file, and, so that a
+/// large file does
+///   not become one document, at max_document_bytes: there at the last empty line of the second half, or else the last line
+///   end, space or character. Documents of white space only are left out. Any bytes are text.
 /// JSON lines   One document a line; empty lines are left out. The caller parses.
 /// Tokens       The file's own documents.
 class DocumentReader {
@@ -58,10 +59,10 @@ class DocumentReader {
   size_t next_file_ = 0;
   std::unique_ptr<InputStream> stream_;
   std::unique_ptr<TokenFile> tokens_;
-  std::string pending_;      // read and not yet given out: pending_[begin_..]
+  std::string pending_;  // read and not yet given out: pending_[begin_..]
   size_t begin_ = 0;
-  size_t scanned_ = 0;       // pending_[begin_..begin_ + scanned_) holds no document end
-  bool at_end_ = false;      // of the file
+  size_t scanned_ = 0;   // pending_[begin_..begin_ + scanned_) holds no document end
+  bool at_end_ = false;  // of the file
   uint64_t line_ = 0;
   uint64_t document_in_file_ = 0;
   uint64_t num_documents_ = 0;

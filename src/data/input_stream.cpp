@@ -99,7 +99,8 @@ class GzipStream : public InputStream {
 
 class ZstdStream : public InputStream {
  public:
-  explicit ZstdStream(std::unique_ptr<RawFile> file) : file_(std::move(file)), input_(kReadBytes), state_(ZSTD_createDStream()) {
+  explicit ZstdStream(std::unique_ptr<RawFile> file)
+      : file_(std::move(file)), input_(kReadBytes), state_(ZSTD_createDStream()) {
     ORRERY_CHECK(state_ != nullptr);
   }
   ~ZstdStream() override { ZSTD_freeDStream(state_); }
@@ -109,13 +110,15 @@ class ZstdStream : public InputStream {
       if (buffer_.pos == buffer_.size) {
         buffer_ = {input_.data(), file_->read(input_.data(), input_.size()), 0};
         if (buffer_.size == 0) {
-          if (frame_is_open_) throw Error(ErrorCode::kCorruptData, "{}: the zstd data end in the middle (truncated?)", file_->path());
+          if (frame_is_open_)
+            throw Error(ErrorCode::kCorruptData, "{}: the zstd data end in the middle (truncated?)", file_->path());
           return 0;
         }
       }
       const size_t result = ZSTD_decompressStream(state_, &output, &buffer_);
       if (ZSTD_isError(result))
-        throw Error(ErrorCode::kCorruptData, "{}: corrupt zstd data near byte {}: {}", file_->path(), file_->position(), ZSTD_getErrorName(result));
+        throw Error(ErrorCode::kCorruptData, "{}: corrupt zstd data near byte {}: {}", file_->path(), file_->position(),
+                    ZSTD_getErrorName(result));
       frame_is_open_ = result != 0;
     }
     return output.pos;
@@ -169,7 +172,8 @@ std::vector<std::string> files_below(const std::string& folder) {
   std::vector<std::string> paths;
   if (fs::exists(fs::path(folder) / "manifest.json")) {
     for (const auto& entry : fs::directory_iterator(folder))
-      if (entry.path().filename().string().starts_with("train-") && entry.path().extension() == kShardSuffix) paths.push_back(entry.path().string());
+      if (entry.path().filename().string().starts_with("train-") && entry.path().extension() == kShardSuffix)
+        paths.push_back(entry.path().string());
   } else {
     for (const auto& entry : fs::recursive_directory_iterator(folder)) {
       if (!entry.is_regular_file()) continue;
@@ -198,8 +202,10 @@ std::vector<std::string> expand(const std::string& pattern) {
 
 [[noreturn]] void nothing_matches(const std::string& pattern) {
   if (fs::is_directory(pattern))
-    throw Error(ErrorCode::kInvalidArgument, "no .txt, .md, .jsonl, .orrtok or .bin/.idx file in the folder {}", fs::absolute(pattern).string());
-  fs::path folder = fs::absolute(fs::path(pattern).parent_path().empty() ? fs::path(".") : fs::path(pattern).parent_path()).lexically_normal();
+    throw Error(ErrorCode::kInvalidArgument, "no .txt, .md, .jsonl, .orrtok or .bin/.idx file in the folder {}",
+                fs::absolute(pattern).string());
+  fs::path folder = fs::absolute(fs::path(pattern).parent_path().empty() ? fs::path(".") : fs::path(pattern).parent_path())
+                        .lexically_normal();
   std::string missing;
   while (!fs::exists(folder) && folder.has_parent_path() && folder != folder.parent_path()) {
     missing = folder.string();
@@ -207,7 +213,8 @@ std::vector<std::string> expand(const std::string& pattern) {
   }
   if (!missing.empty() && missing.find_first_of("*?[") == std::string::npos)
     throw Error(ErrorCode::kInvalidArgument, "no file matches \"{}\": the folder {} does not exist", pattern, missing);
-  throw Error(ErrorCode::kInvalidArgument, "no file matches \"{}\" in {}; check the pattern (quotes keep the shell from expanding it)", pattern,
+  throw Error(ErrorCode::kInvalidArgument,
+              "no file matches \"{}\" in {}; check the pattern (quotes keep the shell from expanding it)", pattern,
               folder.string());
 }
 

@@ -34,11 +34,11 @@ struct InputFile {
   std::string description() const;
 };
 
-/// Every file that the patterns mean, sorted by name within a pattern, each once. A pattern is a glob, a file, a folder of shards
-/// (its training shards) or any other folder (all files in it and below whose name ends in .txt, .md, .jsonl, .json, .ndjson, .orrtok or
-/// .bin with its .idx, compressed or not). The kind is told from the name; an unknown name is JSON lines when its first
-/// character other than space is '{', else text.
-/// Errors  kInvalidArgument: a pattern that matches nothing, with the folder that was searched. kIo.
+/// Every file that the patterns mean, sorted by name within a pattern, each once. A pattern is a glob, a file, a folder of
+/// shards (its training shards) or any other folder (all files in it and below whose name ends in .txt, .md, .jsonl, .json,
+/// .ndjson, .orrtok or .bin with its .idx, compressed or not). The kind is told from the name; an unknown name is JSON lines
+/// when its first character other than space is '{', else text. Errors  kInvalidArgument: a pattern that matches nothing, with
+/// the folder that was searched. kIo.
 std::vector<InputFile> find_inputs(const std::vector<std::string>& patterns);
 
 }  // namespace orrery

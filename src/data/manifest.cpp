@@ -16,7 +16,10 @@ using Json = nlohmann::ordered_json;
 constexpr char kFormat[] = "orrery token shards";
 
 Json split_json(const SplitSummary& split) {
-  return {{"shards", split.shards}, {"tokens", split.tokens}, {"documents", split.documents}, {"masked_tokens", split.masked_tokens}};
+  return {{"shards", split.shards},
+          {"tokens", split.tokens},
+          {"documents", split.documents},
+          {"masked_tokens", split.masked_tokens}};
 }
 
 SplitSummary read_split(const Json& json) {
@@ -26,7 +29,8 @@ SplitSummary read_split(const Json& json) {
   json.at("documents").get_to(split.documents);
   json.at("masked_tokens").get_to(split.masked_tokens);
   for (const std::string& shard : split.shards)
-    if (shard.find('/') != std::string::npos) throw Error(ErrorCode::kCorruptData, "shard name {} is not a plain file name", shard);
+    if (shard.find('/') != std::string::npos)
+      throw Error(ErrorCode::kCorruptData, "shard name {} is not a plain file name", shard);
   return split;
 }
 
@@ -58,7 +62,8 @@ DataManifest parse_manifest(std::string_view text, const std::string& name) {
   try {
     const Json json = Json::parse(text);
     if (json.at("format") != kFormat) throw Error(ErrorCode::kCorruptData, "{}: not a manifest of token shards", name);
-    if (json.at("version") != 1) throw Error(ErrorCode::kUnsupported, "{}: version {}, this program reads 1", name, json.at("version").dump());
+    if (json.at("version") != 1)
+      throw Error(ErrorCode::kUnsupported, "{}: version {}, this program reads 1", name, json.at("version").dump());
     DataManifest manifest;
     json.at("inputs_hash").get_to(manifest.inputs_hash);
     json.at("tokenizer_hash").get_to(manifest.tokenizer_hash);
@@ -89,7 +94,8 @@ bool is_shard_folder(const std::string& path) {
   } catch (const Error&) {
     // Damaged, but recognisably ours: a folder of shards whose manifest does not parse.
     const MappedFile file(name);
-    return std::string_view(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()).find(kFormat) != std::string_view::npos;
+    return std::string_view(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()).find(kFormat) !=
+           std::string_view::npos;
   }
 }
 

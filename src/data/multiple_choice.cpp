@@ -64,7 +64,8 @@ MultipleChoiceQuestion parse_multiple_choice(std::string_view line) {
   if (choices->is_object()) {
     labels = strings(first_of(*choices, {"label"}), "\"choices\".\"label\"");
     question.choices = strings(first_of(*choices, {"text"}), "\"choices\".\"text\"");
-    if (labels.size() != question.choices.size()) malformed(fmt::format("\"choices\" has {} labels for {} texts", labels.size(), question.choices.size()));
+    if (labels.size() != question.choices.size())
+      malformed(fmt::format("\"choices\" has {} labels for {} texts", labels.size(), question.choices.size()));
   } else {
     question.choices = strings(choices, "\"choices\"");
   }
@@ -77,7 +78,8 @@ MultipleChoiceQuestion parse_multiple_choice(std::string_view line) {
   return question;
 }
 
-TokenizedQuestion tokenize(const MultipleChoiceQuestion& question, const TokenEncoder& encoder, const TokenEncoder::Session& session) {
+TokenizedQuestion tokenize(const MultipleChoiceQuestion& question, const TokenEncoder& encoder,
+                           const TokenEncoder::Session& session) {
   TokenizedQuestion out;
   out.answer = question.answer;
   out.context_ids = encoder.document_begin;
@@ -107,7 +109,8 @@ std::vector<TokenizedQuestion> load_multiple_choice(const std::string& path, con
   const TokenEncoder::Session session = encoder.new_session();
   while (reader.next(&batch))
     for (const RawBatch::Item& item : batch.items) try {
-        questions.push_back(tokenize(parse_multiple_choice(std::string_view(batch.bytes).substr(item.begin, item.size)), encoder, session));
+        questions.push_back(
+            tokenize(parse_multiple_choice(std::string_view(batch.bytes).substr(item.begin, item.size)), encoder, session));
       } catch (const Error& error) {
         throw Error(error.code(), fmt::format("{}:{}: {}", inputs[item.file_index].path, item.line, error.what()));
       }

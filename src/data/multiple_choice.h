@@ -23,16 +23,17 @@ struct MultipleChoiceQuestion {
 /// Errors  kCorruptData, saying what is missing; the caller adds file and line.
 MultipleChoiceQuestion parse_multiple_choice(std::string_view line);
 
-/// A question as ids: the model scores each choice_ids as the continuation of context_ids. Context and choice are tokenized apart, so
-/// that all choices continue the same ids. Spaces at the context's end are dropped and each choice begins with one (not after a
-/// line's end, and not when it brings its own), because tokenizers keep a space with the word behind it.
+/// A question as ids: the model scores each choice_ids as the continuation of context_ids. Context and choice are tokenized
+/// apart, so that all choices continue the same ids. Spaces at the context's end are dropped and each choice begins with one
+/// (not after a line's end, and not when it brings its own), because tokenizers keep a space with the word behind it.
 struct TokenizedQuestion {
   std::vector<int32_t> context_ids;  // with the tokenizer's begin token
   std::vector<std::vector<int32_t>> choice_ids;
   std::vector<uint32_t> choice_bytes;  // length of each choice's text, for scores per byte
   int answer = 0;
 };
-TokenizedQuestion tokenize(const MultipleChoiceQuestion& question, const TokenEncoder& encoder, const TokenEncoder::Session& session);
+TokenizedQuestion tokenize(const MultipleChoiceQuestion& question, const TokenEncoder& encoder,
+                           const TokenEncoder::Session& session);
 
 /// Every question of a file (.gz and .zst too).
 /// Errors  kIo, kCorruptData with file and line; an empty file.

@@ -15,10 +15,11 @@ namespace orrery {
 
 /// One batch of B sequences, in memory that the caller owns (the arena).
 struct BatchBuffers {
-  int32_t* ids = nullptr;             // [B * seq_len]
-  int32_t* targets = nullptr;         // [B * seq_len]
-  int32_t* positions = nullptr;       // [B * seq_len]
-  int32_t* segment_starts = nullptr;  // [B * max_segments_per_sample + 1]: ascending token indices, then B * seq_len = cu_seqlens
+  int32_t* ids = nullptr;        // [B * seq_len]
+  int32_t* targets = nullptr;    // [B * seq_len]
+  int32_t* positions = nullptr;  // [B * seq_len]
+  int32_t* segment_starts =
+      nullptr;  // [B * max_segments_per_sample + 1]: ascending token indices, then B * seq_len = cu_seqlens
   int32_t* segment_counts = nullptr;  // [B]: segments of each sequence
 };
 

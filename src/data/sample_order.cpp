@@ -88,7 +88,8 @@ Mixture::Mixture(std::span<const double> weights) {
     throw Error(ErrorCode::kInvalidConfig, "a mixture of {} sources, wanted 1 to 1024", weights.size());
   for (double weight : weights)
     if (!(weight > 0) || !std::isfinite(weight))
-      throw Error(ErrorCode::kInvalidConfig, "a source has weight {}, wanted a positive number; leave the source out to skip it", weight);
+      throw Error(ErrorCode::kInvalidConfig,
+                  "a source has weight {}, wanted a positive number; leave the source out to skip it", weight);
   if (weights.size() == 1) {
     units_ = {1};
   } else {

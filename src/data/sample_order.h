@@ -1,5 +1,5 @@
-// Which window a global sample index reads: a keyed permutation of the windows of a source, and the rule that mixes sources. Both
-// are functions of integers with no state to save (NUMERICS rules 10 and 12).
+// Which window a global sample index reads: a keyed permutation of the windows of a source, and the rule that mixes sources.
+// Both are functions of integers with no state to save (NUMERICS rules 10 and 12).
 #pragma once
 
 #include <cstdint>
@@ -35,8 +35,9 @@ class WindowPermutation {
 ///
 /// Rule  Shares are units/period, integers. Within a period, step t = 1..period takes, among the sources whose debt
 ///       t*units_k - taken_k*period is at least period/(2K-2), the one whose next deadline, the time t' at which
-///       t'*units_k reaches (taken_k + 1 - 1/(2K-2))*period, is earliest (ties: the lower k). After a period every source has been
-///       taken exactly units_k times, so the answer for any g is the one for g mod period plus whole periods: a table, no state.
+///       t'*units_k reaches (taken_k + 1 - 1/(2K-2))*period, is earliest (ties: the lower k). After a period every source has
+///       been taken exactly units_k times, so the answer for any g is the one for g mod period plus whole periods: a table, no
+///       state.
 /// Source  Tijdeman 1980, "The chairman assignment problem", Discrete Mathematics 32, which proves the bound.
 class Mixture {
  public:

@@ -22,7 +22,10 @@ void sync_path(const std::string& path) {
 }
 
 ShardWriter::ShardWriter(std::string path, Options options)
-    : path_(std::move(path)), temporary_path_(path_ + ".tmp"), options_(options), token_bytes_(options.vocab_size <= 65536 ? 2 : 4) {
+    : path_(std::move(path)),
+      temporary_path_(path_ + ".tmp"),
+      options_(options),
+      token_bytes_(options.vocab_size <= 65536 ? 2 : 4) {
   file_ = std::fopen(temporary_path_.c_str(), "wbe");
   if (file_ == nullptr) throw_io_error(errno, fmt::format("cannot create {}", temporary_path_));
   const ShardHeader placeholder{};  // all zeros, so that a shard without its header is refused
@@ -66,8 +69,9 @@ void ShardWriter::add_document(std::span<const int32_t> ids, std::span<const uin
   uint32_t largest = 0;  // a negative id becomes the largest
   for (int32_t id : ids) largest = std::max(largest, static_cast<uint32_t>(id));
   if (largest >= options_.vocab_size)
-    throw Error(ErrorCode::kCorruptData, "{}: token id {} is not below the vocabulary's {} entries; is this the data's tokenizer?", path_,
-                largest, options_.vocab_size);
+    throw Error(ErrorCode::kCorruptData,
+                "{}: token id {} is not below the vocabulary's {} entries; is this the data's tokenizer?", path_, largest,
+                options_.vocab_size);
   max_token_id_ = std::max(max_token_id_, largest);
   if (token_bytes_ == 2) {
     narrow_.assign(ids.begin(), ids.end());

@@ -34,9 +34,7 @@ class TemporaryDirectory {
   std::string path_;
 };
 
-inline void write_file(const std::string& path, const std::string& bytes) {
-  std::ofstream(path, std::ios::binary) << bytes;
-}
+inline void write_file(const std::string& path, const std::string& bytes) { std::ofstream(path, std::ios::binary) << bytes; }
 
 inline std::string read_file(const std::string& path) {
   std::ifstream file(path, std::ios::binary);

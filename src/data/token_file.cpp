@@ -65,10 +65,12 @@ void TokenFile::check_shard_header(const ShardHeader& header) const {
   if (header.token_bytes != 2 && header.token_bytes != 4)
     throw corrupt(fmt::format("token_bytes={}, wanted 2 or 4", header.token_bytes));
   if (header.header_bytes != kShardHeaderBytes || header.block_bytes != kShardBlockBytes || header.flags > 1)
-    throw corrupt(fmt::format("header_bytes={}, block_bytes={}, flags={}", header.header_bytes, header.block_bytes, header.flags));
+    throw corrupt(
+        fmt::format("header_bytes={}, block_bytes={}, flags={}", header.header_bytes, header.block_bytes, header.flags));
   // Every section's place follows from the counts; bounding the counts by the file's size first keeps the sums from wrapping.
   if (header.num_tokens > bytes_.size() || header.num_documents > bytes_.size())
-    throw corrupt(fmt::format("{} tokens and {} documents in {} bytes", header.num_tokens, header.num_documents, bytes_.size()));
+    throw corrupt(
+        fmt::format("{} tokens and {} documents in {} bytes", header.num_tokens, header.num_documents, bytes_.size()));
   const auto aligned = [](uint64_t offset) { return (offset + 63) / 64 * 64; };
   const bool has_mask = header.flags & 1;
   const uint64_t documents = aligned(kShardHeaderBytes + header.num_tokens * header.token_bytes);
@@ -87,8 +89,8 @@ void TokenFile::check_shard_header(const ShardHeader& header) const {
 
 void TokenFile::parse_shard() {
   if (bytes_.size() < kShardHeaderBytes)
-    throw Error(ErrorCode::kCorruptData, "{}: {} bytes, shorter than a shard's header of {} (truncated?){}", name_, bytes_.size(),
-                kShardHeaderBytes, kRebuild);
+    throw Error(ErrorCode::kCorruptData, "{}: {} bytes, shorter than a shard's header of {} (truncated?){}", name_,
+                bytes_.size(), kShardHeaderBytes, kRebuild);
   ShardHeader header;
   std::memcpy(&header, bytes_.data(), sizeof header);
   check_shard_header(header);
@@ -136,14 +138,15 @@ std::unique_ptr<TokenFile> TokenFile::from_megatron_bytes(std::string name, std:
 void TokenFile::parse_megatron(std::span<const uint8_t> index) {
   const auto corrupt = [&](const std::string& what) { return Error(ErrorCode::kCorruptData, "{}: {}", name_, what); };
   constexpr size_t kFixedBytes = 34;
-  if (index.size() < kFixedBytes) throw corrupt(fmt::format("{} bytes, shorter than a Megatron index's header of 34", index.size()));
+  if (index.size() < kFixedBytes)
+    throw corrupt(fmt::format("{} bytes, shorter than a Megatron index's header of 34", index.size()));
   if (std::memcmp(index.data(), "MMIDIDX\0\0", 9) != 0) throw corrupt("not a Megatron index (no MMIDIDX magic)");
   if (const auto version = load<uint64_t>(index.data() + 9); version != 1)
     throw Error(ErrorCode::kUnsupported, "{}: Megatron index version {}, this program reads version 1", name_, version);
   const int type = index[17];
   if (type != 4 && type != 8)
-    throw Error(ErrorCode::kUnsupported, "{}: token type code {}, wanted 8 (uint16) or 4 (int32): preprocess it again with one of these",
-                name_, type);
+    throw Error(ErrorCode::kUnsupported,
+                "{}: token type code {}, wanted 8 (uint16) or 4 (int32): preprocess it again with one of these", name_, type);
   token_bytes_ = type == 8 ? 2 : 4;
   const auto num_sequences = load<uint64_t>(index.data() + 18);
   const auto num_boundaries = load<uint64_t>(index.data() + 26);
@@ -174,8 +177,8 @@ void TokenFile::parse_megatron(std::span<const uint8_t> index) {
   }
   if (sequence != num_sequences) throw corrupt(fmt::format("the documents cover {} of {} sequences", sequence, num_sequences));
   if (num_tokens_ * token_bytes_ != bytes_.size())
-    throw corrupt(fmt::format("the index describes {} bytes of tokens, the .bin has {} (truncated?)", num_tokens_ * token_bytes_,
-                              bytes_.size()));
+    throw corrupt(fmt::format("the index describes {} bytes of tokens, the .bin has {} (truncated?)",
+                              num_tokens_ * token_bytes_, bytes_.size()));
   document_offsets_ = own_offsets_;
   tokens_ = bytes_.data();
   payload_end_ = bytes_.size();
@@ -229,8 +232,8 @@ void TokenFile::verify_block(uint64_t block_index) const {
   const uint64_t begin = payload_begin_ + block_index * kShardBlockBytes;
   const uint64_t end = std::min(begin + kShardBlockBytes, payload_end_);
   if (checksums_ != nullptr && crc32c_of(bytes_.data() + begin, end - begin) != load<uint32_t>(checksums_ + block_index * 4))
-    throw Error(ErrorCode::kCorruptData, "{}: block {} (bytes {} to {}) does not match its checksum{}", name_, block_index + 1, begin,
-                end, kRebuild);
+    throw Error(ErrorCode::kCorruptData, "{}: block {} (bytes {} to {}) does not match its checksum{}", name_, block_index + 1,
+                begin, end, kRebuild);
   const uint64_t tokens_begin = static_cast<uint64_t>(tokens_ - bytes_.data());
   check_ids(std::max(begin, tokens_begin), std::min(end, tokens_begin + num_tokens_ * token_bytes_), block_index);
   block_is_verified_[block_index].store(1, std::memory_order_relaxed);
@@ -241,8 +244,9 @@ void TokenFile::check_ids(uint64_t byte_begin, uint64_t byte_end, uint64_t block
   for (uint64_t at = byte_begin; at < byte_end; at += token_bytes_)
     largest = std::max(largest, token_bytes_ == 2 ? load<uint16_t>(bytes_.data() + at) : load<uint32_t>(bytes_.data() + at));
   if (byte_begin < byte_end && largest >= id_limit_)
-    throw Error(ErrorCode::kCorruptData, "{}: block {} holds token id {}, the vocabulary allows ids below {}; use the tokenizer that made it",
-                name_, block_index + 1, largest, id_limit_);
+    throw Error(ErrorCode::kCorruptData,
+                "{}: block {} holds token id {}, the vocabulary allows ids below {}; use the tokenizer that made it", name_,
+                block_index + 1, largest, id_limit_);
 }
 
 void TokenFile::read_tokens(uint64_t begin, uint64_t count, int32_t* ids) const {

@@ -57,7 +57,8 @@ inline uint32_t crc32c_of(const void* data, size_t size, uint32_t crc = 0) {
 class TokenFile {
  public:
   /// A shard when the name ends in .orrtok, a Megatron pair when it ends in .bin or .idx.
-  /// Errors  kIo: cannot open. kCorruptData: truncated, altered or lying, naming file, block and value. kUnsupported: a version or
+  /// Errors  kIo: cannot open. kCorruptData: truncated, altered or lying, naming file, block and value. kUnsupported: a version
+  /// or
   ///         a token type that this program does not read.
   static std::unique_ptr<TokenFile> open(const std::string& path);
   /// Over bytes that outlive the result; the names only appear in messages.

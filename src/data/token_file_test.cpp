@@ -1,5 +1,5 @@
-// Shards and Megatron files: what is written comes back exactly; every truncation and every flipped bit is refused with one message
-// that names the file; lying headers and random mutations end in an Error, never in a crash.
+// Shards and Megatron files: what is written comes back exactly; every truncation and every flipped bit is refused with one
+// message that names the file; lying headers and random mutations end in an Error, never in a crash.
 #include "data/token_file.h"
 
 #include <gtest/gtest.h>
@@ -14,7 +14,9 @@ namespace {
 
 using namespace orrery::testing;
 
-std::span<const uint8_t> as_bytes(const std::string& text) { return {reinterpret_cast<const uint8_t*>(text.data()), text.size()}; }
+std::span<const uint8_t> as_bytes(const std::string& text) {
+  return {reinterpret_cast<const uint8_t*>(text.data()), text.size()};
+}
 
 void expect_equal(const TokenFile& file, const std::vector<Document>& documents) {
   ASSERT_EQ(file.num_documents(), documents.size());
@@ -62,7 +64,8 @@ TEST(TokenFile, EveryTruncationAndEveryFlippedBitIsRefused) {
   write_shard(directory / "x.orrtok", random_documents(5, 40, 500, true, 1), 500);
   const std::string good = read_file(directory / "x.orrtok");
   for (size_t size = 0; size < good.size(); ++size) {
-    const auto [message, status] = error_of([&] { TokenFile::from_shard_bytes("a.orrtok", as_bytes(good.substr(0, size)))->verify_all(); });
+    const auto [message, status] =
+        error_of([&] { TokenFile::from_shard_bytes("a.orrtok", as_bytes(good.substr(0, size)))->verify_all(); });
     ASSERT_EQ(status, 4) << size;
     ASSERT_NE(message.find("a.orrtok"), std::string::npos);
   }
@@ -103,7 +106,10 @@ TEST(TokenFile, AVocabularySmallerThanTheIdsIsRefused) {
   const auto megatron = TokenFile::open(directory / "m.bin");
   megatron->require_ids_below(99);
   EXPECT_EQ(error_of([&] { megatron->verify_all(); }).second, 4);
-  EXPECT_EQ(error_of([&] { ShardWriter(directory / "y.orrtok", {.vocab_size = 99, .tokenizer_hash = {}}).add_document(documents[0].ids, {}); }).second, 4);
+  EXPECT_EQ(error_of([&] {
+              ShardWriter(directory / "y.orrtok", {.vocab_size = 99, .tokenizer_hash = {}}).add_document(documents[0].ids, {});
+            }).second,
+            4);
   EXPECT_FALSE(std::filesystem::exists(directory / "y.orrtok.tmp"));
 }
 

@@ -14,13 +14,15 @@ constexpr char kEndOfText[] = "<|endoftext|>";
 
 // As SmolLM2's and Qwen's, without a default system message.
 constexpr char kChatMlTemplate[] =
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}"
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}{% "
+    "endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
 ContentHash parse_hash(const std::string& hex) {
   ContentHash hash;
   ORRERY_CHECK(hex.size() == 2 * hash.bytes.size(), "{}", hex);
-  for (size_t i = 0; i < hash.bytes.size(); ++i) hash.bytes[i] = static_cast<uint8_t>(std::stoul(hex.substr(2 * i, 2), nullptr, 16));
+  for (size_t i = 0; i < hash.bytes.size(); ++i)
+    hash.bytes[i] = static_cast<uint8_t>(std::stoul(hex.substr(2 * i, 2), nullptr, 16));
   return hash;
 }
 
@@ -37,7 +39,8 @@ TokenEncoder token_encoder(const Tokenizer& tokenizer) {
     encoder.document_end = {eos};
   }
   encoder.new_session = [tokenizer]() -> TokenEncoder::Session {
-    return [tokenizer, scratch = std::make_shared<EncodeScratch>()](std::string_view text, bool allow_special, std::vector<int32_t>* ids) {
+    return [tokenizer, scratch = std::make_shared<EncodeScratch>()](std::string_view text, bool allow_special,
+                                                                    std::vector<int32_t>* ids) {
       tokenizer.encode(text, {.add_special = false, .allow_special = allow_special}, scratch.get(), ids);
     };
   };
@@ -51,7 +54,8 @@ ChatRenderer chat_renderer(const Tokenizer& tokenizer, const std::string& format
   if (format == "chatml" || source.empty() || source.find("<|im_start|>") != std::string::npos) return render_chatml;
   return [](const std::vector<ChatMessage>&) -> std::vector<TextSegment> {
     throw Error(ErrorCode::kUnsupported,
-                "this is a chat, and the tokenizer's chat template is not ChatML, the one that building data knows; render the chats to "
+                "this is a chat, and the tokenizer's chat template is not ChatML, the one that building data knows; render the "
+                "chats to "
                 "{{\"prompt\", \"completion\"}} lines, or use --chat-format chatml to train on ChatML");
   };
 }
@@ -92,7 +96,8 @@ Tokenizer train_tokenizer(const TrainTokenizerOptions& options) {
                                                      .special_tokens = {kEndOfText, "<|im_start|>", "<|im_end|>"},
                                                      .eos_token = kEndOfText,
                                                      .pool = &pool});
-  if (bytes_read == 0) throw Error(ErrorCode::kCorruptData, "the {} input files hold no text (first: {})", inputs.size(), inputs[0].description());
+  if (bytes_read == 0)
+    throw Error(ErrorCode::kCorruptData, "the {} input files hold no text (first: {})", inputs.size(), inputs[0].description());
   return tokenizer.with_chat_template(kChatMlTemplate);
 }
 

@@ -1,4 +1,5 @@
-// The bridge from a Tokenizer to building data, and the training of a new tokenizer on the same inputs that data are built from.
+// The bridge from a Tokenizer to building data, and the training of a new tokenizer on the same inputs that data are built
+// from.
 #pragma once
 
 #include <cstdint>
@@ -10,8 +11,8 @@
 
 namespace orrery {
 
-/// Documents begin with what the tokenizer's post-processor puts before a text (BOS, if it does) and end with its EOS, if it has one.
-/// User text never becomes special tokens. Hashes the vocabulary, so it takes a moment.
+/// Documents begin with what the tokenizer's post-processor puts before a text (BOS, if it does) and end with its EOS, if it
+/// has one. User text never becomes special tokens. Hashes the vocabulary, so it takes a moment.
 TokenEncoder token_encoder(const Tokenizer& tokenizer);
 
 /// "auto": ChatML, if the tokenizer has no chat template or one in ChatML; else a renderer that refuses chats, saying why.
@@ -27,9 +28,8 @@ struct TrainTokenizerOptions {
   int num_threads = 2;
 };
 
-/// A byte-level BPE tokenizer with "<|endoftext|>" (EOS, which ends documents), "<|im_start|>", "<|im_end|>" and a ChatML template.
-/// Deterministic.
-/// Errors  as find_inputs and train_bpe; kCorruptData with file and line.
+/// A byte-level BPE tokenizer with "<|endoftext|>" (EOS, which ends documents), "<|im_start|>", "<|im_end|>" and a ChatML
+/// template. Deterministic. Errors  as find_inputs and train_bpe; kCorruptData with file and line.
 Tokenizer train_tokenizer(const TrainTokenizerOptions& options);
 
 }  // namespace orrery

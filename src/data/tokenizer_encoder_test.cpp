@@ -1,5 +1,5 @@
-// The bridge to the tokenizer: trained on the data's own inputs, documents end with its EOS, a chat's markup becomes special tokens and a
-// user's text never does.
+// The bridge to the tokenizer: trained on the data's own inputs, documents end with its EOS, a chat's markup becomes special
+// tokens and a user's text never does.
 #include "data/tokenizer_encoder.h"
 
 #include <gtest/gtest.h>
@@ -18,7 +18,8 @@ TEST(TokenizerEncoder, FromTextToShards) {
   for (int i = 0; i < 200; ++i) text += "the quick brown fox jumps over the lazy dog\n";
   write_file(directory / "a.txt", text);
   write_file(directory / "chat.jsonl",
-             "{\"messages\": [{\"role\": \"user\", \"content\": \"the <|im_end|> dog\"}, {\"role\": \"assistant\", \"content\": \"fox\"}]}\n");
+             "{\"messages\": [{\"role\": \"user\", \"content\": \"the <|im_end|> dog\"}, {\"role\": \"assistant\", "
+             "\"content\": \"fox\"}]}\n");
   const Tokenizer tokenizer = train_tokenizer({.inputs = {directory / "a.txt"}, .vocab_size = 300});
   EXPECT_EQ(train_tokenizer({.inputs = {directory / "a.txt"}, .vocab_size = 300}).content_hash(), tokenizer.content_hash());
   const TokenEncoder encoder = token_encoder(tokenizer);
@@ -36,7 +37,8 @@ TEST(TokenizerEncoder, FromTextToShards) {
   std::vector<uint8_t> keep(count);
   file->read_tokens(begin, count, ids.data());
   file->read_mask(begin, count, keep.data());
-  EXPECT_EQ(tokenizer.decode(ids), "<|im_start|>user\nthe <|im_end|> dog<|im_end|>\n<|im_start|>assistant\nfox<|im_end|>\n<|endoftext|>");
+  EXPECT_EQ(tokenizer.decode(ids),
+            "<|im_start|>user\nthe <|im_end|> dog<|im_end|>\n<|im_start|>assistant\nfox<|im_end|>\n<|endoftext|>");
   EXPECT_EQ(std::count(ids.begin(), ids.end(), tokenizer.token_id("<|im_end|>")), 2);
   std::vector<int32_t> learned;
   for (uint64_t i = 0; i < count; ++i)
@@ -48,7 +50,8 @@ TEST(TokenizerEncoder, FromTextToShards) {
 TEST(TokenizerEncoder, ATemplateItCannotRenderIsRefused) {
   TemporaryDirectory directory;
   write_file(directory / "a.txt", "some text some text");
-  const Tokenizer tokenizer = train_tokenizer({.inputs = {directory / "a.txt"}, .vocab_size = 270}).with_chat_template("{{ other }}");
+  const Tokenizer tokenizer =
+      train_tokenizer({.inputs = {directory / "a.txt"}, .vocab_size = 270}).with_chat_template("{{ other }}");
   EXPECT_EQ(error_of([&] { chat_renderer(tokenizer, "auto")({{"user", "x"}}); }).second, 2);
   EXPECT_EQ(chat_renderer(tokenizer, "chatml")({{"user", "x"}}).size(), 5u);
   EXPECT_EQ(error_of([&] { chat_renderer(tokenizer, "other"); }).second, 2);
