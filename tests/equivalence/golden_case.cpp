@@ -1,0 +1,199 @@
+#include "equivalence/golden_case.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <memory>
+
+#include "base/error.h"
+#include "checkpoint/safetensors.h"
+#include "serve/generator.h"
+#include "train/engine.h"
+#include "train/lr_schedule.h"
+
+namespace orrery {
+namespace {
+
+template <typename T>
+void append(std::span<const std::byte> bytes, std::vector<double>* out) {
+  for (size_t i = 0; i + sizeof(T) <= bytes.size(); i += sizeof(T)) {
+    T value;
+    std::memcpy(&value, bytes.data() + i, sizeof value);
+    out->push_back(static_cast<double>(value));
+  }
+}
+
+double norm(const std::vector<double>& x) {
+  double sum = 0;
+  for (double value : x) sum += value * value;
+  return std::sqrt(sum);
+}
+
+// The plan with its engine, the weights loaded.
+struct Training {
+  Plan plan;
+  std::unique_ptr<TrainingEngine> engine;
+
+  Training(const ModelSource& source, DType compute_dtype, int64_t num_sequences, int64_t num_tokens, int num_threads) {
+    TrainingPlanOptions options;
+    options.model = source.config();
+    options.compute_dtype = compute_dtype;
+    options.sequence_tokens = num_tokens;
+    options.global_batch_size = num_sequences;
+    options.lanes = num_sequences;
+    const EngineOptions machine = default_engine_options(num_threads);
+    plan = make_training_plan(options, workspace_traits(machine, num_tokens));
+    engine = std::make_unique<TrainingEngine>(plan, machine);
+    std::vector<PhysicalTensor> weights, low;
+    for (size_t i = 0; i < plan.stage.parameters.size(); ++i) {
+      weights.push_back({&plan.stage.parameters[i], engine->parameter_data(i), compute_dtype});
+      if (compute_dtype != DType::kF32) low.push_back({&plan.stage.parameters[i], engine->state_data(i, StateField::kLow), DType::kI16});
+    }
+    load_model(source, weights, low);
+  }
+};
+
+// Parameter gradients by Hugging Face name: sums over the batch's valid tokens, the two uses of a tied matrix added.
+std::map<std::string, std::vector<double>> read_gradients(const Training& training) {
+  const auto& plan = training.plan;
+  std::vector<std::vector<float>> sums;
+  std::vector<PhysicalTensor> physical;
+  for (size_t i = 0; i < plan.stage.parameters.size(); ++i) {
+    const ParameterSpec& spec = plan.stage.parameters[i];
+    std::vector<float> sum(static_cast<size_t>(spec.num_elements()), 0.0f);
+    for (int accumulator = 0; accumulator < spec.num_accumulators; ++accumulator) {
+      const int64_t offset = plan.memory.gradient_buffer_offset[0] + plan.memory.gradient_offset[i][static_cast<size_t>(accumulator)];
+      const auto* from = reinterpret_cast<const float*>(training.engine->arena().data() + offset);
+      for (size_t j = 0; j < sum.size(); ++j) sum[j] += from[j];
+    }
+    sums.push_back(std::move(sum));
+  }
+  for (size_t i = 0; i < sums.size(); ++i) physical.push_back({&plan.stage.parameters[i], reinterpret_cast<std::byte*>(sums[i].data()), DType::kF32});
+  std::map<std::string, std::vector<double>> gradients;
+  for (const LogicalView& view : logical_views(physical)) {
+    std::vector<float> values(static_cast<size_t>(view.num_elements()));
+    view.read(0, std::as_writable_bytes(std::span(values)));
+    gradients[view.name()].assign(values.begin(), values.end());
+  }
+  return gradients;
+}
+
+}  // namespace
+
+GoldenCase::GoldenCase(const std::string& folder, int num_threads) : num_threads_(num_threads), source_(open_model(folder)) {
+  const FileSource file(folder + "/golden.safetensors");
+  const SafetensorsHeader header = read_safetensors_header(file);
+  optimizer_ = header.metadata;
+  for (const SafetensorsEntry& entry : header.tensors) {
+    std::vector<std::byte> bytes(entry.bytes);
+    file.read(entry.begin, bytes);
+    Tensor& tensor = values_[entry.name];
+    tensor.shape = entry.shape;
+    if (entry.dtype_name == "F64")
+      append<double>(bytes, &tensor.values);
+    else if (entry.dtype_name == "F32")
+      append<float>(bytes, &tensor.values);
+    else if (entry.dtype_name == "I32")
+      append<int32_t>(bytes, &tensor.values);
+    else
+      throw Error(ErrorCode::kCorruptData, "{}: {} is {}, wanted F64, F32 or I32", file.name(), entry.name, entry.dtype_name);
+  }
+}
+
+const GoldenCase::Tensor& GoldenCase::tensor(const std::string& name) const {
+  const auto found = values_.find(name);
+  if (found == values_.end()) throw Error(ErrorCode::kCorruptData, "golden.safetensors of {} has no {}", source_.path(), name);
+  return found->second;
+}
+
+Measurement GoldenCase::measure(const std::string& name, const std::vector<double>& x, DType compute_dtype) const {
+  const Tensor &exact = tensor(name), &errors = tensor(name + ".errors");
+  if (exact.values.size() != x.size())
+    throw Error(ErrorCode::kCorruptData, "{}: {} numbers here, {} in the golden file", name, x.size(), exact.values.size());
+  std::vector<double> difference(x.size());
+  for (size_t i = 0; i < x.size(); ++i) difference[i] = x[i] - exact.values[i];
+  // The file holds f32 roundings of the oracle; by the triangle inequality this is at least the distance from the oracle itself.
+  const double error = norm(difference) + errors.values[0];
+  return {name, error, 2 * errors.values[compute_dtype == DType::kF32 ? 1 : 2], norm(exact.values)};
+}
+
+Measurement GoldenCase::logits(DType compute_dtype) const {
+  const Tensor& ids = tensor("ids");
+  const int64_t num_sequences = ids.shape[1], num_tokens = ids.shape[2];
+  Generator generator(source_, {.num_threads = num_threads_, .max_context = num_tokens, .compute_dtype = compute_dtype});
+  std::vector<double> logits;
+  for (int64_t sequence = 0; sequence < num_sequences; ++sequence) {
+    generator.clear();
+    for (int64_t i = 0; i < num_tokens; ++i) {
+      const auto id = static_cast<int32_t>(ids.values[static_cast<size_t>(sequence * num_tokens + i)]);
+      const std::span<const float> row = generator.append(std::span(&id, 1));
+      logits.insert(logits.end(), row.begin(), row.end());
+    }
+  }
+  return measure("logits", logits, compute_dtype);
+}
+
+void GoldenCase::fill_batch(TrainingEngine& engine, int copy, int64_t batch) const {
+  const Tensor &ids = tensor("ids"), &targets = tensor("targets");
+  const int64_t num_sequences = ids.shape[1], num_tokens = ids.shape[2], first = batch * num_sequences * num_tokens;
+  const BatchView view = engine.batch(copy);
+  for (int64_t i = 0; i < num_sequences * num_tokens; ++i) {
+    view.ids[static_cast<size_t>(i)] = static_cast<int32_t>(ids.values[static_cast<size_t>(first + i)]);
+    view.targets[static_cast<size_t>(i)] = static_cast<int32_t>(targets.values[static_cast<size_t>(first + i)]);
+    view.positions[static_cast<size_t>(i)] = static_cast<int32_t>(i % num_tokens);
+  }
+  for (int64_t i = 0; i < num_sequences; ++i) {
+    view.segment_starts[static_cast<size_t>(i)] = static_cast<int32_t>(i * num_tokens);
+    view.segment_counts[static_cast<size_t>(i)] = 1;
+  }
+}
+
+std::vector<Measurement> GoldenCase::gradients(DType compute_dtype) const {
+  const Tensor& ids = tensor("ids");
+  Training training(source_, compute_dtype, ids.shape[1], ids.shape[2], num_threads_);
+  fill_batch(*training.engine, 0, 0);
+  std::map<std::string, std::vector<double>> found;
+  const StepResult result = training.engine->step(0, OptimizerHyper{}, [&] { found = read_gradients(training); });
+  std::vector<Measurement> measurements;
+  for (auto& [name, values] : found) {
+    if (!values_.contains("gradient/" + name)) continue;
+    // The engine's gradients are of the sum over valid tokens (NUMERICS rule 7).
+    for (double& value : values) value /= static_cast<double>(result.num_valid);
+    measurements.push_back(measure("gradient/" + name, values, compute_dtype));
+  }
+  const auto wanted = std::count_if(values_.begin(), values_.end(), [](const auto& entry) { return entry.first.starts_with("gradient/") && !entry.first.ends_with(".errors"); });
+  if (wanted != static_cast<int64_t>(measurements.size()))
+    throw Error(ErrorCode::kCorruptData, "the golden file of {} has {} gradients, the model {} of them", source_.path(), wanted, measurements.size());
+  return measurements;
+}
+
+std::vector<Measurement> GoldenCase::losses() const {
+  const Tensor &ids = tensor("ids"), &losses = tensor("losses");
+  const int64_t num_batches = ids.shape[0], num_steps = losses.shape[1];
+  const auto number = [&](const char* key) { return std::stod(optimizer_.at(key)); };
+  OptimizerSection optimizer;
+  optimizer.lr = number("lr");
+  optimizer.schedule = LrScheduleName::kCosine;
+  optimizer.warmup_steps = static_cast<int64_t>(number("warmup_steps"));
+  optimizer.min_lr_ratio = number("min_lr_ratio");
+  optimizer.beta1 = number("beta1");
+  optimizer.beta2 = number("beta2");
+  optimizer.eps = number("eps");
+  optimizer.weight_decay = number("weight_decay");
+  optimizer.clip = number("clip");
+  Training training(source_, DType::kF32, ids.shape[1], ids.shape[2], num_threads_);
+  std::vector<Measurement> measurements;
+  double reference = 0;
+  for (int64_t step = 0; step < num_steps; ++step) {
+    const auto copy = static_cast<int>(step % 2);
+    fill_batch(*training.engine, copy, step % num_batches);
+    const StepResult result = training.engine->step(copy, optimizer_hyper(optimizer, step, num_steps));
+    const double loss = result.loss_sum / static_cast<double>(result.num_valid);
+    const double exact = losses.values[static_cast<size_t>(step)];
+    reference = std::max(reference, losses.values[static_cast<size_t>(num_steps + step)]);
+    measurements.push_back({fmt::format("loss of step {}", step), std::abs(loss - exact), 2 * std::max(reference, std::ldexp(exact, -24)), exact});
+  }
+  return measurements;
+}
+
+}  // namespace orrery
