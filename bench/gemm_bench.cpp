@@ -169,11 +169,12 @@ struct Layer {
 void add_layer(Bench& bench, const Layer& layer, DType dtype) {
   static std::vector<std::unique_ptr<GradFold>> folds;
   static const uint8_t kChain[16] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+  const std::string name = fmt::format("{} {}x{}x{}", layer.name, layer.m, layer.k, layer.n);
+  if (!bench.wanted(name)) return;
   const double flop = 2.0 * static_cast<double>(layer.m) * static_cast<double>(layer.k) * static_cast<double>(layer.n);
   const TensorView x = bench.tensor(dtype, layer.m, layer.k), w = bench.tensor(dtype, layer.n, layer.k), y = bench.tensor(dtype, layer.m, layer.n);
   const TensorView dw = bench.tensor(DType::kF32, layer.n, layer.k);
   folds.push_back(std::make_unique<GradFold>(GradFold{layer.sequences, layer.m / layer.sequences, kChain, true}));
-  const std::string name = fmt::format("{} {}x{}x{}", layer.name, layer.m, layer.k, layer.n);
   bench.op(name + " forward", OpKind::kLinear, flop, {x, w}, {y});
   bench.op(name + " dx", OpKind::kLinearGradInput, flop, {y, w}, {x});
   bench.op(name + " dweight", OpKind::kLinearGradWeight, flop, {y, x}, {dw}, folds.back().get());
@@ -182,17 +183,20 @@ void add_layer(Bench& bench, const Layer& layer, DType dtype) {
 void add_head(Bench& bench, const Layer& layer, DType dtype) {
   static std::vector<std::unique_ptr<GradFold>> folds;
   static const uint8_t kChain[16] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+  const std::string name = fmt::format("{} {}x{}x{}", layer.name, layer.m, layer.k, layer.n);
+  if (!bench.wanted(name)) return;
   const double flop = 2.0 * static_cast<double>(layer.m) * static_cast<double>(layer.k) * static_cast<double>(layer.n);
   const TensorView x = bench.tensor(dtype, layer.m, layer.k), w = bench.tensor(dtype, layer.n, layer.k), dx = bench.tensor(dtype, layer.m, layer.k);
   const TensorView dw = bench.tensor(DType::kF32, layer.n, layer.k), targets = bench.tensor(DType::kI32, layer.m, 1);
   const TensorView loss = bench.tensor(DType::kF32, layer.m, 1);
   folds.push_back(std::make_unique<GradFold>(GradFold{layer.sequences, layer.m / layer.sequences, kChain, true}));
-  bench.op(fmt::format("{} {}x{}x{} loss with gradients", layer.name, layer.m, layer.k, layer.n), OpKind::kLinearCrossEntropyWithGrad, 3 * flop,
+  bench.op(name + " loss with gradients", OpKind::kLinearCrossEntropyWithGrad, 3 * flop,
            {x, w, targets}, {loss, dx, dw}, folds.back().get());
 }
 
 // Decoding: one pass over packed weights of `layers` matrices, more bytes than the caches hold, beside a plain read of them.
 void add_decode(Bench& bench, int64_t n, int64_t k, int64_t layers, DType dtype, const char* where) {
+  if (!bench.wanted(fmt::format("decode {}", where))) return;
   const int64_t bytes = packed_weight_bytes(dtype, n, k);
   std::byte* packed = bench.allocate(bytes * layers);
   const TensorView weight = bench.tensor(dtype, n, k);

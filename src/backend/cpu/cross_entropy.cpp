@@ -65,18 +65,10 @@ int64_t head_workspace(const DeviceSpec& device, const OpCall& call) {
 
 template <typename T>
 void compute_logits(const KernelContext& context, const Head<T>& head, int64_t first, int64_t rows, Workspace workspace) {
-  const GemmRows& functions = gemm_rows(context.isa, kDTypeOf<T>);
-  multiply(context, head.logits_product(first, rows), workspace,
-           [&](int64_t row, int64_t num_rows, int64_t column, int64_t columns, const float* c, int64_t ldc) {
-             GemmBlock block;
-             block.rows = num_rows;
-             block.columns = columns;
-             block.c = c;
-             block.ldc = ldc;
-             block.y = head.logits + row * head.padded_vocab + column;
-             block.ldy = head.padded_vocab;
-             functions.finish(block);
-           });
+  Destination to;
+  to.block.y = head.logits;
+  to.block.ldy = head.padded_vocab;
+  multiply(context, head.logits_product(first, rows), workspace, to);
 }
 
 // token_loss = lse - logit of the target; 0 where there is no target.
@@ -126,17 +118,10 @@ void gradients(const KernelContext& context, const OpCall& call, const Head<T>& 
       functions.softmax_grad(head.logits + i * head.padded_vocab, head.vocab, head.padded_vocab, head.targets[i], lse[i]);
   });
   Workspace product_workspace = workspace;
-  multiply(context, head.dx_product(), product_workspace,
-           [&](int64_t row, int64_t num_rows, int64_t column, int64_t columns, const float* c, int64_t ldc) {
-             GemmBlock block;
-             block.rows = num_rows;
-             block.columns = columns;
-             block.c = c;
-             block.ldc = ldc;
-             block.y = dx.as<T>() + row * dx.row_stride + column;
-             block.ldy = dx.row_stride;
-             functions.finish(block);
-           });
+  Destination to;
+  to.block.y = dx.data;
+  to.block.ldy = dx.row_stride;
+  multiply(context, head.dx_product(), product_workspace, to);
   Workspace fold_workspace = workspace;
   fold_product(context, head.dweight_product(dweight), *call.fold, fold_workspace);
 }

@@ -1,6 +1,6 @@
 // Products too large for cache, cut into blocks: out [M, N] = a [M, K] . B and the weight gradient with its fold. A thread takes
 // a fixed range of output columns, packs the part of B that fits its L2 cache, and runs all rows past it; nothing splits K among
-// threads, so no bit depends on their number. What happens to finished accumulators is the caller's (`finish`).
+// threads, so no bit depends on their number.
 #pragma once
 
 #include <algorithm>
@@ -78,7 +78,7 @@ struct Product {
 
 /// Sizes of one thread's blocks. Pure in the shape and the number of threads.
 struct ProductBlocks {
-  int64_t rows;        // of c between two calls of finish
+  int64_t rows;        // of c at a time
   int64_t columns;     // of B packed at a time
   int64_t depth;       // of K packed at a time, a multiple of 32
   int64_t c_rows;      // of the accumulator block: all of M when K is cut
@@ -139,12 +139,36 @@ void pad_rows(ThreadPool& pool, const Product<T>& p, T* padded) {
   });
 }
 
-/// Computes the product block by block. finish(row, num_rows, column, num_columns, c, ldc) is called once for every block of
-/// output, by the thread that computed it, while the block is in its cache.
-template <typename T, typename Finish>
-void multiply(const KernelContext& context, const Product<T>& product, Workspace& workspace, Finish&& finish) {
+/// Where a product's results go: what gemm_rows.h does with them, and the destination as if the whole product were one block.
+struct Destination {
+  FinishKind kind = FinishKind::kPlain;
+  GemmBlock block;
+};
+
+/// The part of the destination for rows x columns at (row, column), with accumulators c.
+template <typename T>
+GemmBlock destination_block(const Destination& to, int64_t row, int64_t rows, int64_t column, int64_t columns, const float* c, int64_t ldc) {
+  GemmBlock block = to.block;
+  block.rows = rows;
+  block.columns = columns;
+  block.c = c;
+  block.ldc = ldc;
+  if (block.bias != nullptr) block.bias = static_cast<const T*>(block.bias) + column;
+  if (to.kind == FinishKind::kF32)
+    block.y = static_cast<float*>(block.y) + row * block.ldy + column;
+  else
+    block.y = static_cast<T*>(block.y) + row * block.ldy + column;
+  if (block.u != nullptr) block.u = static_cast<const T*>(block.u) + row * block.ldu + column;
+  if (block.gelu_y != nullptr) block.gelu_y = static_cast<T*>(block.gelu_y) + row * block.ld_gelu + column;
+  return block;
+}
+
+/// Computes the product block by block and finishes each block while it is in the cache of the thread that computed it.
+template <typename T>
+void multiply(const KernelContext& context, const Product<T>& product, Workspace& workspace, const Destination& to) {
   if (product.m == 0 || product.n == 0) return;
   const TileOf<T> tile{tile_gemm(context)};
+  const GemmRows& functions = gemm_rows(context.isa, sizeof(T) == 2 ? DType::kBF16 : DType::kF32);
   const int num_threads = context.pool->num_threads();
   const ProductMemory<T> memory(workspace, product, num_threads);
   Product<T> p = product;
@@ -179,8 +203,20 @@ void multiply(const KernelContext& context, const Product<T>& product, Workspace
         for (int64_t i = 0; i < p.m; i += blocks.rows) {
           const int64_t rows = std::min(blocks.rows, p.m - i);
           float* block = blocks.c_rows == blocks.rows ? c : c + i * blocks.columns;
-          tile.multiply(rows, padded_columns, padded_depth, p.a + i * p.lda + d, p.lda, panels, stride, block, blocks.columns, d > 0);
-          if (complete) finish(i, rows, j, columns, block, blocks.columns);
+          const T* a = p.a + i * p.lda + d;
+          if (!complete) {
+            tile.multiply(rows, padded_columns, padded_depth, a, p.lda, panels, stride, block, blocks.columns, d > 0);
+            continue;
+          }
+          const GemmBlock part = destination_block<T>(to, i, rows, j, columns, block, blocks.columns);
+          if constexpr (sizeof(T) == 2) {
+            if (tile.table.finish_bf16 != nullptr) {
+              tile.table.finish_bf16(rows, padded_columns, padded_depth, a, p.lda, panels, stride, block, blocks.columns, d > 0, to.kind, part);
+              continue;
+            }
+          }
+          tile.multiply(rows, padded_columns, padded_depth, a, p.lda, panels, stride, block, blocks.columns, d > 0);
+          functions.finish[static_cast<int>(to.kind)](part);
         }
       }
     }

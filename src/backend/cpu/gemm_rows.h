@@ -9,6 +9,11 @@
 
 namespace orrery {
 
+/// kPlain: y = c + bias, rounded to the compute dtype. kF32: the same, y in f32, for a sampler. kGelu: y = c + bias,
+/// gelu_y = gelu(y). kGeluGrad: y = round(c) * gelu'(u).
+enum class FinishKind { kPlain, kF32, kGelu, kGeluGrad };
+constexpr int kNumFinishKinds = 4;
+
 /// A block of accumulators and where it goes. Strides are in elements.
 struct GemmBlock {
   int64_t rows = 0, columns = 0;
@@ -17,17 +22,14 @@ struct GemmBlock {
   const void* bias = nullptr;  // [columns] or null
   void* y = nullptr;
   int64_t ldy = 0;
-  const void* u = nullptr;  // finish_gelu_grad: the input of gelu
+  const void* u = nullptr;  // kGeluGrad
   int64_t ldu = 0;
-  void* gelu_y = nullptr;  // finish_gelu: y is the linear output, gelu_y its gelu
+  void* gelu_y = nullptr;  // kGelu
   int64_t ld_gelu = 0;
 };
 
 struct GemmRows {
-  void (*finish)(const GemmBlock& block);            // y = c + bias
-  void (*finish_f32)(const GemmBlock& block);        // the same with y in f32: the logits that a sampler reads
-  void (*finish_gelu)(const GemmBlock& block);       // y = c + bias; gelu_y = gelu(y)
-  void (*finish_gelu_grad)(const GemmBlock& block);  // y = round(c) * gelu'(u)
+  void (*finish[kNumFinishKinds])(const GemmBlock& block);
   /// lower += upper.
   void (*add_blocks)(int64_t rows, int64_t columns, float* lower, int64_t ld_lower, const float* upper, int64_t ld_upper);
   /// lse = log(sum(exp(logits))) of one row, by the maximum first.

@@ -1,48 +1,13 @@
 // Body of gemm_rows_avx2.cpp and gemm_rows_avx512.cpp. T is the compute dtype's storage: uint16_t (bf16) or float.
-#include "backend/cpu/gemm_rows.h"
-#include "backend/cpu/vector_math.h"
+#include "backend/cpu/gemm_finish.h"
 
 namespace orrery::ORRERY_SIMD {
 namespace {
 
-template <typename T>
-ORRERY_INLINE F32x16 with_bias(const GemmBlock& b, int64_t row, int64_t i, int64_t n) {
-  const F32x16 c = load_n(b.c + row * b.ldc + i, n);
-  return b.bias == nullptr ? c : c + load_n(static_cast<const T*>(b.bias) + i, n);
-}
-
-template <typename T, typename Out>
-void finish(const GemmBlock& b) {
-  for (int64_t row = 0; row < b.rows; ++row) {
-    Out* y = static_cast<Out*>(b.y) + row * b.ldy;
-    for_lanes(b.columns, [&](int64_t i, int64_t n) { store_n(y + i, with_bias<T>(b, row, i, n), n); });
-  }
-}
-
-// The gelu is that of the rounded value, as kLinear and kGelu would give (NUMERICS rule 2).
-template <typename T>
-void finish_gelu(const GemmBlock& b) {
-  for (int64_t row = 0; row < b.rows; ++row) {
-    T* y = static_cast<T*>(b.y) + row * b.ldy;
-    T* gelu_y = static_cast<T*>(b.gelu_y) + row * b.ld_gelu;
-    for_lanes(b.columns, [&](int64_t i, int64_t n) {
-      const F32x16 u = round_to<T>(with_bias<T>(b, row, i, n));
-      store_n(y + i, u, n);
-      store_n(gelu_y + i, gelu(u), n);
-    });
-  }
-}
-
-template <typename T>
-void finish_gelu_grad(const GemmBlock& b) {
-  for (int64_t row = 0; row < b.rows; ++row) {
-    T* y = static_cast<T*>(b.y) + row * b.ldy;
-    const T* u = static_cast<const T*>(b.u) + row * b.ldu;
-    for_lanes(b.columns, [&](int64_t i, int64_t n) {
-      const F32x16 dy = round_to<T>(load_n(b.c + row * b.ldc + i, n));
-      store_n(y + i, dy * gelu_derivative(load_n(u + i, n)), n);
-    });
-  }
+template <typename T, FinishKind kKind>
+void finish(const GemmBlock& block) {
+  for (int64_t row = 0; row < block.rows; ++row)
+    for_lanes(block.columns, [&](int64_t i, int64_t n) { finish_lanes<T, kKind>(block, row, i, n); });
 }
 
 void add_blocks(int64_t rows, int64_t columns, float* lower, int64_t ld_lower, const float* upper, int64_t ld_upper) {
@@ -98,8 +63,11 @@ void softmax_grad(void* row, int64_t count, int64_t padded, int32_t target, floa
 }
 
 template <typename T>
-constexpr GemmRows kTable = {finish<T, T>, finish<T, float>, finish_gelu<T>, finish_gelu_grad<T>,
-                                add_blocks,   log_sum_exp<T>,   softmax_grad<T>};
+constexpr GemmRows kTable = {
+    {finish<T, FinishKind::kPlain>, finish<T, FinishKind::kF32>, finish<T, FinishKind::kGelu>, finish<T, FinishKind::kGeluGrad>},
+    add_blocks,
+    log_sum_exp<T>,
+    softmax_grad<T>};
 
 }  // namespace
 

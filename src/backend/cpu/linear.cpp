@@ -2,8 +2,6 @@
 // with what follows it done while the accumulators are in cache.
 #include "backend/cpu/gemm.h"
 #include "backend/cpu/gemm_kernels.h"
-#include "backend/cpu/gemm_rows.h"
-#include "backend/cpu/ops.h"
 
 namespace orrery {
 namespace {
@@ -36,62 +34,35 @@ int64_t linear_workspace(const DeviceSpec& device, const OpCall& call) {
   return product_workspace_bytes(product_of<T>(call), device.num_threads);
 }
 
-// Address of a view's element; null where there is no operand.
-std::byte* at(const TensorView* view, int64_t row, int64_t column) {
-  return view == nullptr ? nullptr : view->data + (row * view->row_stride + column) * dtype_bytes(view->dtype);
-}
-
-struct Finish {
-  void (*function)(const GemmBlock&) = nullptr;
-  const TensorView* bias = nullptr;
-  const TensorView* y = nullptr;
-  const TensorView* u = nullptr;
-  const TensorView* gelu_y = nullptr;
-};
-
-template <typename T>
-void multiply_and_finish(const KernelContext& context, const Product<T>& product, Workspace& workspace, const Finish& finish) {
-  multiply(context, product, workspace, [&](int64_t row, int64_t rows, int64_t column, int64_t columns, const float* c, int64_t ldc) {
-    GemmBlock block;
-    block.rows = rows;
-    block.columns = columns;
-    block.c = c;
-    block.ldc = ldc;
-    block.bias = at(finish.bias, 0, column);
-    block.y = at(finish.y, row, column);
-    block.ldy = finish.y->row_stride;
-    block.u = at(finish.u, row, column);
-    if (finish.u != nullptr) block.ldu = finish.u->row_stride;
-    block.gelu_y = at(finish.gelu_y, row, column);
-    if (finish.gelu_y != nullptr) block.ld_gelu = finish.gelu_y->row_stride;
-    finish.function(block);
-  });
-}
-
 template <typename T>
 void run_linear(const KernelContext& context, const OpCall& call) {
   const Product<T> product = product_of<T>(call);
   const DType dtype = sizeof(T) == 2 ? DType::kBF16 : DType::kF32;
-  const GemmRows& rows = gemm_rows(context.isa, dtype);
   ORRERY_CHECK(static_cast<int64_t>(call.workspace.size()) >= product_workspace_bytes(product, context.pool->num_threads()),
                "{}: workspace of {}", op_name(call.kind), call.workspace.size());
   const DType out_dtype = call.out(0).dtype;
   ORRERY_CHECK(out_dtype == dtype || (call.kind == OpKind::kLinear && out_dtype == DType::kF32), "{}: output in {}", op_name(call.kind),
                dtype_name(out_dtype));
-  Finish finish{out_dtype == dtype ? rows.finish : rows.finish_f32, nullptr, &call.out(0)};
-  if (call.kind == OpKind::kLinear || call.kind == OpKind::kLinearGelu) {
-    if (call.inputs.size() > 2) finish.bias = &call.in(2);
-    ORRERY_CHECK(finish.bias == nullptr || finish.bias->num_elements() == product.n, "{}: bias of {}", op_name(call.kind), product.n);
+  Destination to;
+  to.kind = out_dtype == dtype ? FinishKind::kPlain : FinishKind::kF32;
+  to.block.y = call.out(0).data;
+  to.block.ldy = call.out(0).row_stride;
+  const bool forward = call.kind == OpKind::kLinear || call.kind == OpKind::kLinearGelu;
+  if (forward && call.inputs.size() > 2) {
+    ORRERY_CHECK(call.in(2).num_elements() == product.n, "{}: bias of {}, not {}", op_name(call.kind), call.in(2).num_elements(), product.n);
+    to.block.bias = call.in(2).data;
   }
   if (call.kind == OpKind::kLinearGelu) {
-    finish.function = rows.finish_gelu;
-    finish.gelu_y = &call.out(1);
+    to.kind = FinishKind::kGelu;
+    to.block.gelu_y = call.out(1).data;
+    to.block.ld_gelu = call.out(1).row_stride;
   } else if (call.kind == OpKind::kLinearGradInputGelu) {
-    finish.function = rows.finish_gelu_grad;
-    finish.u = &call.in(2);
+    to.kind = FinishKind::kGeluGrad;
+    to.block.u = call.in(2).data;
+    to.block.ldu = call.in(2).row_stride;
   }
   Workspace workspace(call.workspace.data());
-  multiply_and_finish(context, product, workspace, finish);
+  multiply(context, product, workspace, to);
 }
 
 constexpr KernelEntry entry_of(OpKind kind, DType dtype) {
@@ -121,8 +92,12 @@ void run_packed(const KernelContext& context, const TensorView& x, const std::by
   ORRERY_CHECK(static_cast<int64_t>(memory.size()) >= product_workspace_bytes(product, context.pool->num_threads()), "workspace of {}",
                memory.size());
   Workspace workspace(memory.data());
-  const GemmRows& rows = gemm_rows(context.isa, x.dtype);
-  multiply_and_finish(context, product, workspace, {y.dtype == x.dtype ? rows.finish : rows.finish_f32, bias, &y});
+  Destination to;
+  to.kind = y.dtype == x.dtype ? FinishKind::kPlain : FinishKind::kF32;
+  to.block.y = y.data;
+  to.block.ldy = y.row_stride;
+  if (bias != nullptr) to.block.bias = bias->data;
+  multiply(context, product, workspace, to);
 }
 
 }  // namespace

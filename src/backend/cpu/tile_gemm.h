@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "backend/cpu/gemm_rows.h"
 #include "backend/kernel.h"
 
 namespace orrery {
@@ -26,8 +27,14 @@ using TileGemmBf16 = void (*)(int64_t m, int64_t n, int64_t k, const uint16_t* a
 using TileGemmF32 = void (*)(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b_panels,
                              int64_t panel_stride, float* c, int64_t ldc, bool accumulate);
 
+/// As TileGemmBf16, and what follows it (gemm_rows.h): block says where the results go, its c and ldc are those of the product,
+/// whose contents are lost.
+using TileGemmFinishBf16 = void (*)(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b_panels,
+                                    int64_t panel_stride, float* c, int64_t ldc, bool accumulate, FinishKind kind, const GemmBlock& block);
+
 struct TileGemm {
   TileGemmBf16 bf16 = nullptr;
+  TileGemmFinishBf16 finish_bf16 = nullptr;  // null: the caller finishes
   TileGemmF32 f32 = nullptr;  // always fma1
   /// Around the products of one thread: loads and releases the AMX tile configuration; does nothing elsewhere.
   void (*begin_thread)() = nullptr;

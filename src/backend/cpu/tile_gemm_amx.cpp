@@ -1,8 +1,7 @@
 // amx32 by AMX tiles: 2 x 2 accumulators of 16 x 16, so that each loaded tile is used twice. K runs in one order, one tile of
 // 32 at a time; a row count that is no multiple of 16 is done with a configuration of fewer rows, so that nothing is read or
 // written beyond the operands.
-#include <immintrin.h>
-
+#include "backend/cpu/gemm_finish.h"
 #include "backend/cpu/tile_gemm_isa.h"
 
 namespace orrery {
@@ -31,9 +30,10 @@ void configure(int upper_rows, int lower_rows) {
 
 constexpr int64_t kPanel = 16;
 
-// 17 to 32 rows, two panels.
-void block_2x2(int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b0, const uint16_t* b1, float* c, int64_t ldc,
-               bool accumulate) {
+// 17 to 32 rows, two panels. between() is called once per step of K, in the shadow of the products.
+template <typename Between>
+ORRERY_INLINE void block_2x2(int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b0, const uint16_t* b1, float* c, int64_t ldc,
+                             bool accumulate, Between&& between) {
   if (accumulate) {
     _tile_loadd(0, c, ldc * 4);
     _tile_loadd(1, c + kPanel, ldc * 4);
@@ -54,6 +54,7 @@ void block_2x2(int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b0, co
     _tile_loadd(5, a + 16 * lda + i, lda * 2);
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
+    between();
   }
   _tile_stored(0, c, ldc * 4);
   _tile_stored(1, c + kPanel, ldc * 4);
@@ -114,23 +115,163 @@ void block_1x1(int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b, flo
   _tile_stored(0, c, ldc * 4);
 }
 
-// All panels of at most 32 rows under the present configuration.
-void row_band(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b, int64_t panel_stride,
-              float* c, int64_t ldc, bool accumulate) {
-  int64_t j = 0;
-  for (; j + 32 <= n; j += 32) {
-    const uint16_t* b0 = b + j / kPanel * panel_stride;
-    if (m > 16)
-      block_2x2(k, a, lda, b0, b0 + panel_stride, c + j, ldc, accumulate);
-    else
-      block_1x2(k, a, lda, b0, b0 + panel_stride, c + j, ldc, accumulate);
-  }
-  if (j == n) return;
-  const uint16_t* b0 = b + j / kPanel * panel_stride;
-  if (m > 16)
-    block_2x1(k, a, lda, b0, c + j, ldc, accumulate);
+// K in equal blocks of at most 512.
+int64_t k_block_of(int64_t k) {
+  const int64_t steps = k / 32, blocks = (steps + 15) / 16;
+  return (steps + blocks - 1) / blocks * 32;
+}
+
+// The operands of one call; a block is named by its row and column.
+struct Operands {
+  const uint16_t* a;
+  int64_t lda;
+  const uint16_t* b;
+  int64_t panel_stride;
+  float* c;
+  int64_t ldc;
+  bool accumulate;
+
+  const uint16_t* panel(int64_t column, int64_t k) const { return b + column / kPanel * panel_stride + k * kPanel; }
+};
+
+// Columns [j, j + 32) or the last 16 of m <= 32 rows, K from k0, under the present configuration.
+void block(const Operands& o, int64_t m, int64_t row, int64_t j, bool pair, int64_t k0, int64_t k) {
+  const uint16_t* a = o.a + row * o.lda + k0;
+  const uint16_t* b0 = o.panel(j, k0);
+  float* c = o.c + row * o.ldc + j;
+  const bool accumulate = o.accumulate || k0 > 0;
+  if (pair && m > 16)
+    block_2x2(k, a, o.lda, b0, b0 + o.panel_stride, c, o.ldc, accumulate, [] {});
+  else if (pair)
+    block_1x2(k, a, o.lda, b0, b0 + o.panel_stride, c, o.ldc, accumulate);
+  else if (m > 16)
+    block_2x1(k, a, o.lda, b0, c, o.ldc, accumulate);
   else
-    block_1x1(k, a, lda, b0, c + j, ldc, accumulate);
+    block_1x1(k, a, o.lda, b0, c, o.ldc, accumulate);
+}
+
+// At most 32 rows: a's rows stay in L1. With at most 16 rows, the case of decoding, b is read once and nothing is gained by cuts.
+void row_band(const Operands& o, int64_t m, int64_t row, int64_t n, int64_t k) {
+  const int64_t k_block = m > 16 ? k_block_of(k) : k;
+  for (int64_t k0 = 0; k0 < k; k0 += k_block)
+    for (int64_t j = 0; j < n; j += 32) block(o, m, row, j, j + 32 <= n, k0, k - k0 < k_block ? k - k0 : k_block);
+}
+
+// More rows than columns: two panels of b stay in L1 and a streams.
+void column_bands(const Operands& o, int64_t m, int64_t n, int64_t k) {
+  const int64_t k_block = k_block_of(k);
+  for (int64_t j = 0; j < n; j += 32)
+    for (int64_t k0 = 0; k0 < k; k0 += k_block)
+      for (int64_t i = 0; i < m; i += 32) block(o, 32, i, j, j + 32 <= n, k0, k - k0 < k_block ? k - k0 : k_block);
+}
+
+// The last rows, fewer than 32, under a configuration of their own.
+void last_rows(const Operands& o, int64_t rest, int64_t row, int64_t n, int64_t k) {
+  const bool odd_rows = rest % 16 != 0;
+  if (odd_rows) configure(rest > 16 ? 16 : static_cast<int>(rest), rest > 16 ? static_cast<int>(rest - 16) : 16);
+  row_band(o, rest, row, n, k);
+  if (odd_rows) configure(16, 16);
+}
+
+// A part of a block that is to be finished.
+GemmBlock part_of(const GemmBlock& whole, const Operands& o, FinishKind kind, int64_t row, int64_t rows, int64_t column, int64_t columns) {
+  const auto moved = [&](const void* p, int64_t stride, int64_t bytes) {
+    return p == nullptr ? nullptr : const_cast<char*>(static_cast<const char*>(p)) + (row * stride + column) * bytes;
+  };
+  GemmBlock part = whole;
+  part.rows = rows;
+  part.columns = columns;
+  part.c = o.c + row * o.ldc + column;
+  part.ldc = o.ldc;
+  part.bias = whole.bias == nullptr ? nullptr : static_cast<const uint16_t*>(whole.bias) + column;
+  part.y = moved(whole.y, whole.ldy, kind == FinishKind::kF32 ? 4 : 2);
+  part.u = moved(whole.u, whole.ldu, 2);
+  part.gelu_y = moved(whole.gelu_y, whole.ld_gelu, 2);
+  return part;
+}
+
+template <FinishKind kKind>
+void finish(const GemmBlock& part) {
+  for (int64_t row = 0; row < part.rows; ++row)
+    simd_avx512::for_lanes(part.columns,
+                           [&](int64_t i, int64_t n) { simd_avx512::finish_lanes<uint16_t, kKind>(part, row, i, n); });
+}
+
+// 32 x 32 accumulators that wait to be finished during the next block's products: a few rows per step of K.
+template <FinishKind kKind>
+struct Pending {
+  GemmBlock part;
+  int64_t row = 0;  // the next one; part.rows when nothing waits
+
+  void advance(int64_t rows) {
+    const int64_t end = row + rows < part.rows ? row + rows : part.rows;
+    for (; row < end; ++row) {
+      simd_avx512::finish_lanes<uint16_t, kKind>(part, row, 0, 16);
+      simd_avx512::finish_lanes<uint16_t, kKind>(part, row, 16, 16);
+    }
+  }
+};
+
+// Brings the next band's rows of a to L2, a few cache lines per step of K: the hardware does not follow sixteen rows at once.
+class RowPrefetch {
+ public:
+  RowPrefetch(const uint16_t* a, int64_t lda, int64_t rows, int64_t k, int64_t lines_per_step)
+      : row_(reinterpret_cast<const char*>(a)), stride_(lda * 2), row_bytes_(k * 2), rows_(rows), lines_per_step_(lines_per_step) {}
+  void step() {
+    if (rows_ <= 0) return;
+    for (int64_t i = 0; i < lines_per_step_; ++i) _mm_prefetch(row_ + offset_ + i * 64, _MM_HINT_T1);
+    offset_ += lines_per_step_ * 64;
+    if (offset_ < row_bytes_) return;
+    offset_ = 0;
+    row_ += stride_;
+    --rows_;
+  }
+
+ private:
+  const char* row_;
+  int64_t stride_, row_bytes_, rows_, lines_per_step_;
+  int64_t offset_ = 0;
+};
+
+template <FinishKind kKind>
+void multiply_and_finish(const Operands& o, int64_t m, int64_t n, int64_t k, const GemmBlock& whole) {
+  const int64_t k_block = k_block_of(k), last_k0 = (k - 1) / k_block * k_block;
+  const int64_t rows_per_step = (32 * 32 + k - last_k0 - 1) / (k - last_k0);
+  const int64_t paired = whole.columns / 32 * 32, rows = m / 32 * 32;
+  Pending<kKind> pending;
+  for (int64_t i = 0; i < rows; i += 32) {
+    RowPrefetch next(o.a + (i + 32) * o.lda, o.lda, m - i - 32 < 32 ? m - i - 32 : 32, k, paired == 0 ? 0 : (1024 + paired - 1) / paired);
+    for (int64_t k0 = 0; k0 < last_k0; k0 += k_block)
+      for (int64_t j = 0; j < paired; j += 32) {
+        const uint16_t* b0 = o.panel(j, k0);
+        block_2x2(k_block, o.a + i * o.lda + k0, o.lda, b0, b0 + o.panel_stride, o.c + i * o.ldc + j, o.ldc, o.accumulate || k0 > 0,
+                  [&] { next.step(); });
+      }
+    for (int64_t j = 0; j < paired; j += 32) {
+      const uint16_t* b0 = o.panel(j, last_k0);
+      block_2x2(k - last_k0, o.a + i * o.lda + last_k0, o.lda, b0, b0 + o.panel_stride, o.c + i * o.ldc + j, o.ldc,
+                o.accumulate || last_k0 > 0, [&] {
+                  next.step();
+                  pending.advance(rows_per_step);
+                });
+      pending.advance(32);
+      __asm__ volatile("" : : : "memory");  // the tiles' stores come before the loads of what follows
+      pending.part = part_of(whole, o, kKind, i, 32, j, 32);
+      pending.row = 0;
+    }
+    if (paired == whole.columns) continue;
+    Operands edge = o;
+    edge.b = o.panel(paired, 0);
+    edge.c = o.c + paired;
+    row_band(edge, 32, i, n - paired, k);
+    __asm__ volatile("" : : : "memory");
+    finish<kKind>(part_of(whole, o, kKind, i, 32, paired, whole.columns - paired));
+  }
+  pending.advance(32);
+  if (rows == m) return;
+  last_rows(o, m - rows, rows, n, k);
+  __asm__ volatile("" : : : "memory");
+  finish<kKind>(part_of(whole, o, kKind, rows, m - rows, 0, whole.columns));
 }
 
 }  // namespace
@@ -138,17 +279,29 @@ void row_band(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, c
 void amx_begin_thread() { configure(16, 16); }
 void amx_end_thread() { _tile_release(); }
 
-void tile_gemm_amx_native(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b_panels,
-                          int64_t panel_stride, float* c, int64_t ldc, bool accumulate) {
+void tile_gemm_amx_native(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b_panels, int64_t panel_stride,
+                          float* c, int64_t ldc, bool accumulate) {
   __asm__ volatile("" : : : "memory");  // operands written just before must be in memory: see configure()
-  int64_t i = 0;
-  for (; i + 32 <= m; i += 32) row_band(32, n, k, a + i * lda, lda, b_panels, panel_stride, c + i * ldc, ldc, accumulate);
-  const int64_t rest = m - i;
-  if (rest == 0) return;
-  const bool odd_rows = rest % 16 != 0;
-  if (odd_rows) configure(rest > 16 ? 16 : static_cast<int>(rest), rest > 16 ? static_cast<int>(rest - 16) : 16);
-  row_band(rest, n, k, a + i * lda, lda, b_panels, panel_stride, c + i * ldc, ldc, accumulate);
-  if (odd_rows) configure(16, 16);
+  const Operands o{a, lda, b_panels, panel_stride, c, ldc, accumulate};
+  const int64_t rows = m / 32 * 32;
+  if (m > n)
+    column_bands(o, rows, n, k);
+  else
+    for (int64_t i = 0; i < rows; i += 32) row_band(o, 32, i, n, k);
+  if (rows < m) last_rows(o, m - rows, rows, n, k);
+  __asm__ volatile("" : : : "memory");
+}
+
+void tile_gemm_finish_amx_native(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b_panels,
+                                 int64_t panel_stride, float* c, int64_t ldc, bool accumulate, FinishKind kind, const GemmBlock& block) {
+  __asm__ volatile("" : : : "memory");
+  const Operands o{a, lda, b_panels, panel_stride, c, ldc, accumulate};
+  switch (kind) {
+    case FinishKind::kPlain: return multiply_and_finish<FinishKind::kPlain>(o, m, n, k, block);
+    case FinishKind::kF32: return multiply_and_finish<FinishKind::kF32>(o, m, n, k, block);
+    case FinishKind::kGelu: return multiply_and_finish<FinishKind::kGelu>(o, m, n, k, block);
+    case FinishKind::kGeluGrad: return multiply_and_finish<FinishKind::kGeluGrad>(o, m, n, k, block);
+  }
 }
 
 }  // namespace orrery

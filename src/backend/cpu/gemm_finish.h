@@ -1,0 +1,34 @@
+// Sixteen accumulators on their way out: the one text of the FinishKinds, included by files compiled for one instruction set
+// (gemm_rows.inl, and the AMX product, which does it in the shadow of the next block's tile products).
+#pragma once
+
+#include "backend/cpu/gemm_rows.h"
+#include "backend/cpu/vector_math.h"
+
+namespace orrery::ORRERY_SIMD {
+
+template <typename T>
+ORRERY_INLINE F32x16 with_bias(const GemmBlock& b, int64_t row, int64_t i, int64_t n) {
+  const F32x16 c = load_n(b.c + row * b.ldc + i, n);
+  return b.bias == nullptr ? c : c + load_n(static_cast<const T*>(b.bias) + i, n);
+}
+
+/// Columns [i, i + n) of a row; n <= 16.
+template <typename T, FinishKind kKind>
+ORRERY_INLINE void finish_lanes(const GemmBlock& b, int64_t row, int64_t i, int64_t n) {
+  if constexpr (kKind == FinishKind::kPlain) {
+    store_n(static_cast<T*>(b.y) + row * b.ldy + i, with_bias<T>(b, row, i, n), n);
+  } else if constexpr (kKind == FinishKind::kF32) {
+    store_n(static_cast<float*>(b.y) + row * b.ldy + i, with_bias<T>(b, row, i, n), n);
+  } else if constexpr (kKind == FinishKind::kGelu) {
+    // The gelu is that of the rounded value, as kLinear and kGelu would give (NUMERICS rule 2).
+    const F32x16 u = round_to<T>(with_bias<T>(b, row, i, n));
+    store_n(static_cast<T*>(b.y) + row * b.ldy + i, u, n);
+    store_n(static_cast<T*>(b.gelu_y) + row * b.ld_gelu + i, gelu(u), n);
+  } else {
+    const F32x16 dy = round_to<T>(load_n(b.c + row * b.ldc + i, n));
+    store_n(static_cast<T*>(b.y) + row * b.ldy + i, dy * gelu_derivative(load_n(static_cast<const T*>(b.u) + row * b.ldu + i, n)), n);
+  }
+}
+
+}  // namespace orrery::ORRERY_SIMD
