@@ -76,27 +76,32 @@ struct Product {
   Operand operand = Operand::kTransposed;
 };
 
-/// Sizes of one thread's blocks. Pure in the shape and the number of threads.
+/// Sizes of one thread's blocks. Pure in the shape and the number of threads; a smaller m never needs more memory.
+///
+/// A core reads its L2 cache (1 to 2 MiB) at tile speed, but memory behind it at some 15 GB/s, where 1.5 TFLOP/s need at least 100
+/// operations for each byte. K up to 1,024: 512 columns of B stay in L2 and all rows of a pass by, 512 operations per byte of a.
+/// A deeper K: 512 x 512 accumulators stay in L2, slices of 512 of K pass by, 256 operations per byte of a and b; then B is packed
+/// once for all rows.
 struct ProductBlocks {
-  int64_t rows;        // of c at a time
-  int64_t columns;     // of B packed at a time
-  int64_t depth;       // of K packed at a time, a multiple of 32
-  int64_t c_rows;      // of the accumulator block: all of M when K is cut
-  int64_t unit = 32;   // columns per thread are a multiple of it
+  static constexpr int64_t kUnit = 32;  // columns per thread are a multiple of it
+  int64_t columns;                      // of B at a time
+  int64_t depth;                        // of K at a time, a multiple of 32
+  int64_t rows;                         // of a at a time
+  int64_t c_rows;                       // of the accumulators
 
   static ProductBlocks of(int64_t m, int64_t n, int64_t k, int64_t element_bytes, int num_threads) {
-    // The packed block takes 768 KiB of an L2 cache of 1 to 2 MiB; the rest is for a's rows and the accumulators. A deep K (the
-    // vocabulary) is cut, and then the accumulators of all rows stay in workspace between two cuts.
-    constexpr int64_t kPackedBytes = 768 << 10, kDepthBytesMax = 8192, kDeepCutBytes = 4096;
+    constexpr int64_t kPackedBytes = 1 << 20, kColumnsMax = 512, kDeepRows = 512, kBandRows = 64;
     const int64_t padded = round_up(std::max<int64_t>(k, 1), kGranuleK);
+    const int64_t depth_max = kPackedBytes / kColumnsMax / element_bytes;
+    const bool deep = padded > depth_max && m > kGranuleK;
     ProductBlocks blocks;
-    const bool deep = padded * element_bytes > kDepthBytesMax;
-    blocks.depth = deep ? kDeepCutBytes / element_bytes : padded;
-    blocks.rows = std::clamp<int64_t>(m, 1, 64);
-    blocks.c_rows = deep ? std::max<int64_t>(m, 1) : blocks.rows;
-    const int64_t per_thread = round_up((n + num_threads - 1) / num_threads, blocks.unit);
-    blocks.columns = std::clamp<int64_t>(kPackedBytes / (blocks.depth * element_bytes) / 32 * 32, 32, 512);
-    blocks.columns = std::min(blocks.columns, per_thread);
+    blocks.depth = deep ? depth_max / 2 : padded;
+    blocks.rows = deep ? std::min(m, kDeepRows) : m;
+    blocks.c_rows = deep ? blocks.rows : std::min(m, kBandRows);
+    const int64_t columns_max = deep ? kColumnsMax : std::clamp<int64_t>(kPackedBytes / (padded * element_bytes) / 32 * 32, 32, kColumnsMax);
+    const int64_t per_thread = round_up((n + num_threads - 1) / num_threads, kUnit);
+    const int64_t pieces = (per_thread + columns_max - 1) / columns_max;
+    blocks.columns = round_up((per_thread + pieces - 1) / pieces, kUnit);
     return blocks;
   }
 };
@@ -104,14 +109,14 @@ struct ProductBlocks {
 template <typename T>
 struct ProductMemory {
   ProductBlocks blocks;
-  T* a = nullptr;        // [m, k padded] when a's rows cannot be read beyond k
-  T* panels = nullptr;   // per thread
-  float* c = nullptr;    // per thread
+  T* a = nullptr;       // [m, k padded] when a's rows cannot be read beyond k
+  T* panels = nullptr;  // per thread
+  float* c = nullptr;   // per thread
   int64_t panel_elements, c_elements;
 
   ProductMemory(Workspace& workspace, const Product<T>& p, int num_threads)
       : blocks(ProductBlocks::of(p.m, p.n, p.k, sizeof(T), num_threads)) {
-    panel_elements = p.operand == Operand::kPacked ? 0 : blocks.columns * blocks.depth;
+    panel_elements = p.operand == Operand::kPacked ? 0 : blocks.columns * round_up(p.k, kGranuleK);
     c_elements = blocks.c_rows * blocks.columns;
     if (needs_padding(p)) a = workspace.take<T>(p.m * round_up(p.k, kGranuleK));
     panels = workspace.take<T>(num_threads * panel_elements);
@@ -163,64 +168,94 @@ GemmBlock destination_block(const Destination& to, int64_t row, int64_t rows, in
   return block;
 }
 
-/// Computes the product block by block and finishes each block while it is in the cache of the thread that computed it.
+/// The work of one thread: its columns, block by block, finished while they are in its cache.
+template <typename T>
+class ThreadProduct {
+ public:
+  ThreadProduct(const KernelContext& context, const Product<T>& product, const ProductBlocks& blocks, const Destination& to, T* packed, float* c)
+      : tile_{tile_gemm(context)},
+        functions_(gemm_rows(context.isa, sizeof(T) == 2 ? DType::kBF16 : DType::kF32)),
+        p_(product),
+        blocks_(blocks),
+        to_(to),
+        packed_(packed),
+        c_(c) {}
+
+  void run(int64_t first, int64_t last) {
+    tile_.table.begin_thread();
+    for (int64_t j = first; j < last; j += blocks_.columns) {
+      const int64_t columns = std::min(blocks_.columns, last - j);
+      for (int64_t i = 0; i < p_.m; i += blocks_.rows)
+        for (int64_t d = 0; d < p_.k; d += blocks_.depth) {
+          if (i == 0) pack(j, columns, d);
+          slice(i, std::min(blocks_.rows, p_.m - i), j, columns, d);
+        }
+    }
+    tile_.table.end_thread();
+  }
+
+ private:
+  int64_t depth_at(int64_t d) const { return std::min(blocks_.depth, p_.k - d); }
+  int64_t stride() const { return TileOf<T>::panel_elements(p_.k); }
+
+  void pack(int64_t j, int64_t columns, int64_t d) {
+    T* panels = packed_ + d * kPanelColumns;
+    if (p_.operand == Operand::kTransposed)
+      tile_.pack_transposed(columns, depth_at(d), p_.b + j * p_.ldb + d, p_.ldb, panels, stride());
+    else if (p_.operand == Operand::kRows)
+      tile_.pack_rows(depth_at(d), columns, p_.b + d * p_.ldb + j, p_.ldb, panels, stride());
+  }
+
+  void slice(int64_t i, int64_t rows, int64_t j, int64_t columns, int64_t d) {
+    const int64_t padded_columns = round_up(columns, kPanelColumns), depth = round_up(depth_at(d), TileOf<T>::kGranule), ldc = blocks_.columns;
+    const T* panels = (p_.operand == Operand::kPacked ? p_.b + j / kPanelColumns * stride() : packed_) + d * kPanelColumns;
+    const T* a = p_.a + i * p_.lda + d;
+    if (d + blocks_.depth < p_.k) {
+      tile_.multiply(rows, padded_columns, depth, a, p_.lda, panels, stride(), c_, ldc, d > 0);
+      return;
+    }
+    if constexpr (sizeof(T) == 2) {
+      if (tile_.table.finish_bf16 != nullptr) {
+        const GemmBlock part = destination_block<T>(to_, i, rows, j, columns, c_, ldc);
+        tile_.table.finish_bf16(rows, padded_columns, depth, a, p_.lda, panels, stride(), c_, ldc, d > 0, to_.kind, part);
+        return;
+      }
+    }
+    const int64_t step = d > 0 ? rows : blocks_.c_rows;
+    for (int64_t r = 0; r < rows; r += step) {
+      const int64_t part_rows = std::min(step, rows - r);
+      tile_.multiply(part_rows, padded_columns, depth, a + r * p_.lda, p_.lda, panels, stride(), c_, ldc, d > 0);
+      functions_.finish[static_cast<int>(to_.kind)](destination_block<T>(to_, i + r, part_rows, j, columns, c_, ldc));
+    }
+  }
+
+  TileOf<T> tile_;
+  const GemmRows& functions_;
+  const Product<T>& p_;
+  const ProductBlocks& blocks_;
+  const Destination& to_;
+  T* packed_;
+  float* c_;
+};
+
+/// Computes the product; `workspace` has product_workspace_bytes() left.
 template <typename T>
 void multiply(const KernelContext& context, const Product<T>& product, Workspace& workspace, const Destination& to) {
   if (product.m == 0 || product.n == 0) return;
-  const TileOf<T> tile{tile_gemm(context)};
-  const GemmRows& functions = gemm_rows(context.isa, sizeof(T) == 2 ? DType::kBF16 : DType::kF32);
-  const int num_threads = context.pool->num_threads();
-  const ProductMemory<T> memory(workspace, product, num_threads);
+  const ProductMemory<T> memory(workspace, product, context.pool->num_threads());
   Product<T> p = product;
   if (memory.a != nullptr) {
     pad_rows(*context.pool, product, memory.a);
     p.a = memory.a;
     p.lda = round_up(p.k, kGranuleK);
   }
-  const ProductBlocks& blocks = memory.blocks;
-  const int64_t num_units = (p.n + blocks.unit - 1) / blocks.unit;
+  constexpr int64_t kUnit = ProductBlocks::kUnit;
+  const int64_t num_units = (p.n + kUnit - 1) / kUnit;
   context.pool->run([&](int thread_index, int threads) {
-    const int64_t first = num_units * thread_index / threads * blocks.unit;
-    const int64_t last = std::min(p.n, num_units * (thread_index + 1) / threads * blocks.unit);
-    T* packed = memory.panels + thread_index * memory.panel_elements;
-    float* c = memory.c + thread_index * memory.c_elements;
-    tile.table.begin_thread();
-    for (int64_t j = first; j < last; j += blocks.columns) {
-      const int64_t columns = std::min(blocks.columns, last - j), padded_columns = round_up(columns, kPanelColumns);
-      for (int64_t d = 0; d < p.k; d += blocks.depth) {
-        const int64_t depth = std::min(blocks.depth, p.k - d), padded_depth = round_up(depth, TileOf<T>::kGranule);
-        int64_t stride = TileOf<T>::panel_elements(depth);
-        const T* panels = packed;
-        if (p.operand == Operand::kTransposed) {
-          tile.pack_transposed(columns, depth, p.b + j * p.ldb + d, p.ldb, packed, stride);
-        } else if (p.operand == Operand::kRows) {
-          tile.pack_rows(depth, columns, p.b + d * p.ldb + j, p.ldb, packed, stride);
-        } else {
-          stride = TileOf<T>::panel_elements(p.k);
-          panels = p.b + j / kPanelColumns * stride + d * kPanelColumns;
-        }
-        const bool complete = d + depth == p.k;
-        for (int64_t i = 0; i < p.m; i += blocks.rows) {
-          const int64_t rows = std::min(blocks.rows, p.m - i);
-          float* block = blocks.c_rows == blocks.rows ? c : c + i * blocks.columns;
-          const T* a = p.a + i * p.lda + d;
-          if (!complete) {
-            tile.multiply(rows, padded_columns, padded_depth, a, p.lda, panels, stride, block, blocks.columns, d > 0);
-            continue;
-          }
-          const GemmBlock part = destination_block<T>(to, i, rows, j, columns, block, blocks.columns);
-          if constexpr (sizeof(T) == 2) {
-            if (tile.table.finish_bf16 != nullptr) {
-              tile.table.finish_bf16(rows, padded_columns, padded_depth, a, p.lda, panels, stride, block, blocks.columns, d > 0, to.kind, part);
-              continue;
-            }
-          }
-          tile.multiply(rows, padded_columns, padded_depth, a, p.lda, panels, stride, block, blocks.columns, d > 0);
-          functions.finish[static_cast<int>(to.kind)](part);
-        }
-      }
-    }
-    tile.table.end_thread();
+    const int64_t first = num_units * thread_index / threads * kUnit;
+    const int64_t last = std::min(p.n, num_units * (thread_index + 1) / threads * kUnit);
+    ThreadProduct<T>(context, p, memory.blocks, to, memory.panels + thread_index * memory.panel_elements, memory.c + thread_index * memory.c_elements)
+        .run(first, last);
   });
 }
 

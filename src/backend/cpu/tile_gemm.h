@@ -28,7 +28,7 @@ using TileGemmF32 = void (*)(int64_t m, int64_t n, int64_t k, const float* a, in
                              int64_t panel_stride, float* c, int64_t ldc, bool accumulate);
 
 /// As TileGemmBf16, and what follows it (gemm_rows.h): block says where the results go, its c and ldc are those of the product,
-/// whose contents are lost.
+/// whose contents are lost; when not accumulating, c needs only min(m, 64) rows.
 using TileGemmFinishBf16 = void (*)(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b_panels,
                                     int64_t panel_stride, float* c, int64_t ldc, bool accumulate, FinishKind kind, const GemmBlock& block);
 

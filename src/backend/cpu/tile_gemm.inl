@@ -139,6 +139,10 @@ ORRERY_INLINE void transpose_16x16(const int32_t* const* rows, int32_t* dst, int
 #endif
 }
 
+// Sixteen or more rows are read side by side, which the hardware's prefetchers do not follow.
+constexpr int64_t kPackAhead = 256;  // elements
+ORRERY_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
 // Up to 16 rows of 32-bit lanes, transposed, with zero rows for those that are missing.
 ORRERY_INLINE void transpose_block(int64_t num_rows, int64_t num_lanes, const int32_t* src, int64_t ld_lanes_bytes,
                                    int32_t* dst, int64_t dst_stride) {
@@ -164,6 +168,7 @@ void pack_transposed_bf16(int64_t n, int64_t k, const uint16_t* src, int64_t ld,
     auto* panel = reinterpret_cast<int32_t*>(panels + j / kPanel * panel_stride);
     const int64_t rows = n - j < kPanel ? n - j : kPanel;
     for (int64_t i = 0; i < padded; i += 32) {
+      for (int64_t r = 0; r < rows; ++r) prefetch(src + (j + r) * ld + i + kPackAhead);
       const int64_t lanes = i < even_k ? (even_k - i) / 2 : 0;
       transpose_block(lanes > 0 ? rows : 0, lanes, reinterpret_cast<const int32_t*>(src + j * ld + i), ld * 2,
                       panel + i / 2 * kPanel, kPanel);
@@ -234,6 +239,10 @@ void transpose_bf16(int64_t k, int64_t n, const uint16_t* src, int64_t ld, uint1
       if (j + 16 <= n) {
         for (int p = 0; p < 16; ++p) {
           const int64_t row = i + 2 * p;
+          if (j % 32 == 0) {
+            prefetch(src + (row + 32) * ld + j);
+            prefetch(src + (row + 33) * ld + j);
+          }
           interleave_16(row < k ? src + row * ld + j : kZeros, row + 1 < k ? src + (row + 1) * ld + j : kZeros, pairs[p]);
         }
         const int32_t* rows[16];
