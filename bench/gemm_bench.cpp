@@ -6,6 +6,7 @@
 //   gemm_bench [--rounds=7] [--threads=2] [--only=substring] [--dtype=bf16|f32] [--clock=wall|cpu]
 #include <fmt/core.h>
 
+#include <sys/mman.h>
 #include <time.h>
 
 #include <algorithm>
@@ -51,10 +52,17 @@ struct Case {
   }
 };
 
+// Huge pages, as the arena of a run has them.
 struct Buffer {
-  std::unique_ptr<std::byte, decltype(&std::free)> memory{nullptr, &std::free};
-  int64_t bytes = 0;
-  explicit Buffer(int64_t size) : memory(static_cast<std::byte*>(std::aligned_alloc(4096, (size + 8191) / 4096 * 4096)), &std::free), bytes(size) {}
+  std::unique_ptr<std::byte, decltype(&std::free)> memory;
+  explicit Buffer(int64_t size) : memory(allocate(static_cast<size_t>(size)), &std::free) {}
+  static std::byte* allocate(size_t size) {
+    constexpr size_t kPage = size_t{2} << 20;
+    const size_t bytes = (size + 2 * kPage - 1) / kPage * kPage;
+    void* p = std::aligned_alloc(kPage, bytes);
+    madvise(p, bytes, MADV_HUGEPAGE);
+    return static_cast<std::byte*>(p);
+  }
 };
 
 // All tensors of a case live as long as the program; values are small and normal.

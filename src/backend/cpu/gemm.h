@@ -41,6 +41,13 @@ struct TileOf {
     else
       table.f32(m, n, k, a, lda, panels, stride, c, ldc, accumulate);
   }
+  void multiply(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* panels, int64_t stride, float* c, int64_t ldc,
+                bool accumulate, const TilePrefetch& next) const {
+    if constexpr (kBf16) {
+      if (table.ahead_bf16 != nullptr) return table.ahead_bf16(m, n, k, a, lda, panels, stride, c, ldc, accumulate, next);
+    }
+    multiply(m, n, k, a, lda, panels, stride, c, ldc, accumulate);
+  }
   void pack_transposed(int64_t n, int64_t k, const T* src, int64_t ld, T* panels, int64_t stride) const {
     if constexpr (kBf16)
       table.pack_transposed_bf16(n, k, src, ld, panels, stride);
@@ -211,7 +218,12 @@ class ThreadProduct {
     const T* panels = (p_.operand == Operand::kPacked ? p_.b + j / kPanelColumns * stride() : packed_) + d * kPanelColumns;
     const T* a = p_.a + i * p_.lda + d;
     if (d + blocks_.depth < p_.k) {
-      tile_.multiply(rows, padded_columns, depth, a, p_.lda, panels, stride(), c_, ldc, d > 0);
+      // Packed before, the next slice is read from memory; the first rows pack it just in time.
+      const bool from_memory = i > 0 || p_.operand == Operand::kPacked;
+      constexpr auto kElement = static_cast<int64_t>(sizeof(T));
+      const TilePrefetch next{panels + depth * kPanelColumns, stride() * kElement, depth_at(d + depth) * kPanelColumns * kElement,
+                              from_memory ? padded_columns / kPanelColumns : 0};
+      tile_.multiply(rows, padded_columns, depth, a, p_.lda, panels, stride(), c_, ldc, d > 0, next);
       return;
     }
     if constexpr (sizeof(T) == 2) {

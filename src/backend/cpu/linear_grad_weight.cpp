@@ -63,29 +63,37 @@ void copy_block(int64_t rows, int64_t columns, const float* from, int64_t ld_fro
   for (int64_t i = 0; i < rows; ++i) std::memcpy(to + i * ld_to, from + i * ld_from, columns * sizeof(float));
 }
 
-// One tile of dweight: rows [row, row + rows), columns [column, column + columns).
+// One tile of dweight: rows [row, row + rows), columns [column, column + columns). Where the tile is whole panels wide the
+// bottom of the stack is the destination itself.
 template <typename T>
 void fold_tile(const TileOf<T>& tile, const GemmRows& functions, const FoldProduct<T>& p, const GradFold& fold, const FoldMemory<T>& memory,
                const T* transposed, float* stack, int64_t row, int64_t rows, int64_t column, int64_t columns) {
-  const int64_t ld = memory.columns, entry_elements = memory.rows * memory.columns;
-  const auto entry = [&](int64_t index) { return stack + index * entry_elements; };
   float* destination = p.dweight + row * p.ldw + column;
+  const bool in_place = columns % kPanelColumns == 0;
+  const auto entry = [&](int64_t i) { return i == 0 && in_place ? destination : stack + i * memory.rows * memory.columns; };
+  const auto stride = [&](int64_t i) { return i == 0 && in_place ? p.ldw : memory.columns; };
   int64_t depth = 0;
-  if (fold.add_to_destination) copy_block(rows, columns, destination, p.ldw, entry(depth++), ld);
+  if (fold.add_to_destination) {
+    if (!in_place) copy_block(rows, columns, destination, p.ldw, entry(0), stride(0));
+    depth = 1;
+  }
   const int64_t summed = round_up(fold.sequence_tokens, TileOf<T>::kGranule);
   for (int64_t s = 0; s < fold.num_sequences; ++s) {
     ORRERY_CHECK(depth < kFoldEntries, "fold deeper than {}", kFoldEntries);
+    // The first product fetches what the sums will be added to.
+    const TilePrefetch next{destination, p.ldw * 4, columns * 4, s == 0 ? rows : 0};
     tile.multiply(rows, round_up(columns, kPanelColumns), summed, transposed + s * memory.padded_tokens, memory.transposed_stride,
-                  memory.x + s * memory.sequence_elements + column / kPanelColumns * memory.panel_stride, memory.panel_stride, entry(depth++), ld,
-                  false);
+                  memory.x + s * memory.sequence_elements + column / kPanelColumns * memory.panel_stride, memory.panel_stride, entry(depth),
+                  stride(depth), false, next);
+    ++depth;
     for (int merge = 0; merge < fold.merges[s]; ++merge) {
       ORRERY_CHECK(depth >= 2, "merge of {} entries", depth);
-      functions.add_blocks(rows, columns, entry(depth - 2), ld, entry(depth - 1), ld);
+      functions.add_blocks(rows, columns, entry(depth - 2), stride(depth - 2), entry(depth - 1), stride(depth - 1));
       --depth;
     }
   }
   ORRERY_CHECK(depth == 1, "a fold left {} entries", depth);
-  copy_block(rows, columns, entry(0), ld, destination, p.ldw);
+  if (!in_place) copy_block(rows, columns, entry(0), stride(0), destination, p.ldw);
 }
 
 }  // namespace

@@ -15,6 +15,7 @@ TileGemm native(VectorIsa isa, Arithmetic arithmetic) {
   TileGemm table = by_fma(isa, arithmetic);
   if (arithmetic == Arithmetic::kAmx32) {
     table.bf16 = tile_gemm_amx_native;
+    table.ahead_bf16 = tile_gemm_ahead_amx_native;
     table.finish_bf16 = tile_gemm_finish_amx_native;
     table.begin_thread = amx_begin_thread;
     table.end_thread = amx_end_thread;

@@ -32,8 +32,17 @@ using TileGemmF32 = void (*)(int64_t m, int64_t n, int64_t k, const float* a, in
 using TileGemmFinishBf16 = void (*)(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b_panels,
                                     int64_t panel_stride, float* c, int64_t ldc, bool accumulate, FinishKind kind, const GemmBlock& block);
 
+/// Memory that is needed after a product: rows of bytes, brought to L2 while it runs.
+struct TilePrefetch {
+  const void* begin = nullptr;
+  int64_t stride_bytes = 0, row_bytes = 0, rows = 0;
+};
+using TileGemmAheadBf16 = void (*)(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b_panels,
+                                   int64_t panel_stride, float* c, int64_t ldc, bool accumulate, const TilePrefetch& next);
+
 struct TileGemm {
   TileGemmBf16 bf16 = nullptr;
+  TileGemmAheadBf16 ahead_bf16 = nullptr;    // null: bf16 does as well
   TileGemmFinishBf16 finish_bf16 = nullptr;  // null: the caller finishes
   TileGemmF32 f32 = nullptr;  // always fma1
   /// Around the products of one thread: loads and releases the AMX tile configuration; does nothing elsewhere.

@@ -119,11 +119,20 @@ void block_1x1(int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b, flo
   _tile_stored(0, c, ldc * 4);
 }
 
-// Brings the next band's rows of a to L2, a few cache lines per step of K: the hardware does not follow sixteen rows at once.
+// Brings rows of memory to L2, a few cache lines per step of K: the hardware does not follow sixteen rows at once.
 class RowPrefetch {
  public:
-  RowPrefetch(const uint16_t* a, int64_t lda, int64_t rows, int64_t k, int64_t lines_per_step)
-      : row_(reinterpret_cast<const char*>(a)), stride_(lda * 2), row_bytes_(k * 2), rows_(rows), lines_per_step_(lines_per_step) {}
+  RowPrefetch(const TilePrefetch& what, int64_t lines_per_step)
+      : row_(static_cast<const char*>(what.begin)),
+        stride_(what.stride_bytes),
+        row_bytes_(what.row_bytes),
+        rows_(what.rows),
+        lines_per_step_(lines_per_step) {}
+  // Spread over all steps of a product.
+  static RowPrefetch during(int64_t m, int64_t n, int64_t k, const TilePrefetch& what) {
+    const int64_t steps = (m / 32) * (n / 32) * (k / 32), lines = what.rows * ((what.row_bytes + 63) / 64);
+    return {what, steps == 0 ? 0 : (lines + steps - 1) / steps};
+  }
   void step() {
     if (rows_ <= 0) return;
     for (int64_t i = 0; i < lines_per_step_; ++i) _mm_prefetch(row_ + offset_ + i * 64, _MM_HINT_T1);
@@ -179,7 +188,7 @@ ORRERY_INLINE void block(const Operands& o, int64_t m, int64_t row, int64_t j, b
 // The rows of a below the band that starts at `row`, spread over the band's steps.
 RowPrefetch next_band(const Operands& o, int64_t row, int64_t m, int64_t n, int64_t k) {
   const int64_t rest = m - row - 32;
-  return RowPrefetch(o.a + (row + 32) * o.lda, o.lda, rest < 32 ? rest : 32, k, n < 32 ? 0 : (1024 + n - 1) / n);
+  return RowPrefetch::during(32, n, k, {o.a + (row + 32) * o.lda, o.lda * 2, k * 2, rest < 32 ? rest : 32});
 }
 
 // Whether 32 rows of k elements fit L1, 64 sets of 12 lines, as they stand. A row stride with a large power of two in it maps all
@@ -236,29 +245,33 @@ ORRERY_INLINE void band_block(const Operands& o, const Band& band, int64_t row, 
 }
 
 // 32 rows by n columns, n a multiple of 32.
-void whole_band(const Operands& o, int64_t row, int64_t m, int64_t n, int64_t k) {
+void whole_band(const Operands& o, int64_t row, int64_t m, int64_t n, int64_t k, RowPrefetch& ahead) {
   const int64_t k_block = k_block_of(k);
   RowPrefetch next = next_band(o, row, m, n, k);
   Band band;
   for (int64_t k0 = 0; k0 < k; k0 += k_block) {
     const int64_t depth = k - k0 < k_block ? k - k0 : k_block;
     band.load(o, row, k0, depth);
-    for (int64_t j = 0; j < n; j += 32) band_block(o, band, row, j, k0, depth, [&] { next.step(); });
+    for (int64_t j = 0; j < n; j += 32) band_block(o, band, row, j, k0, depth, [&] {
+      next.step();
+      ahead.step();
+    });
   }
 }
 
 // More rows than columns: two panels of b stay in L1 and a streams from L2; the panels that come next are fetched meanwhile.
-void column_bands(const Operands& o, int64_t m, int64_t n, int64_t k) {
+void column_bands(const Operands& o, int64_t m, int64_t n, int64_t k, RowPrefetch& ahead) {
   if (m == 0) return;
   const int64_t k_block = k_block_of(k);
-  // A block of two panels is k_block lines, the steps for it are m / 32 * k_block / 32.
-  const int64_t lines_per_step = (1024 + m - 1) / m;
   for (int64_t j = 0; j < n; j += 32)
     for (int64_t k0 = 0; k0 < k; k0 += k_block) {
       const int64_t depth = k - k0 < k_block ? k - k0 : k_block;
       const uint16_t* following = k0 + depth < k ? o.panel(j, k0 + depth) : o.panel(j + 32, 0);
-      RowPrefetch next(following, o.panel_stride, 2, depth * kPanel, lines_per_step);
-      for (int64_t i = 0; i < m; i += 32) block(o, 32, i, j, j + 32 <= n, k0, depth, [&] { next.step(); });
+      RowPrefetch next = RowPrefetch::during(m, 32, depth, {following, o.panel_stride * 2, depth * kPanel * 2, 2});
+      for (int64_t i = 0; i < m; i += 32) block(o, 32, i, j, j + 32 <= n, k0, depth, [&] {
+        next.step();
+        ahead.step();
+      });
     }
 }
 
@@ -358,25 +371,31 @@ void multiply_and_finish(const Operands& o, int64_t m, int64_t n, int64_t k, con
 void amx_begin_thread() { configure(16, 16); }
 void amx_end_thread() { _tile_release(); }
 
-void tile_gemm_amx_native(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b_panels, int64_t panel_stride,
-                          float* c, int64_t ldc, bool accumulate) {
+void tile_gemm_ahead_amx_native(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b_panels,
+                                int64_t panel_stride, float* c, int64_t ldc, bool accumulate, const TilePrefetch& next) {
   __asm__ volatile("" : : : "memory");  // operands written just before must be in memory: see configure()
   const Operands o{a, lda, b_panels, panel_stride, c, ldc, accumulate};
-  const int64_t rows = m / 32 * 32;
-  if (m > n)
-    column_bands(o, rows, n, k);
-  else
+  const int64_t rows = m / 32 * 32, paired = n / 32 * 32;
+  RowPrefetch ahead = RowPrefetch::during(rows, n, k, next);
+  if (m > n) {
+    column_bands(o, rows, n, k, ahead);
+  } else {
     for (int64_t i = 0; i < rows; i += 32) {
-      const int64_t paired = n / 32 * 32;
-      whole_band(o, i, m, paired, k);
+      whole_band(o, i, m, paired, k, ahead);
       if (paired == n) continue;
       Operands edge = o;
       edge.b = o.panel(paired, 0);
       edge.c = o.c + paired;
       row_band(edge, 32, i, 0, n - paired, k);
     }
+  }
   if (rows < m) last_rows(o, m - rows, rows, n, k);
   __asm__ volatile("" : : : "memory");
+}
+
+void tile_gemm_amx_native(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b_panels, int64_t panel_stride,
+                          float* c, int64_t ldc, bool accumulate) {
+  tile_gemm_ahead_amx_native(m, n, k, a, lda, b_panels, panel_stride, c, ldc, accumulate, {});
 }
 
 void tile_gemm_finish_amx_native(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b_panels,

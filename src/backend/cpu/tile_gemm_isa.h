@@ -16,6 +16,8 @@ void tile_gemm_dp2_native(int64_t m, int64_t n, int64_t k, const uint16_t* a, in
                           int64_t panel_stride, float* c, int64_t ldc, bool accumulate);
 void tile_gemm_amx_native(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b_panels,
                           int64_t panel_stride, float* c, int64_t ldc, bool accumulate);
+void tile_gemm_ahead_amx_native(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b_panels,
+                                int64_t panel_stride, float* c, int64_t ldc, bool accumulate, const TilePrefetch& next);
 void tile_gemm_finish_amx_native(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b_panels,
                                  int64_t panel_stride, float* c, int64_t ldc, bool accumulate, FinishKind kind, const GemmBlock& block);
 void amx_begin_thread();
