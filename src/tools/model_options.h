@@ -10,8 +10,7 @@ namespace orrery {
 
 constexpr const char* kModelHelp = "a run folder, a checkpoint, a Hugging Face folder or a .gguf file";
 
-/// The tokenizer that came with a model, or the one at `path` when it is not empty.
-/// Errors: kInvalidArgument when the model brings none.
+/// The tokenizer at `path`, or, when that is empty, the one that came with the model.
 Tokenizer model_tokenizer(const ModelSource& source, const std::string& path = {});
 
 }  // namespace orrery

@@ -32,8 +32,8 @@ std::vector<DataEntry> data_entries(const std::vector<WeightedPath>& paths) {
   return entries;
 }
 
-ModelConfig model_of(const ModelSection& section) {
-  ModelConfig model = default_model_config(section.family.value_or(ModelFamily::kLlama));
+ModelConfig model_of(const ModelSection& section, const std::optional<ModelSource>& base) {
+  ModelConfig model = base ? base->config() : default_model_config(section.family.value_or(ModelFamily::kLlama));
   const auto override_with = [](auto& member, const auto& given) {
     if (given) member = *given;
   };
@@ -79,6 +79,14 @@ Tokenizer trained_tokenizer(const RunConfig& config, const fs::path& folder, con
   std::ofstream(request_file, std::ios::binary) << request;
   note(fmt::format("tokenizer   byte-level BPE, {} tokens learned from data.train", tokenizer.vocab_size()));
   return tokenizer;
+}
+
+Tokenizer resolve_tokenizer(const RunSetup& setup, const SetupNote& note) {
+  const std::optional<std::string>& wanted = setup.config.data.tokenizer;
+  if (!wanted && setup.base) return load_model_tokenizer(*setup.base);
+  if (!wanted) throw Error(ErrorCode::kInvalidConfig, "data.tokenizer is missing: give a folder or file, or \"train:bpe\" to learn one from data.train");
+  if (*wanted == kTrainBpe) return trained_tokenizer(setup.config, fs::path(setup.folder) / "tokenizer", note);
+  return load_tokenizer(*wanted);
 }
 
 void resolve_steps(RunSetup& setup) {
@@ -163,10 +171,9 @@ RunSetup prepare_run(const RunConfig& config, int num_threads, const SetupNote& 
   setup.folder = config.checkpoint.dir;
   fs::create_directories(setup.folder);
   resolve_engine(setup, num_threads);
-  if (!config.data.tokenizer) throw Error(ErrorCode::kInvalidConfig, "data.tokenizer is missing: give a folder or file, or \"train:bpe\" to learn one from data.train");
-  setup.tokenizer = *config.data.tokenizer == kTrainBpe ? trained_tokenizer(config, fs::path(setup.folder) / "tokenizer", note)
-                                                        : load_tokenizer(*config.data.tokenizer);
-  setup.model = model_of(config.model);
+  if (config.model.from) setup.base.emplace(open_model(*config.model.from));
+  setup.tokenizer = resolve_tokenizer(setup, note);
+  setup.model = model_of(config.model, setup.base);
   // A new model takes its vocabulary from the tokenizer unless told a larger one.
   if (setup.model.vocab_size == 0) setup.model.vocab_size = setup.tokenizer->vocab_size();
   if (setup.model.vocab_size < setup.tokenizer->vocab_size())

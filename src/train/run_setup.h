@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "checkpoint/model_source.h"
 #include "data/dataset.h"
 #include "planner/plan.h"
 #include "tokenizer/tokenizer.h"
@@ -24,6 +25,7 @@ using SetupNote = std::function<void(std::string_view)>;
 struct RunSetup {
   RunConfig config;
   std::string folder;  // the run's: checkpoints, data, tokenizer, metrics
+  std::optional<ModelSource> base;  // model.from, when given: its weights, configuration and tokenizer are where the run starts
   std::optional<Tokenizer> tokenizer;
   ModelConfig model;
   std::unique_ptr<Dataset> train;

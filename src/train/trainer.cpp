@@ -124,7 +124,10 @@ int64_t Trainer::start_or_resume() {
     if (!newest.skipped.empty())
       throw Error(ErrorCode::kCorruptData, "{} holds {} checkpoints and none verifies (see above); restore one, or start over with --fresh, which sets them aside",
                   setup_.folder, newest.skipped.size());
-    engine_.initialize_weights(static_cast<uint64_t>(setup_.config.train.seed));
+    if (setup_.base)
+      load_model(*setup_.base, physical(std::nullopt), physical(StateField::kLow));
+    else
+      engine_.initialize_weights(static_cast<uint64_t>(setup_.config.train.seed));
     return 0;
   }
   load(*newest.path);
