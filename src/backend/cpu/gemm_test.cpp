@@ -18,7 +18,7 @@ constexpr DType kB = DType::kBF16, kF = DType::kF32;
 struct Shape {
   int64_t t, k, n;
 };
-const Shape kShapes[] = {{1, 1, 1}, {7, 33, 17}, {65, 96, 97}, {31, 257, 49}, {130, 64, 300}, {16, 5000, 40}};
+const Shape kShapes[] = {{1, 1, 1}, {7, 33, 17}, {65, 96, 97}, {31, 257, 49}, {130, 64, 300}, {16, 5000, 40}, {530, 4200, 33}};
 
 // The machines of op_test_util, and the native instruction.
 std::vector<Machine> machines_for(Arithmetic arithmetic) {
