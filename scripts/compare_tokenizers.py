@@ -124,9 +124,24 @@ def main():
             ranks = {base64.b64decode(v["token_bytes"]): v["rank"] for v in data["vocab"][: size - special]}
             enc = tiktoken.Encoding("tekken", pat_str=data["config"]["pattern"], mergeable_ranks=ranks, special_tokens={})
             compare(f"tiktoken {os.path.basename(path)}", bench, path, cases, lambda t: [i + special for i in enc.encode_ordinary(t)])
+    compare_trained_sentencepiece(bench, cases)
     if smollm:
         compare_smollm(bench, glob.glob(f"{smollm}/*.gguf")[0], cases)
     sys.exit(1 if failed else 0)
+
+
+def compare_trained_sentencepiece(bench, cases):
+    """The large built-in normalizations, which no small golden file can hold."""
+    lines = [line for text in cases for line in text.split("\n") if line.strip()]
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in ("unigram", "bpe"):
+            for rule in ("nmt_nfkc", "nmt_nfkc_cf"):
+                path = f"{folder}/{kind}_{rule}.model"
+                with open(path, "wb") as sink:
+                    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=sink, vocab_size=2000, hard_vocab_limit=False,
+                                                             model_type=kind, normalization_rule_name=rule, minloglevel=2)
+                sp = sentencepiece.SentencePieceProcessor(model_file=path)
+                compare(f"sentencepiece {kind} {rule}", bench, path, cases, sp.encode)
 
 
 def compare_smollm(bench, path, cases):

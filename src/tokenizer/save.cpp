@@ -75,9 +75,6 @@ std::string config_text(const Tokenizer& tokenizer) {
   return config.dump(2, ' ', false, ordered_json::error_handler_t::replace) + "\n";
 }
 
-// With its keys sorted, as a loaded file has them: a tokenizer that was just trained and the same one read back have one text and one hash.
-ordered_json component_json(const std::string& text) { return ordered_json::parse(nlohmann::json::parse(text).dump()); }
-
 }  // namespace
 
 std::string tokenizer_json_text(const Tokenizer& tokenizer) {
@@ -89,10 +86,10 @@ std::string tokenizer_json_text(const Tokenizer& tokenizer) {
   ordered_json added = ordered_json::array();
   for (const AddedToken& token : spec.added) added.push_back(added_json(token));
   root["added_tokens"] = std::move(added);
-  root["normalizer"] = component_json(spec.normalizer);
-  root["pre_tokenizer"] = component_json(spec.pre_tokenizer);
-  root["post_processor"] = component_json(spec.post_processor);
-  root["decoder"] = component_json(spec.decoder);
+  root["normalizer"] = ordered_json::parse(spec.normalizer);
+  root["pre_tokenizer"] = ordered_json::parse(spec.pre_tokenizer);
+  root["post_processor"] = ordered_json::parse(spec.post_processor);
+  root["decoder"] = ordered_json::parse(spec.decoder);
   root["model"] = model_json(spec);
   return root.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
 }

@@ -175,7 +175,8 @@ Tokenizer::Tokenizer(TokenizerSpec spec) {
   impl->instance = ++num_instances;
   impl->spec = std::move(spec);
   // One spelling, so that equal tokenizers have equal hashes.
-  for (std::string* component : {&impl->spec.normalizer, &impl->spec.pre_tokenizer, &impl->spec.post_processor, &impl->spec.decoder}) {
+  for (std::string* component :
+       {&impl->spec.normalizer, &impl->spec.pre_tokenizer, &impl->spec.post_processor, &impl->spec.decoder}) {
     *component = canonical_json(*component, "tokenizer component");
   }
   impl->normalizer = Normalizer::from_json(impl->spec.normalizer);

@@ -333,7 +333,8 @@ TEST(TokenizerBadInput, GgufVocabularies) {
   expect_error(ErrorCode::kCorruptData, "not in the vocabulary", with([](auto* d) { d->merges.push_back("zz zz"); }));
   expect_error(ErrorCode::kCorruptData, "not in the vocabulary", with([](auto* d) { d->merges.push_back(""); }));
   expect_error(ErrorCode::kCorruptData, "BOS", with([](auto* d) { d->bos_id = 1 << 30; }));
-  expect_error(ErrorCode::kCorruptData, "stands twice", with([](auto* d) { d->merges.clear(), d->tokens[270] = d->tokens[269]; }));
+  expect_error(ErrorCode::kCorruptData, "stands twice",
+               with([](auto* d) { d->merges.clear(), d->tokens[270] = d->tokens[269]; }));
   expect_error(ErrorCode::kCorruptData, "not UTF-8", with([](auto* d) { d->merges.clear(), d->tokens[270] = "\xFF"; }));
   expect_error(ErrorCode::kCorruptData, "empty",
                with([](auto* d) { d->tokens.clear(), d->token_types.clear(), d->merges.clear(), d->bos_id = -1; }));
