@@ -17,7 +17,8 @@
 
 namespace orrery {
 
-/// NUMERICS rule 1: the order of the products inside a bf16 dot product. f32 products are always kFma1.
+/// NUMERICS rule 1: the order of the products inside a bf16 dot product. f32 products have one order
+/// everywhere: chains of 256 FMAs from +0, met in order.
 ///   kAmx32  K in granules of 32: an even and an odd chain of f32 FMAs from +0 over the 16 pairs, then c += even + odd
 ///   kDp2    vdpbf16ps: per pair of K, in order
 ///   kFma1   one f32 FMA chain over K

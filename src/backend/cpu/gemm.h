@@ -102,6 +102,7 @@ struct ProductBlocks {
     constexpr int64_t kDepthBytesMax = 8192, kSliceBytes = 1024;
     const int64_t padded = round_up(std::max<int64_t>(k, 1), kGranuleK);
     const bool deep = padded * element_bytes > kDepthBytesMax && m > kGranuleK;
+    static_assert(kSliceBytes / 4 % kChainF32 == 0 && kSliceBytes / 2 % kGranuleK == 0, "cutting K must not change a bit");
     ProductBlocks blocks;
     blocks.depth = deep ? kSliceBytes / element_bytes : padded;
     blocks.rows = deep ? std::min(m, kDeepRows) : m;

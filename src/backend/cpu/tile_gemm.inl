@@ -50,15 +50,19 @@ void rows_bf16(int64_t k, const uint16_t* a, int64_t lda, const uint16_t* panel,
   for (int r = 0; r < R; ++r) store(c + r * ldc, sum[r]);
 }
 
+// Chains of kChainF32, each from +0, met in order: a sum that has grown large takes K / 256 roundings of its size, not K.
 template <int R>
 void rows_f32(int64_t k, const float* a, int64_t lda, const float* panel, float* c, int64_t ldc, bool accumulate) {
-  F32x16 sum[R];
-  for (int r = 0; r < R; ++r) sum[r] = accumulate ? load(c + r * ldc) : zero();
-  for (int64_t i = 0; i < k; ++i) {
-    const F32x16 b = load(panel + i * kPanel);
-    for (int r = 0; r < R; ++r) sum[r] = fma(splat(a[r * lda + i]), b, sum[r]);
+  for (int64_t k0 = 0; k0 < k || k0 == 0; k0 += kChainF32) {
+    const int64_t end = k - k0 < kChainF32 ? k : k0 + kChainF32;
+    F32x16 sum[R];
+    for (int r = 0; r < R; ++r) sum[r] = zero();
+    for (int64_t i = k0; i < end; ++i) {
+      const F32x16 b = load(panel + i * kPanel);
+      for (int r = 0; r < R; ++r) sum[r] = fma(splat(a[r * lda + i]), b, sum[r]);
+    }
+    for (int r = 0; r < R; ++r) store(c + r * ldc, accumulate || k0 > 0 ? load(c + r * ldc) + sum[r] : sum[r]);
   }
-  for (int r = 0; r < R; ++r) store(c + r * ldc, sum[r]);
 }
 
 constexpr int kRows = ORRERY_SIMD_AVX512 ? 6 : 3;

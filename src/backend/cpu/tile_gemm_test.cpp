@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -110,7 +111,7 @@ TEST_F(TileGemmTest, CloseToF64) {
     }
 }
 
-// f32 panels and the two transpositions against plain loops.
+// f32 panels and products (chains of kChainF32, met in order) and the two transpositions against plain loops.
 TEST_F(TileGemmTest, PackingAndF32) {
   for (VectorIsa isa : {VectorIsa::kAvx2, VectorIsa::kAvx512}) {
     if (isa == VectorIsa::kAvx512 && !cpu_features().avx512) continue;
@@ -128,7 +129,11 @@ TEST_F(TileGemmTest, PackingAndF32) {
       for (int64_t i = 0; i < m; ++i)
         for (int64_t j = 0; j < n; ++j) {
           float sum = 0;
-          for (int64_t p = 0; p < k; ++p) sum = std::fma(a[i * k + p], b[j * k + p], sum);
+          for (int64_t first = 0; first < k; first += kChainF32) {
+            float chain = 0;
+            for (int64_t p = first; p < std::min(k, first + kChainF32); ++p) chain = std::fma(a[i * k + p], b[j * k + p], chain);
+            sum += chain;
+          }
           EXPECT_EQ(sum, c[i * columns + j]);
         }
       const int64_t padded = round_up(k, 32), stride = panel_elements_bf16(k);
