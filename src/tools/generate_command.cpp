@@ -26,6 +26,7 @@ using Clock = std::chrono::steady_clock;
 struct Options {
   std::string model, tokenizer, prompt, system;
   int64_t max_tokens = 256, max_context = 0;
+  std::string dtype = "bf16";
   int threads = 0;
   SamplingOptions sampling;
   bool timing = false;
@@ -40,6 +41,8 @@ void add_shared_options(CLI::App* command, Options* options) {
   command->add_option("--top-k", options->sampling.top_k, "draw from the k most likely; 0 for all")->check(CLI::NonNegativeNumber);
   command->add_option("--top-p", options->sampling.top_p, "then from the fewest that hold this probability")->check(CLI::Range(0.0, 1.0));
   command->add_option("--seed", options->sampling.seed, "the same seed gives the same text");
+  command->add_option("--dtype", options->dtype, "what weights and activations are computed in; f32 is slower and more exact")
+      ->check(CLI::IsMember({"bf16", "f32"}));
   command->add_option("--threads", options->threads, "compute threads; 0 for every core");
   command->add_flag("--timing", options->timing, "print tokens per second and where the time went to stderr");
 }
@@ -51,7 +54,7 @@ class Conversation {
       : options_(options),
         source_(open_model(options.model)),
         tokenizer_(model_tokenizer(source_, options.tokenizer)),
-        generator_(source_, {.num_threads = options.threads, .max_context = options.max_context}),
+        generator_(source_, {.num_threads = options.threads, .max_context = options.max_context, .compute_dtype = *parse_dtype(options.dtype)}),
         sampler_(options.sampling) {
     for (const SkippedCheckpoint& skipped : source_.skipped()) fmt::print(stderr, "skipped   {}: {}\n", skipped.path, skipped.reason);
     if (tokenizer_.vocab_size() > source_.config().vocab_size)
