@@ -37,7 +37,7 @@ std::string to_string(const Shape& shape);  // "[T<=2048, 768]"
 
 enum class ValueKind : uint8_t {
   kBatch,       // index = BatchField: a slice of the step's batch
-  kParameter,   // index = parameter: the compute weight
+  kParameter,   // index = parameter: the compute weight; sub = 1: its packed form, bytes
   kConstant,    // index = constant: filled once at start, e.g. the rope table
   kActivation,  // made by an op of forward or backward; lives in an activation slot
   kGradient,    // index = parameter, sub = accumulator: summed over micro-batches in a gradient buffer

@@ -121,8 +121,21 @@ class Layout {
     const size_t count = stage_.parameters.size();
     map_.parameter_offset.assign(count, -1);
     map_.state_offset.assign(count, {-1, -1, -1});
+    std::vector<bool> plain(count, false);
+    map_.packed_offset.assign(count, -1);
+    for (const Block& block : stage_.blocks)
+      for (const Op& op : block.ops)
+        for (ValueId id : op.inputs) {
+          const Value& value = stage_.value(id);
+          if (value.kind != ValueKind::kParameter) continue;
+          if (value.sub == 0)
+            plain[static_cast<size_t>(value.index)] = true;
+          else if (map_.packed_offset[static_cast<size_t>(value.index)] < 0)
+            map_.packed_offset[static_cast<size_t>(value.index)] = take(value.bytes(), MemoryClass::kPackedWeights);
+        }
+    // A weight that only packed products read exists in its packed form alone.
     for (size_t i = 0; i < count; ++i)
-      map_.parameter_offset[i] = take(stage_.parameters[i].num_elements() * dtype_bytes(stage_.compute_dtype), MemoryClass::kWeights);
+      if (plain[i]) map_.parameter_offset[i] = take(stage_.parameters[i].num_elements() * dtype_bytes(stage_.compute_dtype), MemoryClass::kWeights);
     if (!trains()) return;
     if (stage_.compute_dtype == DType::kBF16)
       for (size_t i = 0; i < count; ++i)

@@ -75,6 +75,7 @@ enum class OpKind : uint8_t {
   kSgd,            // (gradient, scale, hyper) -> high, low, m
   kLion,           // (gradient, scale, hyper) -> high, low, m
   // ---- serving --------------------------------------------------------------------------------------------------------
+  kLinearPacked,    // (x [T, K], weight in panels (a byte vector) (, bias [N])) -> y [T, N], the bits of kLinear; PackedLinearAttributes
   kKvWrite,         // (k [T, K*H], v [T, K*H], slots [T] i32) -> k_cache, v_cache [blocks, block_tokens, K*H] in place
   kPagedAttention,  // (q [T, N*H], k_cache, v_cache, block_table [S, max_blocks] i32, context_lens [S] i32, cu_seqlens [S + 1] i32)
                     //   -> o [T, N*H]. The last rows of a sequence are its queries; keys are read from the cache only (rule 13)
@@ -111,12 +112,17 @@ struct AttentionAttributes {
   int64_t block_tokens = 0;   // tokens per KV block; serving ops only
   bool operator==(const AttentionAttributes&) const = default;
 };
+struct PackedLinearAttributes {
+  int64_t num_columns = 0;  // N: the packed bytes do not say it
+  bool operator==(const PackedLinearAttributes&) const = default;
+};
 struct OptimizerAttributes {
   bool decay = false;  // weight decay applies: matrices, not norms, biases or embeddings
   bool operator==(const OptimizerAttributes&) const = default;
 };
 
-using Attributes = std::variant<NoAttributes, SplitAttributes, NormAttributes, RopeAttributes, AttentionAttributes, OptimizerAttributes>;
+using Attributes = std::variant<NoAttributes, SplitAttributes, NormAttributes, RopeAttributes, AttentionAttributes, PackedLinearAttributes,
+                                OptimizerAttributes>;
 
 /// The step's scalars that optimizer kernels read: an input value of kOptimizerScale and the update ops, written by the trainer
 /// into the arena before OPT. Bias corrections are computed once, in f64, by the trainer.

@@ -93,6 +93,7 @@ std::vector<ValueType> infer_types(OpKind kind, const Attributes& attributes, co
               matmul(in[0], a.num_kv_heads * a.head_dim)};
     }
     case OpKind::kSplitRopeGrad: return {matmul(in[0], width_of(in[0]) + width_of(in[1]) + width_of(in[2]))};
+    case OpKind::kLinearPacked: return {matmul(in[0], std::get<PackedLinearAttributes>(attributes).num_columns)};
     case OpKind::kPagedAttention: return {in[0]};
     case OpKind::kKvWrite:
     case OpKind::kAccumulate:
@@ -152,6 +153,9 @@ OpCost op_cost(const Stage& stage, const Op& op, int64_t num_tokens, double mean
     case OpKind::kLinearGradInput:
     case OpKind::kLinearGradInputGelu:
     case OpKind::kLinearCrossEntropy: cost.flops = product(op.inputs[1]); break;
+    case OpKind::kLinearPacked:
+      cost.flops = 2.0 * tokens * static_cast<double>(std::get<PackedLinearAttributes>(op.attributes).num_columns * stage.value(op.inputs[0]).shape.back().bound);
+      break;
     case OpKind::kLinearGradWeight: cost.flops = product(op.outputs[0]); break;
     case OpKind::kLinearCrossEntropyGrad:
     case OpKind::kLinearCrossEntropyWithGrad: cost.flops = 3 * product(op.inputs[1]); break;

@@ -90,6 +90,7 @@ class Verifier {
   void persistent_buffers() {
     for (size_t i = 0; i < stage_.parameters.size(); ++i) {
       const ParameterSpec& spec = stage_.parameters[i];
+      if (i < map_.packed_offset.size()) persistent(spec.name + " packed", map_.packed_offset[i], spec.num_elements() * dtype_bytes(stage_.compute_dtype));
       persistent(spec.name, map_.parameter_offset[i], spec.num_elements() * dtype_bytes(stage_.compute_dtype));
       if (i < map_.state_offset.size())
         for (size_t field = 0; field < 3; ++field)

@@ -8,7 +8,36 @@
 
 namespace orrery {
 
-ServingPlan make_serving_plan(const ServingPlanOptions& options, const WorkspaceBytes& workspace_bytes) {
+namespace {
+
+// kLinear -> kLinearPacked: each weight gets a second value, its packed form, shared by all its readers.
+void pack_weights(Stage& stage, const PackedBytes& packed_bytes) {
+  std::vector<ValueId> packed_of(stage.parameters.size(), kNoValue);
+  for (Op& op : stage.block(Phase::kForward).ops) {
+    if (op.kind != OpKind::kLinear) continue;
+    const Value weight = stage.value(op.inputs[1]);
+    const ParameterSpec& spec = stage.parameters[static_cast<size_t>(weight.index)];
+    ValueId& packed = packed_of[static_cast<size_t>(weight.index)];
+    if (packed == kNoValue) {
+      Value value;
+      value.name = weight.name + ".packed";
+      value.dtype = DType::kU8;
+      value.shape = {{packed_bytes(stage.compute_dtype, spec.rows(), spec.columns())}};
+      value.kind = ValueKind::kParameter;
+      value.index = weight.index;
+      value.sub = 1;
+      packed = static_cast<ValueId>(stage.values.size());
+      stage.values.push_back(std::move(value));
+    }
+    op.kind = OpKind::kLinearPacked;
+    op.inputs[1] = packed;
+    op.attributes = PackedLinearAttributes{spec.rows()};
+  }
+}
+
+}  // namespace
+
+ServingPlan make_serving_plan(const ServingPlanOptions& options, const WorkspaceBytes& workspace_bytes, const PackedBytes& packed_bytes) {
   ServingPlan plan;
   plan.options = options;
   if (plan.options.max_context == 0) plan.options.max_context = options.model.max_seq_len;
@@ -24,6 +53,7 @@ ServingPlan make_serving_plan(const ServingPlanOptions& options, const Workspace
   forward.kv_block_tokens = options.block_tokens;
   forward.max_blocks_per_segment = plan.blocks_per_sequence;
   build_forward(options.model, forward, plan.stage, Phase::kForward);
+  pack_weights(plan.stage, packed_bytes);
   fuse_forward(plan.stage, Phase::kForward);
   remove_copies(plan.stage);
   MemoryMapOptions memory;

@@ -1,7 +1,7 @@
 // The plan of a model that serves: one forward block with the paged cache, its bounds, and where every byte lies.
 #pragma once
 
-#include <string>
+#include <functional>
 
 #include "ir/memory_map.h"
 #include "model/model_config.h"
@@ -24,7 +24,11 @@ struct ServingPlan {
   MemoryMap memory;
 };
 
-/// Errors: kInvalidConfig when max_context is more than the model's max_seq_len.
-ServingPlan make_serving_plan(const ServingPlanOptions& options, const WorkspaceBytes& workspace_bytes);
+/// Bytes of the packed form of a weight [n, k] on the machine that serves (backend kernel traits).
+using PackedBytes = std::function<int64_t(DType dtype, int64_t n, int64_t k)>;
+
+/// Every linear layer reads its weight packed, so that a few rows run at memory speed. Errors: kInvalidConfig when max_context is more
+/// than the model's max_seq_len.
+ServingPlan make_serving_plan(const ServingPlanOptions& options, const WorkspaceBytes& workspace_bytes, const PackedBytes& packed_bytes);
 
 }  // namespace orrery

@@ -93,7 +93,7 @@ TensorView Executor::view(ValueId id, const ActionBinding& binding) const {
       offset += token_shaped ? binding.first_token * element : binding.micro_batch * align_up(value.bytes(), kArenaAlignment);
       break;
     }
-    case ValueKind::kParameter: offset = map_.parameter_offset[value.index]; break;
+    case ValueKind::kParameter: offset = value.sub == 0 ? map_.parameter_offset[value.index] : map_.packed_offset[value.index]; break;
     case ValueKind::kConstant: offset = map_.constant_offset[value.index]; break;
     case ValueKind::kActivation: offset = map_.activation_offset[stage_.storage(id)]; break;
     case ValueKind::kGradient:

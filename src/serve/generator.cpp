@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "backend/cpu/gemm_kernels.h"
 #include "base/error.h"
 #include "runtime/initialize.h"
 #include "runtime/machine_facts.h"
@@ -27,7 +28,7 @@ ServingPlan plan_for(const ModelSource& source, const GeneratorOptions& options,
   serving.model = source.config();
   serving.compute_dtype = options.compute_dtype;
   serving.max_context = options.max_context;
-  return make_serving_plan(serving, [device](const Stage& stage, const Op& op) { return op_workspace_bytes(device, stage, op, 0); });
+  return make_serving_plan(serving, [device](const Stage& stage, const Op& op) { return op_workspace_bytes(device, stage, op, 0); }, packed_weight_bytes);
 }
 
 }  // namespace
@@ -40,15 +41,36 @@ Generator::Generator(const ModelSource& source, const GeneratorOptions& options,
       arena_(plan_.memory.total_bytes),
       executor_(plan_.stage, plan_.memory, arena_, {&pool_, machine.device.isa, machine.device.arithmetic, true}, 0) {
   set_floating_point_mode();
-  std::vector<PhysicalTensor> tensors;
-  for (size_t i = 0; i < plan_.stage.parameters.size(); ++i)
-    tensors.push_back({&plan_.stage.parameters[i], arena_.data() + plan_.memory.parameter_offset[i], plan_.stage.compute_dtype});
-  load_model(source, tensors);
+  load_weights(source, {&pool_, machine.device.isa, machine.device.arithmetic, true});
   for (size_t i = 0; i < plan_.stage.constants.size(); ++i)
     fill_rope_table(plan_.stage.constants[i], reinterpret_cast<float*>(arena_.data() + plan_.memory.constant_offset[i]));
   // One sequence owns every block, in order.
   int32_t* blocks = field<int32_t>(BatchField::kBlockTable);
   std::iota(blocks, blocks + plan_.blocks_per_sequence, 0);
+}
+
+// Plain weights go to their place; packed ones by way of a copy that lives while one parameter is loaded.
+void Generator::load_weights(const ModelSource& source, const KernelContext& context) {
+  std::vector<std::byte> staging;
+  for (size_t i = 0; i < plan_.stage.parameters.size(); ++i) {
+    const ParameterSpec& spec = plan_.stage.parameters[i];
+    const int64_t plain = plan_.memory.parameter_offset[i], packed = plan_.memory.packed_offset[i];
+    std::byte* data = plain >= 0 ? arena_.data() + plain : nullptr;
+    if (data == nullptr) {
+      staging.resize(static_cast<size_t>(spec.num_elements() * dtype_bytes(plan_.stage.compute_dtype)));
+      data = staging.data();
+    }
+    const PhysicalTensor tensor{&spec, data, plan_.stage.compute_dtype};
+    load_model(source, std::span(&tensor, 1));
+    if (packed < 0) continue;
+    TensorView weight;
+    weight.data = data;
+    weight.dtype = plan_.stage.compute_dtype;
+    weight.num_dims = 2;
+    weight.dims = {spec.rows(), spec.columns(), 0, 0};
+    weight.row_stride = spec.columns();
+    pack_weight(context, weight, arena_.data() + packed);
+  }
 }
 
 template <typename T>

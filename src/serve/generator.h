@@ -41,6 +41,7 @@ class Generator {
  private:
   struct Machine;
   Generator(const ModelSource& source, const GeneratorOptions& options, const Machine& machine);
+  void load_weights(const ModelSource& source, const KernelContext& context);
   void forward(std::span<const int32_t> tokens);
   template <typename T>
   T* field(BatchField name) const;

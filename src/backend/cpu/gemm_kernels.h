@@ -8,10 +8,7 @@
 
 namespace orrery {
 
-/// Every kernel that is a matrix product, for kernel_table.cpp.
-std::span<const KernelEntry> gemm_kernels();
-
-// One list per file.
+// The matrix products, one list per file, joined in kernel_table.cpp.
 std::span<const KernelEntry> linear_kernels();
 std::span<const KernelEntry> linear_grad_weight_kernels();
 std::span<const KernelEntry> cross_entropy_kernels();

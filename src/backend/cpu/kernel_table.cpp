@@ -32,7 +32,9 @@ const KernelTable& kernel_table() {
     filled.add(optimizer_kernels());
     filled.add(attention_kernel_entries());
     filled.add(paged_attention_entries());
-    filled.add(gemm_kernels());
+    filled.add(linear_kernels());
+    filled.add(linear_grad_weight_kernels());
+    filled.add(cross_entropy_kernels());
     return filled;
   }();
   return table;

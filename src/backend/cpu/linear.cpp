@@ -100,6 +100,19 @@ void run_packed(const KernelContext& context, const TensorView& x, const std::by
   multiply(context, product, workspace, to);
 }
 
+// kLinearPacked: the weight is a byte vector, N comes from the attributes.
+int64_t packed_workspace(const DeviceSpec& device, const OpCall& call) {
+  return linear_packed_workspace_bytes(device, call.in(0).dtype, call.in(0).rows(), call.attribute<PackedLinearAttributes>().num_columns,
+                                       call.in(0).row_width());
+}
+
+void run_linear_packed(const KernelContext& context, const OpCall& call) {
+  const int64_t n = call.attribute<PackedLinearAttributes>().num_columns;
+  ORRERY_CHECK(call.in(1).num_elements() >= packed_weight_bytes(call.in(0).dtype, n, call.in(0).row_width()), "packed weight of {} bytes",
+               call.in(1).num_elements());
+  linear_packed(context, call.in(0), call.in(1).data, n, call.inputs.size() > 2 ? &call.in(2) : nullptr, call.out(0), call.workspace);
+}
+
 }  // namespace
 
 std::span<const KernelEntry> linear_kernels() {
@@ -108,6 +121,8 @@ std::span<const KernelEntry> linear_kernels() {
       entry_of(OpKind::kLinearGelu, DType::kBF16),      entry_of(OpKind::kLinearGelu, DType::kF32),
       entry_of(OpKind::kLinearGradInput, DType::kBF16), entry_of(OpKind::kLinearGradInput, DType::kF32),
       entry_of(OpKind::kLinearGradInputGelu, DType::kBF16), entry_of(OpKind::kLinearGradInputGelu, DType::kF32),
+      {OpKind::kLinearPacked, DType::kBF16, run_linear_packed, packed_workspace},
+      {OpKind::kLinearPacked, DType::kF32, run_linear_packed, packed_workspace},
   };
   return kEntries;
 }
@@ -141,18 +156,6 @@ void linear_packed(const KernelContext& context, const TensorView& x, const std:
     run_packed<uint16_t>(context, x, packed, n, bias, y, workspace);
   else
     run_packed<float>(context, x, packed, n, bias, y, workspace);
-}
-
-std::span<const KernelEntry> gemm_kernels() {
-  static const auto entries = [] {
-    std::array<KernelEntry, 16> all{};
-    size_t count = 0;
-    for (std::span<const KernelEntry> list : {linear_kernels(), linear_grad_weight_kernels(), cross_entropy_kernels()})
-      for (const KernelEntry& entry : list) all.at(count++) = entry;
-    ORRERY_CHECK(count == all.size(), "{} matrix products", count);
-    return all;
-  }();
-  return entries;
 }
 
 }  // namespace orrery
