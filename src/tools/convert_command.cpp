@@ -56,6 +56,11 @@ int run_convert(const Options& options) {
     write_gguf(source, options.output, type);
     fmt::print(stderr, "wrote {} in {}\nnext:  orrery generate {} --prompt \"...\"\n", options.output, block_type_name(type),
                options.output);
+    if (source.config().sliding_window != 0) {
+      // Seen: scripts/compare_exports.py. The key is in the file, and Orrery reads it.
+      fmt::print(stderr, "note: llama.cpp has no sliding window for this architecture; beyond {} tokens it answers as if every token saw all before it\n",
+                 source.config().sliding_window);
+    }
   } else {
     HfFolderOptions folder;
     if (!options.type.empty()) folder.dtype = parse_dtype(options.type);
