@@ -473,6 +473,13 @@ class Preparation {
       const BuildResult result = build_data(build, encoder_, progress_);
       notes.push_back(fmt::format("{} {}: {} tokens to train on, {} held out", result.was_up_to_date ? "unchanged" : "built",
                                   build.output_folder, result.manifest.train.tokens, result.manifest.validation.tokens));
+      const auto held_out = static_cast<double>(result.manifest.validation.tokens);
+      const double share = held_out / std::max(1.0, held_out + static_cast<double>(result.manifest.train.tokens));
+      // Whole documents are held out: one of few can be most of the text.
+      if (share > 2 * val_fraction && held_out > 0)
+        notes.push_back(fmt::format("{:.0f} % of the tokens are held out where val_fraction asks for {:.0f} %, because the documents are few and "
+                                    "large; split the text into more files, or name data.validation",
+                                    100 * share, 100 * val_fraction));
       add_folder(build.output_folder, encoder_, &source, validation);
     }
     train->push_back(std::move(source));

@@ -42,7 +42,7 @@ ServingPlan make_serving_plan(const ServingPlanOptions& options, const Workspace
   plan.options = options;
   if (plan.options.max_context == 0) plan.options.max_context = options.model.max_seq_len;
   if (plan.options.max_context > options.model.max_seq_len)
-    throw Error(ErrorCode::kInvalidConfig, "a context of {} tokens was asked for, the model was made for at most {}", plan.options.max_context, options.model.max_seq_len);
+    throw Error(ErrorCode::kInvalidConfig, "a context of {} tokens was asked for, the model was made for at most {}; ask for no more, or leave --max-context out", plan.options.max_context, options.model.max_seq_len);
   plan.blocks_per_sequence = (plan.options.max_context + options.block_tokens - 1) / options.block_tokens;
   plan.stage.compute_dtype = options.compute_dtype;
   ForwardOptions forward;

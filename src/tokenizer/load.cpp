@@ -58,7 +58,7 @@ Tokenizer load_file(const std::string& path, const std::string& config) {
 
 Tokenizer load_tokenizer(const std::string& path) {
   struct stat status {};
-  if (stat(path.c_str(), &status) != 0) throw_io_error(errno, fmt::format("cannot open tokenizer {}", path));
+  if (stat(path.c_str(), &status) != 0) throw_io_error(errno, fmt::format("cannot open the tokenizer {} (a folder with tokenizer.json, or a file)", path));
   const bool is_folder = S_ISDIR(status.st_mode);
   const std::string folder =
       is_folder ? path : path.substr(0, path.find_last_of('/') == std::string::npos ? 0 : path.find_last_of('/'));

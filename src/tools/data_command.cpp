@@ -19,6 +19,7 @@
 #include "data/tokenizer_encoder.h"
 #include "tokenizer/tokenizer.h"
 #include "tools/commands.h"
+#include "tools/number_checks.h"
 
 namespace orrery {
 namespace {
@@ -138,7 +139,7 @@ void add_build(CLI::App& parent, int& exit_code) {
   app->add_option("--max-document-bytes", build.max_document_bytes, "cut longer text documents at an empty line; 0: never")
       ->capture_default_str();
   app->add_option("--shard-tokens", build.shard_tokens_max, "start a new shard beyond this many tokens")
-      ->check(CLI::PositiveNumber)
+      ->check(above_zero())
       ->capture_default_str();
   app->add_option("--threads", build.num_threads, "1 or 2; the result is the same")
       ->check(CLI::Range(1, 2))
@@ -266,7 +267,7 @@ void add_inspect(CLI::App& parent, int& exit_code) {
   CLI::App* app = parent.add_subcommand("inspect", "what a folder of shards or a token file holds");
   app->add_option("path", command->path, "folder of shards, .orrtok, or Megatron .bin")->required();
   app->add_option("--documents", command->num_documents, "print the first N documents of each file")
-      ->check(CLI::NonNegativeNumber);
+      ->check(zero_or_more());
   app->add_option("-t,--tokenizer", command->tokenizer_path, "to print text; default: the one in the folder");
   app->add_flag("--verify", command->verify, "read everything and check every block");
   app->add_flag("--json", command->json, "print JSON");

@@ -13,6 +13,7 @@
 #include "data/tokenizer_encoder.h"
 #include "tools/commands.h"
 #include "tools/model_options.h"
+#include "tools/number_checks.h"
 #include "train/evaluator.h"
 #include "train/run_setup.h"
 
@@ -49,9 +50,17 @@ class TemporaryFolder {
   fs::path path_;
 };
 
+// Positions behind the model's longest sequence have no row in its tables.
+void check_seq_len(const ModelSource& source, int64_t seq_len) {
+  if (seq_len >= 2 && seq_len <= source.config().max_seq_len) return;
+  throw Error(ErrorCode::kInvalidArgument, "--seq-len {}: wanted 2 to {}, the longest sequence that {} was made for", seq_len, source.config().max_seq_len,
+              source.path());
+}
+
 Evaluator make_evaluator(const ModelSource& source, const Options& options, int64_t seq_len, int64_t segments) {
   const auto dtype = parse_dtype(options.dtype);
   if (!dtype || (*dtype != DType::kBF16 && *dtype != DType::kF32)) throw Error(ErrorCode::kInvalidArgument, "--dtype {}: wanted bf16 or f32", options.dtype);
+  check_seq_len(source, seq_len);
   EvaluatorOptions evaluator;
   evaluator.num_threads = options.threads;
   evaluator.compute_dtype = *dtype;
@@ -77,6 +86,7 @@ void progress_line(int64_t done, int64_t total) {
 
 int evaluate_loss(const ModelSource& source, const Options& options, const TokenEncoder& encoder) {
   const int64_t seq_len = options.seq_len > 0 ? options.seq_len : std::min<int64_t>(source.config().max_seq_len, 2048);
+  check_seq_len(source, seq_len);
   std::unique_ptr<Dataset> dataset;
   std::optional<TemporaryFolder> temporary;
   if (options.data.empty()) {
@@ -143,7 +153,7 @@ void add_eval_command(CLI::App& app, int& exit_code) {
   command->add_option("--data", options->data, "text, JSON lines or token shards; without it, the held-out part of a run folder");
   command->add_option("--multiple-choice", options->multiple_choice, "JSON lines of context, choices and answer")->excludes("--data");
   command->add_option("--tokenizer", options->tokenizer, "a tokenizer folder or file, when the model brings none");
-  command->add_option("--seq-len", options->seq_len, "tokens of a window; 0 for the model's, at most 2048");
+  command->add_option("--seq-len", options->seq_len, "tokens of a window; 0 for the model's, at most 2048")->check(zero_or_more());
   command->add_option("--dtype", options->dtype, "bf16 or f32");
   command->add_option("--threads", options->threads, "compute threads; 0 for every core");
   command->add_flag("--json", options->json, "print JSON");

@@ -17,6 +17,7 @@
 #include "serve/sampler.h"
 #include "tools/commands.h"
 #include "tools/model_options.h"
+#include "tools/number_checks.h"
 
 namespace orrery {
 namespace {
@@ -35,11 +36,11 @@ struct Options {
 void add_shared_options(CLI::App* command, Options* options) {
   command->add_option("model", options->model, kModelHelp)->required();
   command->add_option("--tokenizer", options->tokenizer, "a tokenizer folder or file, when the model brings none");
-  command->add_option("--max-tokens", options->max_tokens, "most tokens of an answer")->check(CLI::PositiveNumber);
-  command->add_option("--max-context", options->max_context, "tokens of prompt and answers that fit; 0 for the model's own");
-  command->add_option("--temperature", options->sampling.temperature, "0 takes the most likely token")->check(CLI::NonNegativeNumber);
-  command->add_option("--top-k", options->sampling.top_k, "draw from the k most likely; 0 for all")->check(CLI::NonNegativeNumber);
-  command->add_option("--top-p", options->sampling.top_p, "then from the fewest that hold this probability")->check(CLI::Range(0.0, 1.0));
+  command->add_option("--max-tokens", options->max_tokens, "most tokens of an answer")->check(above_zero());
+  command->add_option("--max-context", options->max_context, "tokens of prompt and answers that fit; 0 for the model's own")->check(zero_or_more());
+  command->add_option("--temperature", options->sampling.temperature, "0 takes the most likely token")->check(zero_or_more());
+  command->add_option("--top-k", options->sampling.top_k, "draw from the k most likely; 0 for all")->check(zero_or_more());
+  command->add_option("--top-p", options->sampling.top_p, "then from the fewest that hold this probability")->check(from_zero_to_one());
   command->add_option("--seed", options->sampling.seed, "the same seed gives the same text");
   command->add_option("--dtype", options->dtype, "what weights and activations are computed in; f32 is slower and more exact")
       ->check(CLI::IsMember({"bf16", "f32"}));
@@ -58,10 +59,20 @@ class Conversation {
         sampler_(options.sampling) {
     for (const SkippedCheckpoint& skipped : source_.skipped()) fmt::print(stderr, "skipped   {}: {}\n", skipped.path, skipped.reason);
     if (tokenizer_.vocab_size() > source_.config().vocab_size)
-      throw Error(ErrorCode::kInvalidArgument, "the tokenizer has {} tokens, the model {}: they do not belong together", tokenizer_.vocab_size(), source_.config().vocab_size);
+      throw Error(ErrorCode::kInvalidArgument, "the tokenizer has {} tokens, the model {}: they do not belong together; leave --tokenizer out, or give the model's own", tokenizer_.vocab_size(), source_.config().vocab_size);
   }
 
   const Tokenizer& tokenizer() const { return tokenizer_; }
+
+  /// Errors: kInvalidArgument when `ids` do not fit behind what was said before.
+  void check_fits(const std::vector<int32_t>& ids) const {
+    const int64_t wanted = generator_.length() + static_cast<int64_t>(ids.size());
+    if (wanted <= generator_.max_context()) return;
+    throw Error(ErrorCode::kInvalidArgument, "the text has {} tokens, the context holds {}; {}", wanted, generator_.max_context(),
+                generator_.max_context() < source_.config().max_seq_len
+                    ? fmt::format("shorten it, or raise --max-context (the model's own is {})", source_.config().max_seq_len)
+                    : "shorten it: the model was made for no more");
+  }
 
   /// Streams an answer to `ids` to stdout.
   void answer(const std::vector<int32_t>& ids) {
@@ -122,6 +133,7 @@ int run_generate(const Options& options) {
     if (start < 0) throw Error(ErrorCode::kInvalidArgument, "the prompt is empty and the tokenizer has no begin token; give --prompt");
     ids.push_back(start);
   }
+  conversation.check_fits(ids);
   fmt::print("{}", options.prompt);
   conversation.answer(ids);
   return 0;
@@ -148,6 +160,7 @@ int run_chat(const Options& options) {
     if (!first) tokenizer.encode("<|im_end|>\n", {.add_special = false, .allow_special = true}, &scratch, &ids);
     for (const TextSegment& segment : render(messages)) tokenizer.encode(segment.text, {.add_special = false, .allow_special = segment.allow_special}, &scratch, &ids);
     tokenizer.encode("<|im_start|>assistant\n", {.add_special = false, .allow_special = true}, &scratch, &ids);
+    conversation.check_fits(ids);
     conversation.answer(ids);
     first = false;
   }

@@ -5,6 +5,7 @@
 #include <new>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <vector>
 
 #include "base/error.h"
@@ -134,8 +135,12 @@ int run_program(int argc, char** argv) {
   } catch (const Error& error) {
     fmt::print(stderr, "error: {}\n", error.what());
     exit_code = exit_status(error.code());
+  } catch (const std::system_error& error) {
+    // A folder that cannot be listed or renamed, a thread that the system refuses: the standard library's own text.
+    fmt::print(stderr, "error: the system refused: {}\n", error.what());
+    exit_code = exit_status(ErrorCode::kIo);
   } catch (const std::bad_alloc&) {
-    fmt::print(stderr, "error: out of memory\n");
+    fmt::print(stderr, "error: out of memory; give this process more, or use a smaller model, batch or data.seq_len\n");
     exit_code = exit_status(ErrorCode::kOutOfMemory);
   }
   return checked_flush(exit_code);

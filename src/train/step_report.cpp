@@ -38,6 +38,10 @@ std::string short_count(double value) {
 
 std::string memory_text(const StepReport& report) {
   if (report.planned_bytes == 0) return format_bytes(static_cast<double>(report.memory_bytes));
+  // A small plan in MiB: 0.02 of 0.01 GiB says nothing.
+  constexpr double kBytesPerMiB = kBytesPerGiB / 1024;
+  if (static_cast<double>(report.planned_bytes) < kBytesPerGiB / 10)
+    return fmt::format("{:.0f} of {:.0f} MiB", static_cast<double>(report.memory_bytes) / kBytesPerMiB, static_cast<double>(report.planned_bytes) / kBytesPerMiB);
   return fmt::format("{:.2f} of {:.2f} GiB", static_cast<double>(report.memory_bytes) / kBytesPerGiB,
                      static_cast<double>(report.planned_bytes) / kBytesPerGiB);
 }

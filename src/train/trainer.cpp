@@ -1,11 +1,15 @@
 #include "train/trainer.h"
 
 #include <chrono>
+#include <cerrno>
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <memory>
 #include <optional>
+#include <sstream>
 
 #include "base/error.h"
 #include "base/units.h"
@@ -55,6 +59,33 @@ void set_aside_old_run(const fs::path& folder) {
   for (const fs::path& path : old) fs::rename(path, aside / path.filename());
 }
 
+// "beta" has two values; all other names have one.
+std::map<std::string, std::string> numerics_values(const std::string& key) {
+  std::map<std::string, std::string> values;
+  std::istringstream words(key);
+  for (std::string name, value; words >> name >> value;) {
+    if (name == "beta") {
+      std::string second;
+      words >> second;
+      value += " " + second;
+    }
+    values[name] = value;
+  }
+  return values;
+}
+
+// The settings in which two numerics keys differ, one a line. A key is names and values separated by blanks (run_setup.cpp).
+std::string numerics_difference(const std::string& there, const std::string& here) {
+  const std::map<std::string, std::string> old_values = numerics_values(there), new_values = numerics_values(here);
+  std::string text;
+  for (const auto& [name, value] : new_values) {
+    const auto old = old_values.find(name);
+    if (old == old_values.end() || old->second != value)
+      text += fmt::format("  {}: {} there, {} here\n", name, old == old_values.end() ? "nothing" : old->second, value);
+  }
+  return text;
+}
+
 class Trainer {
  public:
   Trainer(RunSetup setup, const TrainOptions& options)
@@ -62,9 +93,11 @@ class Trainer {
 
   int run() {
     fmt::print(stderr, "{}", plan_to_text(plan_));
+    if (options_.fresh) set_aside_old_run(setup_.folder);
     const int64_t first_step = start_or_resume();
+    write_run_file();
     if (first_step >= setup_.num_steps) {
-      fmt::print(stderr, "nothing to do: the run has {} of {} steps; raise train.steps to go on\n", first_step, setup_.num_steps);
+      fmt::print(stderr, "nothing to do: the run has {} of {} steps; to go on, raise train.steps and give --accept-changes\n", first_step, setup_.num_steps);
       print_next();
       return 0;
     }
@@ -95,12 +128,14 @@ class Trainer {
 
   int64_t start_or_resume();
   void load(const std::string& path);
+  void write_run_file() const;
   void open_writer();
   int loop(int64_t first_step);
   StepReport report(int64_t step, const StepResult& result, int64_t interval_steps, double interval_seconds, int64_t first_step) const;
   std::optional<double> validate();
   void save(int64_t step);
   void finish_save();
+  void require_saved(int64_t step) const;
   void print_next() const;
 
   RunSetup setup_;
@@ -135,9 +170,9 @@ int64_t Trainer::start_or_resume() {
   const TrainingState& state = reader.training_state();
   if (state.numerics_key != setup_.numerics_key() && !options_.accept_changes)
     throw Error(ErrorCode::kInvalidConfig,
-                "{} was made by a run with other numerics, so going on would not give the bits of either:\n  there: {}\n  here:  {}\nrestore the old settings, go on "
-                "all the same with --accept-changes, or start over with --fresh",
-                *newest.path, state.numerics_key, setup_.numerics_key());
+                "{} was made with other settings, and going on would give the bits of neither run:\n{}restore the old settings, go on all the same with "
+                "--accept-changes, or start over with --fresh",
+                *newest.path, numerics_difference(state.numerics_key, setup_.numerics_key()));
   saved_step_ = state.step;
   fmt::print(stderr, "resumed   {} at step {}, every block verified\n", *newest.path, state.step);
   return state.step;
@@ -148,6 +183,15 @@ void Trainer::load(const std::string& path) {
   reader.load(physical(std::nullopt), "");
   for (const auto& [field, suffix] : kStateFields)
     if (const auto tensors = physical(field); !tensors.empty()) reader.load(tensors, suffix);
+}
+
+// The settings that the folder's newest state is made with: not before they were accepted.
+void Trainer::write_run_file() const {
+  const std::string path = (fs::path(setup_.folder) / "run.toml").string();
+  std::ofstream file(path, std::ios::binary | std::ios::trunc);
+  file << run_config_to_toml(setup_.config);
+  file.close();
+  if (!file) throw Error(ErrorCode::kIo, "cannot write {}: {}; free the disk, or choose another checkpoint.dir", path, std::strerror(errno));
 }
 
 void Trainer::open_writer() {
@@ -188,6 +232,13 @@ void Trainer::finish_save() {
   } catch (const Error& error) {
     progress_->note(fmt::format("warning: step {} could not be saved: {}; training goes on, older checkpoints are untouched", step, error.what()));
   }
+}
+
+// A run that ends with its last state unsaved has not done what it was started for.
+void Trainer::require_saved(int64_t step) const {
+  if (saved_step_ == step) return;
+  throw Error(ErrorCode::kIo, "step {} could not be saved (see above); {}; make room in {} and give the same command again", step,
+              saved_step_ > 0 ? fmt::format("the newest checkpoint is of step {}", saved_step_) : "there is no checkpoint", setup_.folder);
 }
 
 std::optional<double> Trainer::validate() {
@@ -274,6 +325,7 @@ int Trainer::loop(int64_t first_step) {
     }
     if (stopping && !last) {
       finish_save();
+      require_saved(step);
       progress_->note(fmt::format("stopped at step {}; the same command goes on from here", step));
       return exit_status(ErrorCode::kCancelled);
     }
@@ -282,6 +334,7 @@ int Trainer::loop(int64_t first_step) {
                   std::isfinite(result.loss_sum) ? "gradient" : "loss", saved_step_);
   }
   finish_save();
+  require_saved(setup_.num_steps);
   return 0;
 }
 
@@ -298,8 +351,6 @@ int train_run(const RunConfig& config, const TrainOptions& options) {
   fs::create_directories(folder, failure);
   if (failure) throw Error(ErrorCode::kIo, "cannot make the run's folder {}: {}; choose another checkpoint.dir", folder.string(), failure.message());
   const DirectoryLock lock(folder.string());
-  if (options.fresh) set_aside_old_run(folder);
-  std::ofstream(folder / "run.toml") << run_config_to_toml(config);
   RunSetup setup = prepare_run(config, options.num_threads, [](std::string_view line) { fmt::print(stderr, "{}\n", line); });
   return Trainer(std::move(setup), options).run();
 }
