@@ -95,7 +95,7 @@ int run(const Options& options) {
   StepResult result;
   for (int step = 0; step < options.warmup + options.steps; ++step) {
     random_batch(engine, step & 1, static_cast<uint32_t>(step));
-    if (step == options.warmup) engine.executor().reset_op_times();
+    if (step == options.warmup) engine.reset_op_table();
     const auto begin = std::chrono::steady_clock::now();
     result = engine.step(step & 1, hyper);
     if (step >= options.warmup) seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());

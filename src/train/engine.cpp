@@ -182,6 +182,11 @@ std::span<std::byte> TrainingEngine::checkpoint_buffer() const {
   return {arena_.data() + plan_.memory.checkpoint_offset, static_cast<size_t>(plan_.memory.class_bytes[static_cast<size_t>(MemoryClass::kCheckpoint)])};
 }
 
+void TrainingEngine::reset_op_table() {
+  executor_.reset_op_times();
+  num_steps_timed_ = 0;
+}
+
 std::string TrainingEngine::op_table() const {
   struct Row {
     double seconds = 0, flops = 0, bytes = 0;

@@ -73,6 +73,7 @@ class TrainingEngine {
 
   /// The built-in per-op table of the steps since the last reset: time, share, TFLOP/s, GB/s.
   std::string op_table() const;
+  void reset_op_table();
 
  private:
   ActionBinding bind(const Action& action, int copy);
