@@ -13,6 +13,13 @@ std::span<const KernelEntry> linear_kernels();
 std::span<const KernelEntry> linear_grad_weight_kernels();
 std::span<const KernelEntry> cross_entropy_kernels();
 
+/// Bytes of logits that the cross-entropy with gradients keeps between its two passes; what does not fit is computed twice.
+constexpr int64_t kKeptLogitsBytes = 40 << 20;
+/// kLinearCrossEntropy, its gradient and both, with another bound on what is kept.
+/// Bits: equal for every bound.
+int64_t cross_entropy_workspace_bytes(const DeviceSpec& device, DType dtype, const OpCall& call, int64_t kept_bytes = kKeptLogitsBytes);
+void cross_entropy(const KernelContext& context, DType dtype, const OpCall& call, int64_t kept_bytes = kKeptLogitsBytes);
+
 /// Bytes of the packed form of a weight [n, k]: panels of 16 rows, n padded to 16 and k to 32 (f32: k as it is).
 int64_t packed_weight_bytes(DType dtype, int64_t n, int64_t k);
 /// packed (64-byte aligned, packed_weight_bytes) = weight [N, K] in panels.

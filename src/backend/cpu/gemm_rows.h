@@ -14,6 +14,9 @@ namespace orrery {
 enum class FinishKind { kPlain, kF32, kGelu, kGeluGrad };
 constexpr int kNumFinishKinds = 4;
 
+/// Rows of logits whose exponentials share a maximum. Part of the numerics: blocks are anchored at the vocabulary's first row.
+constexpr int64_t kSoftmaxBlock = 64;
+
 /// A block of accumulators and where it goes. Strides are in elements.
 struct GemmBlock {
   int64_t rows = 0, columns = 0;
@@ -32,10 +35,13 @@ struct GemmRows {
   void (*finish[kNumFinishKinds])(const GemmBlock& block);
   /// lower += upper.
   void (*add_blocks)(int64_t rows, int64_t columns, float* lower, int64_t ld_lower, const float* upper, int64_t ld_upper);
-  /// lse = log(sum(exp(logits))) of one row, by the maximum first.
-  float (*log_sum_exp)(const void* logits, int64_t n);
-  /// In place: logits = exp(logits - lse) - (column == target); zeros for target -1, and in [n, padded).
-  void (*softmax_grad)(void* logits, int64_t n, int64_t padded, int32_t target, float lse);
+  /// Logits with a row for each entry of the vocabulary and a column for each token; a block goes on with the running maximum and
+  /// the sum of exp(logit - maximum) of its columns, from -inf and +0, kSoftmaxBlock rows at a time.
+  void (*softmax_sums)(const void* logits, int64_t ld, int64_t rows, int64_t columns, float* top, float* sum);
+  /// lse = top + log(sum).
+  void (*log_sums)(int64_t columns, const float* top, const float* sum, float* lse);
+  /// In place: logits = exp(logits - lse) - (first_row + row == target); zeros in columns whose target is -1.
+  void (*softmax_grad)(void* logits, int64_t ld, int64_t rows, int64_t columns, const float* lse, const int32_t* targets, int64_t first_row);
 };
 
 const GemmRows& gemm_rows(VectorIsa isa, DType compute_dtype);

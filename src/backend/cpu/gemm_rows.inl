@@ -18,55 +18,62 @@ void add_blocks(int64_t rows, int64_t columns, float* lower, int64_t ld_lower, c
   }
 }
 
-// Four accumulators hide the latency of the additions; the order is part of the result.
+// Every lane is a token: nothing is reduced across lanes, and the sum of a block runs over its rows in order. Sixteen tokens are
+// half a cache line of bf16, so two groups go side by side.
 template <typename T>
-float log_sum_exp(const void* row, int64_t count) {
-  const T* logits = static_cast<const T*>(row);
-  const F32x16 lowest = splat(-__builtin_inff());
-  F32x16 top0 = lowest, top1 = lowest;
-  int64_t i = 0;
-  for (; i + 2 * kLanes <= count; i += 2 * kLanes) {
-    top0 = max(top0, load(logits + i));
-    top1 = max(top1, load(logits + i + kLanes));
+void softmax_sums(const void* block, int64_t ld, int64_t rows, int64_t columns, float* top, float* sum) {
+  const T* logits = static_cast<const T*>(block);
+  const auto group = [&](int64_t row, int64_t num_rows, int64_t i, int64_t n) {
+    const T* first = logits + row * ld + i;
+    const F32x16 old_top = load_n(top + i, n);
+    F32x16 new_top = old_top;
+    for (int64_t r = 0; r < num_rows; ++r) new_top = max(new_top, load_n(first + r * ld, n));
+    F32x16 part = zero();
+    for (int64_t r = 0; r < num_rows; ++r) part = part + exp_nonpositive(load_n(first + r * ld, n) - new_top);
+    store_n(top + i, new_top, n);
+    store_n(sum + i, load_n(sum + i, n) * exp_nonpositive(old_top - new_top) + part, n);
+  };
+  for (int64_t row = 0; row < rows; row += kSoftmaxBlock) {
+    const int64_t num_rows = rows - row < kSoftmaxBlock ? rows - row : kSoftmaxBlock;
+    for_lanes(columns, [&](int64_t i, int64_t n) { group(row, num_rows, i, n); });
   }
-  for (; i < count; i += kLanes) {
-    const int64_t n = count - i < kLanes ? count - i : kLanes;
-    top0 = max(top0, select(first_lanes(n), load_n(logits + i, n), lowest));
-  }
-  const float top = reduce_max(max(top0, top1));
-  F32x16 sum[4] = {zero(), zero(), zero(), zero()};
-  for (i = 0; i + 4 * kLanes <= count; i += 4 * kLanes)
-    for (int part = 0; part < 4; ++part) sum[part] = sum[part] + exp_nonpositive(load(logits + i + part * kLanes) - splat(top));
-  for (; i < count; i += kLanes) {
-    const int64_t n = count - i < kLanes ? count - i : kLanes;
-    sum[0] = sum[0] + select(first_lanes(n), exp_nonpositive(load_n(logits + i, n) - splat(top)), zero());
-  }
-  alignas(64) float lanes[16];
-  store(lanes, splat(top) + log(splat(reduce_add((sum[0] + sum[1]) + (sum[2] + sum[3])))));
-  return lanes[0];
+}
+
+void log_sums(int64_t columns, const float* top, const float* sum, float* lse) {
+  for_lanes(columns, [&](int64_t i, int64_t n) { store_n(lse + i, load_n(top + i, n) + log(load_n(sum + i, n)), n); });
 }
 
 template <typename T>
-void softmax_grad(void* row, int64_t count, int64_t padded, int32_t target, float lse) {
-  T* logits = static_cast<T*>(row);
-  if (target < 0) count = 0;
-  float target_grad = 0;
-  if (target >= 0) {
-    // One lane of the same function; rounded once, after the subtraction.
-    alignas(64) float lanes[16];
-    store(lanes, exp_nonpositive(load_first(logits + target, 1) - splat(lse)) - splat(1.0f));
-    target_grad = lanes[0];
-  }
-  for_lanes(count, [&](int64_t i, int64_t n) { store_n(logits + i, exp_nonpositive(load_n(logits + i, n) - splat(lse)), n); });
-  for_lanes(padded - count, [&](int64_t i, int64_t n) { store_n(logits + count + i, zero(), n); });
-  if (target >= 0) store_first(logits + target, splat(target_grad), 1);
+void softmax_grad(void* block, int64_t ld, int64_t rows, int64_t columns, const float* lse, const int32_t* targets, int64_t first_row) {
+  T* logits = static_cast<T*>(block);
+  for_lanes(columns, [&](int64_t i, int64_t n) {
+    alignas(64) float at_target[16], masked[16];
+    for (int64_t j = 0; j < n; ++j) {
+      const int64_t row = targets[i + j] - first_row;
+      masked[j] = targets[i + j] < 0 ? -1.0f : 0.0f;
+      if (targets[i + j] < 0 || row < 0 || row >= rows) continue;
+      // One lane of the same function; rounded once, after the subtraction.
+      alignas(64) float lanes[16];
+      store(lanes, exp_nonpositive(load_first(logits + row * ld + i + j, 1) - splat(lse[i + j])) - splat(1.0f));
+      at_target[j] = lanes[0];
+    }
+    const Mask16 no_target = load_n(masked, n) < zero();
+    const F32x16 subtrahend = load_n(lse + i, n);
+    for (int64_t r = 0; r < rows; ++r)
+      store_n(logits + r * ld + i, select(no_target, zero(), exp_nonpositive(load_n(logits + r * ld + i, n) - subtrahend)), n);
+    for (int64_t j = 0; j < n; ++j) {
+      const int64_t row = targets[i + j] - first_row;
+      if (targets[i + j] >= 0 && row >= 0 && row < rows) store_first(logits + row * ld + i + j, splat(at_target[j]), 1);
+    }
+  });
 }
 
 template <typename T>
 constexpr GemmRows kTable = {
     {finish<T, FinishKind::kPlain>, finish<T, FinishKind::kF32>, finish<T, FinishKind::kGelu>, finish<T, FinishKind::kGeluGrad>},
     add_blocks,
-    log_sum_exp<T>,
+    softmax_sums<T>,
+    log_sums,
     softmax_grad<T>};
 
 }  // namespace

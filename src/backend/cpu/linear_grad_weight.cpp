@@ -3,98 +3,37 @@
 // once and shared.
 #include <cstring>
 
-#include "backend/cpu/fold.h"
-#include "backend/cpu/gemm.h"
+#include "backend/cpu/fold_tiles.h"
 #include "backend/cpu/gemm_kernels.h"
-#include "backend/cpu/gemm_rows.h"
 
 namespace orrery {
 namespace {
 
-// The sequences' places in the packed x and the transposed dy, and one thread's blocks.
 template <typename T>
 struct FoldMemory {
-  int64_t padded_tokens;    // of a sequence
-  int64_t transposed_stride;  // elements from one row of the transposed dy to the next
-  int64_t rows, columns;    // of an output tile
-  int64_t panel_stride, sequence_elements;
+  FoldTiles<T> sequences;
   int64_t transposed_elements, tile_elements;  // of one thread
-  T* x = nullptr;           // [sequences][panels]
-  T* dy = nullptr;          // per thread [rows][sequences * padded_tokens]
-  float* tiles = nullptr;   // per thread, kFoldEntries of [rows, columns]
+  T* dy = nullptr;         // per thread [rows][sequences * padded_tokens]
+  float* stacks = nullptr;  // per thread, kFoldEntries of [rows, columns]
 
   FoldMemory(Workspace& workspace, const FoldProduct<T>& p, const GradFold& fold, int num_threads) {
     // 1 MiB of transposed dy stays in L2 while all of x passes: the more rows, the less often x is read.
     constexpr int64_t kTransposedBytes = 1 << 20, kRowsMax = 256;
-    padded_tokens = round_up(fold.sequence_tokens, kGranuleK);
+    sequences = FoldTiles<T>::of(p.k, fold);
     // An odd number of cache lines, so that the rows of a tile do not fall on the same cache sets.
     const int64_t line = 64 / static_cast<int64_t>(sizeof(T));
-    transposed_stride = round_up(fold.num_sequences * padded_tokens, 2 * line) + line;
-    rows = std::clamp<int64_t>(kTransposedBytes / (transposed_stride * static_cast<int64_t>(sizeof(T))) / 32 * 32, 32, kRowsMax);
-    rows = std::min(rows, round_up((p.n + num_threads - 1) / num_threads, 32));
-    columns = std::min<int64_t>(64, round_up(p.k, kPanelColumns));
-    panel_stride = TileOf<T>::panel_elements(fold.sequence_tokens);
-    sequence_elements = round_up(p.k, kPanelColumns) / kPanelColumns * panel_stride;
-    x = workspace.take<T>(fold.num_sequences * sequence_elements);
-    // Sized without the number of tokens where possible: a shorter micro-batch, with more rows to a block, must not need more.
+    const int64_t stride = round_up(fold.num_sequences * sequences.padded_tokens, 2 * line) + line;
     const int64_t rows_max = std::min<int64_t>(kRowsMax, round_up((p.n + num_threads - 1) / num_threads, 32));
-    transposed_elements = std::max<int64_t>(32 * transposed_stride, kTransposedBytes / static_cast<int64_t>(sizeof(T)));
-    tile_elements = kFoldEntries * rows_max * columns;
+    sequences.dy_stride = stride;
+    sequences.rows = std::clamp<int64_t>(kTransposedBytes / (stride * static_cast<int64_t>(sizeof(T))) / 32 * 32, 32, rows_max);
+    sequences.x = workspace.take<T>(fold.num_sequences * sequences.sequence_elements);
+    // Sized without the number of tokens where possible: a shorter micro-batch, with more rows to a block, must not need more.
+    transposed_elements = std::max<int64_t>(32 * stride, kTransposedBytes / static_cast<int64_t>(sizeof(T)));
+    tile_elements = kFoldEntries * rows_max * sequences.columns;
     dy = workspace.take<T>(num_threads * transposed_elements);
-    tiles = workspace.take<float>(num_threads * tile_elements);
+    stacks = workspace.take<float>(num_threads * tile_elements);
   }
 };
-
-template <typename T>
-void pack_sequences(const KernelContext& context, const TileOf<T>& tile, const FoldProduct<T>& p, const GradFold& fold, const FoldMemory<T>& memory) {
-  // 256 columns at a time: whole cache lines of x, and enough pieces for every thread.
-  constexpr int64_t kColumns = 256;
-  const int64_t pieces = (p.k + kColumns - 1) / kColumns;
-  context.pool->parallel_for(fold.num_sequences * pieces, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t sequence = i / pieces, column = i % pieces * kColumns;
-      tile.pack_rows(fold.sequence_tokens, std::min(kColumns, p.k - column), p.x + sequence * fold.sequence_tokens * p.ldx + column, p.ldx,
-                     memory.x + sequence * memory.sequence_elements + column / kPanelColumns * memory.panel_stride, memory.panel_stride);
-    }
-  });
-}
-
-void copy_block(int64_t rows, int64_t columns, const float* from, int64_t ld_from, float* to, int64_t ld_to) {
-  for (int64_t i = 0; i < rows; ++i) std::memcpy(to + i * ld_to, from + i * ld_from, columns * sizeof(float));
-}
-
-// One tile of dweight: rows [row, row + rows), columns [column, column + columns). Where the tile is whole panels wide the
-// bottom of the stack is the destination itself.
-template <typename T>
-void fold_tile(const TileOf<T>& tile, const GemmRows& functions, const FoldProduct<T>& p, const GradFold& fold, const FoldMemory<T>& memory,
-               const T* transposed, float* stack, int64_t row, int64_t rows, int64_t column, int64_t columns) {
-  float* destination = p.dweight + row * p.ldw + column;
-  const bool in_place = columns % kPanelColumns == 0;
-  const auto entry = [&](int64_t i) { return i == 0 && in_place ? destination : stack + i * memory.rows * memory.columns; };
-  const auto stride = [&](int64_t i) { return i == 0 && in_place ? p.ldw : memory.columns; };
-  int64_t depth = 0;
-  if (fold.add_to_destination) {
-    if (!in_place) copy_block(rows, columns, destination, p.ldw, entry(0), stride(0));
-    depth = 1;
-  }
-  const int64_t summed = round_up(fold.sequence_tokens, TileOf<T>::kGranule);
-  for (int64_t s = 0; s < fold.num_sequences; ++s) {
-    ORRERY_CHECK(depth < kFoldEntries, "fold deeper than {}", kFoldEntries);
-    // The first product fetches what the sums will be added to.
-    const TilePrefetch next{destination, p.ldw * 4, columns * 4, s == 0 ? rows : 0};
-    tile.multiply(rows, round_up(columns, kPanelColumns), summed, transposed + s * memory.padded_tokens, memory.transposed_stride,
-                  memory.x + s * memory.sequence_elements + column / kPanelColumns * memory.panel_stride, memory.panel_stride, entry(depth),
-                  stride(depth), false, next);
-    ++depth;
-    for (int merge = 0; merge < fold.merges[s]; ++merge) {
-      ORRERY_CHECK(depth >= 2, "merge of {} entries", depth);
-      functions.add_blocks(rows, columns, entry(depth - 2), stride(depth - 2), entry(depth - 1), stride(depth - 1));
-      --depth;
-    }
-  }
-  ORRERY_CHECK(depth == 1, "a fold left {} entries", depth);
-  if (!in_place) copy_block(rows, columns, entry(0), stride(0), destination, p.ldw);
-}
 
 }  // namespace
 
@@ -114,22 +53,22 @@ void fold_product(const KernelContext& context, const FoldProduct<T>& p, const G
   const TileOf<T> tile{tile_gemm(context)};
   const GemmRows& functions = gemm_rows(context.isa, sizeof(T) == 2 ? DType::kBF16 : DType::kF32);
   const FoldMemory<T> memory(workspace, p, fold, context.pool->num_threads());
-  pack_sequences(context, tile, p, fold, memory);
+  const FoldTiles<T>& tiles = memory.sequences;
+  pack_sequences(context, tiles, p.x, p.ldx, fold);
   constexpr int64_t kUnit = 32;
   const int64_t num_units = (p.n + kUnit - 1) / kUnit;
   context.pool->run([&](int thread_index, int threads) {
     const int64_t first = num_units * thread_index / threads * kUnit;
     const int64_t last = std::min(p.n, num_units * (thread_index + 1) / threads * kUnit);
     T* transposed = memory.dy + thread_index * memory.transposed_elements;
-    float* stack = memory.tiles + thread_index * memory.tile_elements;
+    float* stack = memory.stacks + thread_index * memory.tile_elements;
     tile.table.begin_thread();
-    for (int64_t row = first; row < last; row += memory.rows) {
-      const int64_t rows = std::min(memory.rows, last - row);
+    for (int64_t row = first; row < last; row += tiles.rows) {
+      const int64_t rows = std::min(tiles.rows, last - row);
       for (int64_t s = 0; s < fold.num_sequences; ++s)
-        tile.transpose(fold.sequence_tokens, rows, p.dy + s * fold.sequence_tokens * p.ldy + row, p.ldy, transposed + s * memory.padded_tokens,
-                       memory.transposed_stride);
-      for (int64_t column = 0; column < p.k; column += memory.columns)
-        fold_tile(tile, functions, p, fold, memory, transposed, stack, row, rows, column, std::min(memory.columns, p.k - column));
+        tile.transpose(fold.sequence_tokens, rows, p.dy + s * fold.sequence_tokens * p.ldy + row, p.ldy, transposed + s * tiles.padded_tokens,
+                       tiles.dy_stride);
+      fold_rows(tile, functions, tiles, fold, transposed, rows, p.dweight + row * p.ldw, p.ldw, stack);
     }
     tile.table.end_thread();
   });
