@@ -12,7 +12,7 @@
 //            the sequences in cache (NUMERICS rules 3 and 9).
 //
 // Chunks of pass 1 stay for pass 2 as far as kept_bytes goes, and the others are computed again: the same products, the same
-// bits.
+// bits. Measured with GPT-2's head and 4 of 25 chunks kept, that costs an eighth more processor time than keeping all logits.
 //
 // Workspace with T tokens (sequences padded), D columns, V rows, e bytes an element: 2 e T D (x in panels, for two uses) + 4 T
 // D (dx) + the kept logits, between one chunk and kept_bytes (2,048 e T each) + 2,048 e D (a chunk of W^T) + some 3 MiB a
