@@ -339,7 +339,7 @@ int Trainer::loop(int64_t first_step) {
 }
 
 void Trainer::print_next() const {
-  fmt::print(stderr, "next:  orrery generate {} --prompt \"...\"   |   orrery eval {} --data TEXT   |   orrery convert {} OUT --to hf\n", setup_.folder, setup_.folder,
+  fmt::print(stderr, "next:  orrery generate {} --prompt \"...\"\n       orrery eval {}\n       orrery convert {} OUT --to hf\n", setup_.folder, setup_.folder,
              setup_.folder);
 }
 
