@@ -166,6 +166,15 @@ TEST_P(VectorMathTest, Bf16RoundsAsTheScalarDoes) {
 INSTANTIATE_TEST_SUITE_P(Isa, VectorMathTest, testing::Values(VectorIsa::kAvx2, VectorIsa::kAvx512),
                          [](const auto& instance) { return std::string(vector_isa_name(instance.param)); });
 
+// Which NaN comes out of two is the compiler's choice (the operand order of an FMA), so a NaN counts as a NaN whatever its bits: no
+// weight ever takes one (a step with a non-finite gradient is skipped).
+void expect_same_bits(const std::vector<float>& a, const std::vector<float>& b, const char* name) {
+  for (size_t i = 0; i < a.size(); ++i)
+    if (!(std::isnan(a[i]) && std::isnan(b[i]))) {
+      ASSERT_EQ(std::bit_cast<uint32_t>(a[i]), std::bit_cast<uint32_t>(b[i])) << name << " at " << i;
+    }
+}
+
 TEST(VectorMathBits, Avx2AndAvx512Agree) {
   if (!cpu_features().avx512) GTEST_SKIP() << "no AVX-512 here";
   set_floating_point_mode();
@@ -178,7 +187,7 @@ TEST(VectorMathBits, Avx2AndAvx512Agree) {
   for (const Case& c : kCases) {
     (math_arrays(VectorIsa::kAvx2).*c.function)(x.data(), narrow.data(), n);
     (math_arrays(VectorIsa::kAvx512).*c.function)(x.data(), wide.data(), n);
-    ASSERT_EQ(std::memcmp(narrow.data(), wide.data(), n * sizeof(float)), 0) << c.name;
+    expect_same_bits(narrow, wide, c.name);
   }
   for (int64_t count : {0, 1, 15, 16, 17, 1000})
     EXPECT_EQ(std::bit_cast<uint32_t>(math_arrays(VectorIsa::kAvx2).sum(x.data() + 400000, count)),
