@@ -43,13 +43,16 @@ ServingPlan make_serving_plan(const ServingPlanOptions& options, const Workspace
   if (plan.options.max_context == 0) plan.options.max_context = options.model.max_seq_len;
   if (plan.options.max_context > options.model.max_seq_len)
     throw Error(ErrorCode::kInvalidConfig, "a context of {} tokens was asked for, the model was made for at most {}; ask for no more, or leave --max-context out", plan.options.max_context, options.model.max_seq_len);
+  if (plan.options.max_rows == 0) plan.options.max_rows = options.max_sequences;
   plan.blocks_per_sequence = (plan.options.max_context + options.block_tokens - 1) / options.block_tokens;
+  if (plan.options.kv_blocks == 0) plan.options.kv_blocks = plan.blocks_per_sequence * options.max_sequences;
   plan.stage.compute_dtype = options.compute_dtype;
   ForwardOptions forward;
   forward.mode = ForwardMode::kServe;
   forward.max_tokens = options.max_tokens;
-  forward.max_segments = forward.max_rows = options.max_sequences;
-  forward.kv_blocks = plan.blocks_per_sequence * options.max_sequences;
+  forward.max_segments = options.max_sequences;
+  forward.max_rows = plan.options.max_rows;
+  forward.kv_blocks = plan.options.kv_blocks;
   forward.kv_block_tokens = options.block_tokens;
   forward.max_blocks_per_segment = plan.blocks_per_sequence;
   build_forward(options.model, forward, plan.stage, Phase::kForward);

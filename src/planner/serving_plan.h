@@ -13,6 +13,8 @@ struct ServingPlanOptions {
   DType compute_dtype = DType::kBF16;
   int64_t max_tokens = 512;     // rows of one forward: the prefill chunk
   int64_t max_sequences = 1;    // S
+  int64_t max_rows = 0;         // M, rows whose logits are asked for; 0: max_sequences
+  int64_t kv_blocks = 0;        // of the cache; 0: max_context for every sequence
   int64_t max_context = 0;      // tokens a sequence may reach; 0: model.max_seq_len
   int64_t block_tokens = 32;    // of a cache block
 };

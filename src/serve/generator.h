@@ -1,16 +1,11 @@
-// One sequence at a time through the serving block: prompt in chunks, then token by token, over the paged cache. The engine that
-// batches many requests will run the same blocks.
+// One sequence at a time through the serving block: prompt in chunks, then token by token, over the paged cache. The engine batches
+// many requests through the same model (serving_model.h).
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <span>
 
-#include "backend/kernel.h"
-#include "checkpoint/model_source.h"
-#include "planner/serving_plan.h"
-#include "runtime/arena.h"
-#include "runtime/executor.h"
+#include "serve/serving_model.h"
 
 namespace orrery {
 
@@ -27,7 +22,7 @@ class Generator {
 
   /// Tokens so far, and how many there can be.
   int64_t length() const { return length_; }
-  int64_t max_context() const { return plan_.options.max_context; }
+  int64_t max_context() const { return plan().options.max_context; }
   void clear() { length_ = 0; }
 
   /// Appends tokens and returns the logits after the last of them, [vocab_size], valid until the next call. Needs at least one
@@ -35,21 +30,13 @@ class Generator {
   /// Errors: kInvalidArgument when the context is full.
   std::span<const float> append(std::span<const int32_t> tokens);
 
-  const ServingPlan& plan() const { return plan_; }
-  Executor& executor() { return executor_; }
+  const ServingPlan& plan() const { return model_.plan(); }
+  Executor& executor() { return model_.executor(); }
 
  private:
-  struct Machine;
-  Generator(const ModelSource& source, const GeneratorOptions& options, const Machine& machine);
-  void load_weights(const ModelSource& source, const KernelContext& context);
   void forward(std::span<const int32_t> tokens);
-  template <typename T>
-  T* field(BatchField name) const;
 
-  ServingPlan plan_;
-  ThreadPool pool_;
-  Arena arena_;
-  Executor executor_;
+  ServingModel model_;
   int64_t length_ = 0;
 };
 
