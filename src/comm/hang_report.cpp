@@ -1,0 +1,97 @@
+#include "comm/hang_report.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+namespace orrery {
+namespace {
+
+std::string describe(const FlightRecord& record, int64_t now_ns) {
+  std::string text = fmt::format("{} {}", record.label, comm_op_name(record.op));
+  if (record.peer >= 0) text += fmt::format(" with rank {}", record.peer);
+  if (record.group_sequence >= 0) text += fmt::format(" (number {} of group {})", record.group_sequence, record.group);
+  text += fmt::format(" of {} bytes, step {}, {}:{}", record.bytes, record.step, record.file, record.line);
+  if (record.state == FlightState::kRunning) return text + fmt::format(", inside for {:.1f} s", static_cast<double>(now_ns - record.enter_ns) * 1e-9);
+  return text + fmt::format(", {} {:.1f} s ago", record.state == FlightState::kDone ? "left" : "failed", static_cast<double>(now_ns - record.exit_ns) * 1e-9);
+}
+
+// The newest collective of the group, or null.
+const FlightRecord* newest_collective(const RankStory& story, int32_t group) {
+  for (auto record = story.records.rbegin(); record != story.records.rend(); ++record)
+    if (record->group == group && record->group_sequence >= 0) return &*record;
+  return nullptr;
+}
+
+const FlightRecord* running_of(const RankStory& story) {
+  for (auto record = story.records.rbegin(); record != story.records.rend(); ++record)
+    if (record->state == FlightState::kRunning) return &*record;
+  return nullptr;
+}
+
+std::string describe(const RankStory& story, int64_t now_ns) {
+  std::string text = fmt::format("rank {}", story.world_rank);
+  if (!story.process.empty()) text += fmt::format(" ({})", story.process);
+  if (!story.known) return text + ": nothing is known of it";
+  if (const FlightRecord* running = running_of(story)) return text + ": in " + describe(*running, now_ns);
+  if (!story.activity.text.empty())
+    text += fmt::format(": in no call; computes {} of step {} for {:.1f} s", story.activity.text, story.activity.step,
+                        static_cast<double>(now_ns - story.activity.since_ns) * 1e-9);
+  else
+    text += ": in no call";
+  if (!story.records.empty()) text += "; last call " + describe(story.records.back(), now_ns);
+  return text;
+}
+
+std::string join(const std::vector<int>& ranks) { return fmt::format("rank{} {}", ranks.size() == 1 ? "" : "s", fmt::join(ranks, ", ")); }
+
+}  // namespace
+
+std::string hang_report(const std::vector<RankStory>& stories, int32_t group, int64_t now_ns) {
+  // Whoever is not inside a call, or cannot be asked, keeps the others waiting.
+  std::vector<int> late, differing;
+  int32_t first_sequence = INT32_MAX, last_sequence = -1;
+  for (const RankStory& story : stories)
+    if (const FlightRecord* record = newest_collective(story, group)) {
+      first_sequence = std::min(first_sequence, record->group_sequence);
+      last_sequence = std::max(last_sequence, record->group_sequence);
+    }
+  std::string why;
+  // A difference at one place of the order explains everything after it.
+  for (const RankStory& story : stories)
+    for (const FlightRecord& record : story.records) {
+      if (record.group != group || record.group_sequence < 0) continue;
+      for (const RankStory& other : stories)
+        for (const FlightRecord& theirs : other.records)
+          if (theirs.group == group && theirs.group_sequence == record.group_sequence && why.empty() &&
+              (theirs.op != record.op || theirs.bytes != record.bytes)) {
+            int same_as_record = 0, same_as_theirs = 0;
+            for (const RankStory& voter : stories)
+              for (const FlightRecord& vote : voter.records)
+                if (vote.group == group && vote.group_sequence == record.group_sequence) {
+                  same_as_record += vote.op == record.op && vote.bytes == record.bytes;
+                  same_as_theirs += vote.op == theirs.op && vote.bytes == theirs.bytes;
+                }
+            const bool theirs_is_odd = same_as_theirs <= same_as_record;
+            const int odd = theirs_is_odd ? other.world_rank : story.world_rank;
+            const int even = theirs_is_odd ? story.world_rank : other.world_rank;
+            why = fmt::format("rank {} differs from rank {}: {} against {}", odd, even, describe(theirs_is_odd ? theirs : record, now_ns),
+                              describe(theirs_is_odd ? record : theirs, now_ns));
+          }
+    }
+  if (why.empty()) {
+    for (const RankStory& story : stories) {
+      const FlightRecord* record = newest_collective(story, group);
+      const bool behind = last_sequence >= 0 && (record == nullptr || record->group_sequence < last_sequence);
+      if (!story.known || running_of(story) == nullptr || (behind && first_sequence < last_sequence)) late.push_back(story.world_rank);
+    }
+    why = late.empty() ? "every rank is inside a call: they wait for each other" : fmt::format("{} late", join(late) + (late.size() == 1 ? " is" : " are"));
+  }
+  std::string text = why;
+  constexpr size_t kMaxLines = 16;
+  for (size_t i = 0; i < stories.size() && i < kMaxLines; ++i) text += "\n  " + describe(stories[i], now_ns);
+  if (stories.size() > kMaxLines) text += fmt::format("\n  and {} more ranks", stories.size() - kMaxLines);
+  return text;
+}
+
+}  // namespace orrery

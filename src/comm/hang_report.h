@@ -1,0 +1,24 @@
+// Who is to blame when a call missed its deadline: a pure function of the ranks' flight rings.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "comm/flight_recorder.h"
+
+namespace orrery {
+
+/// What is known of one rank of the group.
+struct RankStory {
+  int world_rank = 0;
+  bool known = true;    // false: its ring could not be read
+  std::string process;  // "process 4711 on node7: stopped"; empty where ranks are threads
+  std::vector<FlightRecord> records;  // oldest first
+  FlightRing::Activity activity;
+};
+
+/// Names the ranks whose collective differs from the others' at the same place of the group's order, else those that are behind, with
+/// what each did last and both call sites. `now_ns` on the monotonic clock.
+std::string hang_report(const std::vector<RankStory>& stories, int32_t group, int64_t now_ns);
+
+}  // namespace orrery

@@ -1,0 +1,1 @@
+#include "comm/tree_sum.inl"
