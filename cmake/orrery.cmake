@@ -43,10 +43,16 @@ function(orrery_isa_flags)
 endfunction()
 
 # orrery_library(name [DEPENDS other...] [LINK external...]): src/<here>/**.cpp is the library orrery_<name>, and
-# *_test.cpp beside them its test program <name>_test. Files that end in _fuzz.cpp are fuzz targets.
+# *_test.cpp beside them its test program <name>_test. Files that end in _fuzz.cpp are fuzz targets. A folder below with a
+# CMakeLists.txt of its own is a library of its own.
 function(orrery_library name)
   cmake_parse_arguments(ARG "" "" "DEPENDS;LINK" ${ARGN})
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS *.cpp)
+  file(GLOB own_libraries CONFIGURE_DEPENDS */CMakeLists.txt)
+  foreach(own ${own_libraries})
+    get_filename_component(folder ${own} DIRECTORY)
+    list(FILTER sources EXCLUDE REGEX "^${folder}/")
+  endforeach()
   set(tests ${sources})
   set(fuzzers ${sources})
   list(FILTER sources EXCLUDE REGEX "_(test|fuzz)\\.cpp$")

@@ -14,7 +14,7 @@
 #include "base/error.h"
 #include "data/tokenizer_encoder.h"
 #include "serve/generator.h"
-#include "serve/sampler.h"
+#include "serve/sampling/sampler.h"
 #include "tools/commands.h"
 #include "tools/model_options.h"
 #include "tools/number_checks.h"
@@ -82,7 +82,9 @@ class Conversation {
     StreamDecoder decoder(tokenizer_, {.skip_special = true});
     int64_t count = 0;
     while (count < options_.max_tokens) {
-      const int32_t id = sampler_.draw(logits, generator_.length());
+      const int32_t id = sampler_.sample(logits, generator_.length(), {}, &scratch_).id;
+      if (id < 0) throw Error(ErrorCode::kCorruptData, "every logit after {} tokens is NaN: the weights of {} are damaged", generator_.length(), options_.model);
+      sampler_.accept(id);
       ++count;
       if (ends(id)) {
         last_token_ = id;
@@ -122,6 +124,7 @@ class Conversation {
   Tokenizer tokenizer_;
   Generator generator_;
   Sampler sampler_;
+  SamplerScratch scratch_;
   int32_t last_token_ = -1;
 };
 
