@@ -210,7 +210,7 @@ class Layout {
 };
 
 void Layout::activations() {
-  ORRERY_CHECK(schedule_.num_slots <= 1, "{} activation slots", schedule_.num_slots);
+  ORRERY_CHECK(schedule_.num_slots.size() <= 1 && (schedule_.num_slots.empty() || schedule_.num_slots[0] <= 1), "one chunk with one activation slot");
   map_.num_slots = 1;
   map_.activation_offset.assign(stage_.values.size(), -1);
   std::vector<PlacedBuffer> buffers;

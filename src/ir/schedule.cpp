@@ -4,13 +4,45 @@
 
 namespace orrery {
 
-std::string to_string(const Action& action) {
+Stream stream_of(ActionKind kind) {
+  switch (kind) {
+    case ActionKind::kSendActivation:
+    case ActionKind::kRecvActivation:
+    case ActionKind::kSendGradient:
+    case ActionKind::kRecvGradient: return Stream::kPoint;
+    case ActionKind::kAllGatherParameters:
+    case ActionKind::kReduceScatterGradients:
+    case ActionKind::kAllGatherGradients:
+    case ActionKind::kExchangeSums: return Stream::kCollective;
+    case ActionKind::kOffload:
+    case ActionKind::kFetch: return Stream::kCopy;
+    default: return Stream::kCompute;
+  }
+}
+
+std::string to_string(const Action& action, const Schedule& schedule) {
+  const std::string stage =
+      schedule.stage_of_chunk.size() > 1 ? fmt::format("{}", schedule.stage_of_chunk[static_cast<size_t>(action.chunk)]) : std::string();
+  // A copy moves a micro-batch's activations, or a unit's state.
+  const int32_t copied = action.micro_batch >= 0 ? action.micro_batch : action.unit;
   switch (action.kind) {
-    case ActionKind::kForward: return fmt::format("F{}", action.micro_batch);
-    case ActionKind::kBackward: return fmt::format("B{}", action.micro_batch);
-    case ActionKind::kZero: return fmt::format("Z{}", action.gradient_buffer);
-    case ActionKind::kMerge: return fmt::format("M{}>{}", action.source_buffer, action.gradient_buffer);
+    case ActionKind::kForward: return fmt::format("{}F{}", stage, action.micro_batch);
+    case ActionKind::kBackward: return fmt::format("{}B{}", stage, action.micro_batch);
+    case ActionKind::kBackwardInput: return fmt::format("{}I{}", stage, action.micro_batch);
+    case ActionKind::kBackwardWeight: return fmt::format("{}W{}", stage, action.micro_batch);
+    case ActionKind::kZero: return fmt::format("{}Z{}", stage, action.gradient_buffer);
+    case ActionKind::kMerge: return fmt::format("{}M{}>{}", stage, action.source_buffer, action.gradient_buffer);
     case ActionKind::kOptimizer: return "OPT";
+    case ActionKind::kSendActivation: return fmt::format("{}SF{}>{}", stage, action.micro_batch, action.peer);
+    case ActionKind::kRecvActivation: return fmt::format("{}RF{}<{}", stage, action.micro_batch, action.peer);
+    case ActionKind::kSendGradient: return fmt::format("{}SB{}>{}", stage, action.micro_batch, action.peer);
+    case ActionKind::kRecvGradient: return fmt::format("{}RB{}<{}", stage, action.micro_batch, action.peer);
+    case ActionKind::kAllGatherParameters: return fmt::format("AG{}", action.unit);
+    case ActionKind::kReduceScatterGradients: return fmt::format("RS{}", action.unit);
+    case ActionKind::kAllGatherGradients: return fmt::format("GG{}", action.unit);
+    case ActionKind::kExchangeSums: return "XS";
+    case ActionKind::kOffload: return fmt::format("{}O{}{}", stage, action.micro_batch >= 0 ? 'F' : 'U', copied);
+    case ActionKind::kFetch: return fmt::format("{}E{}{}", stage, action.micro_batch >= 0 ? 'F' : 'U', copied);
   }
   return "?";
 }
@@ -19,7 +51,7 @@ std::string to_string(const Schedule& schedule) {
   std::string text;
   for (const Action& action : schedule.actions) {
     if (!text.empty()) text += ' ';
-    text += to_string(action);
+    text += to_string(action, schedule);
   }
   return text;
 }

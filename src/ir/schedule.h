@@ -1,14 +1,47 @@
-// What a rank does when: a list of actions over micro-batches. Pure data; made by src/parallel, priced and simulated by the
-// planner, executed by the runtime. An action has a text form: F0, Z0, B0, M1>0 (merge gradient buffer 1 into 0), OPT.
+// What each rank does when: a list of actions over micro-batches, on four streams, with what each must wait for. Pure data; made
+// by src/parallel, priced and simulated by the planner, executed by the runtime. An action has a text form that parses back.
+//
+// Legend   stage   a run of layers; p * v stages of a pipeline over p ranks with v stages (chunks) each
+//          chunk   a stage as its rank counts them: 0 .. v - 1
+//          unit    a run of a rank's parameters that is gathered and reduced at one time: the embedding, a layer, the head
 #pragma once
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace orrery {
 
-enum class ActionKind : uint8_t { kForward, kBackward, kZero, kMerge, kOptimizer };
+/// Actions of one stream run one after the other in list order, those of kPoint excepted: a send or receive starts as soon as what
+/// it waits for is done, since messages are matched by (peer, kind, stage, micro-batch) and not by order.
+enum class Stream : uint8_t { kCompute, kPoint, kCollective, kCopy };
+
+enum class ActionKind : uint8_t {
+  // ---- kCompute
+  kForward,         // F2    micro-batch 2 through a chunk
+  kBackward,        // B2    its gradients, of inputs and of weights
+  kBackwardInput,   // I2    gradients of inputs alone; the weights' follow in W2 (zero-bubble schedules)
+  kBackwardWeight,  // W2
+  kZero,            // Z0    zeroes the accumulators of gradient buffer 0 that are written row by row
+  kMerge,           // M1>0  adds gradient buffer 1 to buffer 0
+  kOptimizer,       // OPT   norm, clip, update
+  // ---- kPoint
+  kSendActivation,  // SF2>1 output of a chunk for micro-batch 2, to rank 1
+  kRecvActivation,  // RF2<0
+  kSendGradient,    // SB2>0 gradient of a chunk's input
+  kRecvGradient,    // RB2<1
+  // ---- kCollective
+  kAllGatherParameters,     // AG3  unit 3's weights, from their shards
+  kReduceScatterGradients,  // RS3  unit 3's gradients, to their shards: direct exchange in lane-tree order
+  kAllGatherGradients,      // GG3  unit 3's reduced gradients, to every rank (ZeRO-0)
+  kExchangeSums,            // XS   squared sums, losses and counts of all ranks, to all ranks
+  // ---- kCopy
+  kOffload,  // OF2   a chunk's saved activations of micro-batch 2 to the slower tier; OU2: unit 2's state
+  kFetch,    // EF2, EU2: back
+};
+
+Stream stream_of(ActionKind kind);
 
 /// Whole packed sequences [first_sequence, first_sequence + num_sequences) of the rank's share of the global batch.
 struct MicroBatch {
@@ -17,27 +50,44 @@ struct MicroBatch {
   bool operator==(const MicroBatch&) const = default;
 };
 
+/// Before op `before_op` of the waiting action starts (0: before the action), action `action` of the same rank (an index into
+/// Schedule::actions) has done op `after_op` (kWhole: is done). Ops count in the action's block; actions without ops have one.
+struct Wait {
+  static constexpr int32_t kWhole = -1;
+  int32_t action = 0;
+  int32_t after_op = kWhole;
+  int32_t before_op = 0;
+  bool operator==(const Wait&) const = default;
+};
+
 struct Action {
   ActionKind kind{};
-  int32_t micro_batch = -1;      // kForward, kBackward
-  int32_t slot = 0;              // activation slot
+  int32_t chunk = 0;
+  int32_t micro_batch = -1;      // kForward to kBackwardWeight, kPoint
+  int32_t slot = 0;              // activation slot of the chunk
   int32_t gradient_buffer = 0;   // where gradients go
   int32_t source_buffer = -1;    // kMerge: added to gradient_buffer
-  std::vector<uint8_t> merges;   // kForward, kBackward: GradFold::merges of this micro-batch
+  int32_t peer = -1;             // kPoint: the other rank
+  int32_t unit = -1;             // kCollective; kCopy of state
+  std::vector<uint8_t> merges;   // forward and backward: GradFold::merges of this micro-batch
   bool add_to_destination = false;
+  std::vector<Wait> waits;       // beside the order of its stream
   bool operator==(const Action&) const = default;
 };
 
+/// One rank's.
 struct Schedule {
   int64_t lanes = 1;  // NUMERICS rule 4: the order in which sequences' gradients meet
   std::vector<MicroBatch> micro_batches;
   std::vector<Action> actions;
-  int32_t num_slots = 0;
+  std::vector<int32_t> stage_of_chunk = {0};  // which stage of the pipeline each chunk is
+  std::vector<int32_t> num_slots;             // by chunk: micro-batches whose activations are alive at one time
   int32_t num_gradient_buffers = 0;
   bool operator==(const Schedule&) const = default;
 };
 
-std::string to_string(const Action& action);
+/// "F2"; with more than one chunk a rank the stage stands before it: "3F2", as in PyTorch's pipeline schedules.
+std::string to_string(const Action& action, const Schedule& schedule);
 /// Actions separated by blanks.
 std::string to_string(const Schedule& schedule);
 

@@ -110,11 +110,11 @@ class Verifier {
       if (action.kind == ActionKind::kOptimizer) ++num_optimizer;
       if (action.kind != ActionKind::kForward && action.kind != ActionKind::kBackward) continue;
       if (action.micro_batch < 0 || action.micro_batch >= static_cast<int32_t>(progress.size())) {
-        problem("{} names a micro-batch that is not there", to_string(action));
+        problem("{} names a micro-batch that is not there", to_string(action, schedule_));
         continue;
       }
       const int wanted = action.kind == ActionKind::kForward ? 0 : 1;
-      if (progress[action.micro_batch] != wanted) problem("{} comes out of order", to_string(action));
+      if (progress[action.micro_batch] != wanted) problem("{} comes out of order", to_string(action, schedule_));
       progress[action.micro_batch] = wanted + 1;
     }
     for (size_t i = 0; i < progress.size(); ++i)
@@ -186,13 +186,13 @@ class Verifier {
   void fold(const Action& action) {
     const MicroBatch& batch = schedule_.micro_batches[action.micro_batch];
     if (static_cast<int64_t>(action.merges.size()) != batch.num_sequences) {
-      problem("{} folds {} sequences of {}", to_string(action), action.merges.size(), batch.num_sequences);
+      problem("{} folds {} sequences of {}", to_string(action, schedule_), action.merges.size(), batch.num_sequences);
       return;
     }
     std::vector<uint64_t> stack;
     if (action.add_to_destination) {
       if (!filled_.count(action.gradient_buffer)) {
-        problem("{} adds to gradient buffer {} before it holds a sum", to_string(action), action.gradient_buffer);
+        problem("{} adds to gradient buffer {} before it holds a sum", to_string(action, schedule_), action.gradient_buffer);
         return;
       }
       stack.push_back(filled_[action.gradient_buffer]);
@@ -200,7 +200,7 @@ class Verifier {
     for (int64_t i = 0; i < batch.num_sequences; ++i) {
       stack.push_back(leaf(batch.first_sequence + i));
       if (action.merges[i] >= stack.size()) {
-        problem("{} merges an empty stack", to_string(action));
+        problem("{} merges an empty stack", to_string(action, schedule_));
         return;
       }
       for (int merge = 0; merge < action.merges[i]; ++merge) {
@@ -209,7 +209,7 @@ class Verifier {
         stack.back() = node(stack.back(), upper);
       }
     }
-    if (stack.size() != 1) problem("{} leaves {} partial sums", to_string(action), stack.size());
+    if (stack.size() != 1) problem("{} leaves {} partial sums", to_string(action, schedule_), stack.size());
     filled_[action.gradient_buffer] = stack[0];
   }
 
@@ -227,7 +227,7 @@ class Verifier {
   }
 
   void run_action(const Action& action) {
-    const std::string name = to_string(action);
+    const std::string name = to_string(action, schedule_);
     if (action.gradient_buffer < 0 || action.gradient_buffer >= static_cast<int32_t>(map_.gradient_buffer_offset.size())) {
       problem("{} names gradient buffer {}, the map has {}", name, action.gradient_buffer, map_.gradient_buffer_offset.size());
       return;
@@ -269,6 +269,7 @@ class Verifier {
         owners_.clear();
         run_ops(Phase::kOptimizer, name);
         return;
+      default: problem("{} is not an action of one rank", name); return;
     }
   }
 

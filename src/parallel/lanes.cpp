@@ -103,7 +103,7 @@ Schedule lane_schedule(const LaneSchedule& options, bool needs_zero) {
   const int64_t per_lane = batch / lanes;
   Schedule schedule;
   schedule.lanes = lanes;
-  schedule.num_slots = 1;
+  schedule.num_slots = {1};
   Emitter emitter{schedule, needs_zero};
   GradientCounter counter(schedule);
   if (options.micro_batch_size >= per_lane) {

@@ -92,7 +92,7 @@ TEST(Verify, RefusesBrokenPlans) {
   for (size_t i = 0; i < good.schedule.actions.size(); ++i) {
     EXPECT_TRUE(broken([&](Plan& plan) { plan.schedule.actions.erase(plan.schedule.actions.begin() + static_cast<long>(i)); })) << i;
     if (good.schedule.actions[i].kind == ActionKind::kOptimizer) continue;
-    EXPECT_TRUE(broken([&](Plan& plan) { plan.schedule.actions[i].gradient_buffer ^= 1; })) << i << to_string(good.schedule.actions[i]);
+    EXPECT_TRUE(broken([&](Plan& plan) { plan.schedule.actions[i].gradient_buffer ^= 1; })) << i << to_string(good.schedule.actions[i], good.schedule);
   }
   // Any activation that is read moved onto its neighbour, or out of the arena.
   int moved = 0;

@@ -40,7 +40,7 @@ json schedule_json(const Schedule& schedule) {
   json micro_batches = json::array(), actions = json::array();
   for (const MicroBatch& batch : schedule.micro_batches) micro_batches.push_back({batch.first_sequence, batch.num_sequences});
   for (const Action& action : schedule.actions) {
-    json entry = {{"action", to_string(action)}, {"gradient_buffer", action.gradient_buffer}};
+    json entry = {{"action", to_string(action, schedule)}, {"gradient_buffer", action.gradient_buffer}};
     if (!action.merges.empty()) entry["merges"] = action.merges;
     if (action.add_to_destination) entry["add"] = true;
     actions.push_back(std::move(entry));

@@ -147,6 +147,7 @@ StepResult TrainingEngine::step(int copy, const OptimizerHyper& hyper, const std
         if (before_update) before_update();
         executor_.run(Phase::kOptimizer, binding);
         break;
+      default: ORRERY_CHECK(false, "{} is not an action of one rank", to_string(action, plan_.schedule));
     }
   }
   ++num_steps_timed_;
