@@ -23,6 +23,7 @@ class RowReader {
  public:
   virtual ~RowReader() = default;
   virtual void read_rows(size_t index, int64_t row_begin, int64_t num_rows, float* out) const = 0;
+  virtual void read_block_rows(size_t, int64_t, int64_t, std::span<std::byte>) const { ORRERY_CHECK(false, "no blocks in this form"); }
   virtual bool whole_only(size_t) const { return false; }
 };
 
@@ -67,7 +68,7 @@ SourceTensor safetensors_source_tensor(const std::string& path, const LogicalTen
   if (!block_type_of(entry.dtype)) {
     throw Error(ErrorCode::kUnsupported, "{}: tensor \"{}\" is {}; weights are read from F32, BF16, F16 and F64", path, entry.name, entry.dtype_name);
   }
-  return {logical.name, logical.shape, entry.dtype_name, entry.dtype == DType::kF64 ? std::nullopt : entry.dtype};
+  return {logical.name, logical.shape, entry.dtype_name, entry.dtype == DType::kF64 ? std::nullopt : entry.dtype, std::nullopt};
 }
 
 /// Hugging Face's base-model files leave the wrapper's prefix out ("wte.weight").
@@ -179,7 +180,10 @@ class GgufRows final : public RowReader {
       if (tensor->type == BlockType::kF32) dtype = DType::kF32;
       if (tensor->type == BlockType::kBF16) dtype = DType::kBF16;
       if (tensor->type == BlockType::kF16) dtype = DType::kF16;
-      tensors.push_back({mapping.tensor.name, mapping.tensor.shape, std::string(block_type_name(tensor->type)), dtype});
+      const int64_t block = block_type_info(tensor->type).block_elements;
+      const bool whole_blocks = block > 1 && tensor->shape.size() == 2 && tensor->shape[1] % block == 0;
+      tensors.push_back({mapping.tensor.name, mapping.tensor.shape, std::string(block_type_name(tensor->type)), dtype,
+                         whole_blocks ? std::optional(tensor->type) : std::nullopt});
       places_.push_back({tensor, std::move(mapping)});
     }
   }
@@ -206,6 +210,17 @@ class GgufRows final : public RowReader {
       const int64_t columns = tensor.shape.size() > 1 ? tensor.shape.back() : 1;
       decode_elements(tensor, row_begin * columns, num_rows * columns, out);
     }
+  }
+
+  void read_block_rows(size_t index, int64_t row_begin, int64_t num_rows, std::span<std::byte> out) const override {
+    const GgufTensor& tensor = *places_[index].tensor;
+    const int64_t heads = places_[index].mapping.permuted_heads, row_bytes = block_bytes(tensor.type, tensor.shape[1]);
+    ORRERY_CHECK(row_begin >= 0 && row_begin + num_rows <= tensor.shape[0] && static_cast<int64_t>(out.size()) == num_rows * row_bytes, "{}: rows {} + {}",
+                 tensor.name, row_begin, num_rows);
+    if (heads == 0) return file_->read(tensor, static_cast<uint64_t>(row_begin * row_bytes), out);
+    for (int64_t row = 0; row < num_rows; ++row)
+      file_->read(tensor, static_cast<uint64_t>(gguf_permuted_row(row_begin + row, tensor.shape[0], heads) * row_bytes),
+                  out.subspan(static_cast<size_t>(row * row_bytes), static_cast<size_t>(row_bytes)));
   }
 
  private:
@@ -324,6 +339,11 @@ void ModelSource::read_rows(size_t index, int64_t row_begin, int64_t num_rows, f
   ORRERY_CHECK(row_begin >= 0 && num_rows >= 0 && row_begin + num_rows <= tensor.rows(), "{}: rows {} + {} of {}", tensor.name, row_begin, num_rows,
                tensor.rows());
   if (num_rows > 0) impl_->rows->read_rows(index, row_begin, num_rows, out);
+}
+
+void ModelSource::read_block_rows(size_t index, int64_t row_begin, int64_t num_rows, std::span<std::byte> out) const {
+  ORRERY_CHECK(impl_->tensors.at(index).blocks.has_value(), "{} has no blocks", impl_->tensors[index].name);
+  impl_->rows->read_block_rows(index, row_begin, num_rows, out);
 }
 
 int64_t ModelSource::rows_at_a_time(size_t index, int64_t num_elements) const {

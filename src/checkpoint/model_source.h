@@ -26,6 +26,7 @@ struct SourceTensor {
   std::vector<int64_t> shape;
   std::string type_name;       // in the file: "BF16", "Q4_K"
   std::optional<DType> dtype;  // kF32, kBF16 or kF16 when the file holds just that
+  std::optional<BlockType> blocks;  // a quantized tensor whose rows are whole blocks that read_block_rows() gives
   int64_t rows() const { return shape[0]; }
   int64_t columns() const { return shape.size() > 1 ? shape[1] : 1; }
 };
@@ -58,6 +59,10 @@ class ModelSource {
   /// Exact: every bf16 and f16 is an f32. GPT-2's Conv1D matrices in GGUF stand transposed: reading them row by row is slow, whole is not.
   /// Errors: kCorruptData (a bad block of a checkpoint, a file cut short), kUnsupported (a block type that is not decoded).
   void read_rows(size_t index, int64_t row_begin, int64_t num_rows, float* out) const;
+
+  /// The blocks of rows as they lie in the file, row after row. For GPT-2's Conv1D matrices a row is one of the transposed matrix, [out, in].
+  /// Only for tensors with `blocks`. Errors: kCorruptData: the file was cut short.
+  void read_block_rows(size_t index, int64_t row_begin, int64_t num_rows, std::span<std::byte> out) const;
 
   /// Rows to ask for at a time so that a piece has about `num_elements` elements and reading stays cheap.
   int64_t rows_at_a_time(size_t index, int64_t num_elements) const;

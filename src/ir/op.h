@@ -16,6 +16,8 @@
 #include <variant>
 #include <vector>
 
+#include "ir/weight_format.h"
+
 namespace orrery {
 
 enum class OpKind : uint8_t {
@@ -75,7 +77,10 @@ enum class OpKind : uint8_t {
   kSgd,            // (gradient, scale, hyper) -> high, low, m
   kLion,           // (gradient, scale, hyper) -> high, low, m
   // ---- serving --------------------------------------------------------------------------------------------------------
-  kLinearPacked,    // (x [T, K], weight in panels (a byte vector) (, bias [N])) -> y [T, N], the bits of kLinear; PackedLinearAttributes
+  kLinearPacked,    // (x [T, K], weight in panels (a byte vector) (, bias [N])) -> y [T, N]; PackedLinearAttributes. Dense: the bits of
+                    //   kLinear. Quantized: x is rounded to 8 bits in blocks of 32 per row; per block an exact i32 sum, then f32 FMAs
+                    //   in K order, for every number of rows (rule 13)
+  kEmbeddingPacked,  // (ids [T] i32, quantized table in panels (a byte vector)) -> x [T, D]; PackedLinearAttributes, D = depth
   kKvWrite,         // (k [T, K*H], v [T, K*H], slots [T] i32) -> k_cache, v_cache [blocks, block_tokens, K*H] in place
   kPagedAttention,  // (q [T, N*H], k_cache, v_cache, block_table [S, max_blocks] i32, context_lens [S] i32, cu_seqlens [S + 1] i32)
                     //   -> o [T, N*H]. The last rows of a sequence are its queries; keys are read from the cache only (rule 13)
@@ -112,8 +117,16 @@ struct AttentionAttributes {
   int64_t block_tokens = 0;   // tokens per KV block; serving ops only
   bool operator==(const AttentionAttributes&) const = default;
 };
+/// Rows of a packed weight that share a format; the next segment starts on a new panel.
+struct PackedSegment {
+  WeightFormat format{};
+  int64_t num_columns = 0;
+  bool operator==(const PackedSegment&) const = default;
+};
 struct PackedLinearAttributes {
   int64_t num_columns = 0;  // N: the packed bytes do not say it
+  int64_t depth = 0;        // K; 0 for a dense weight
+  std::vector<PackedSegment> segments;  // empty: dense panels in the compute dtype
   bool operator==(const PackedLinearAttributes&) const = default;
 };
 struct OptimizerAttributes {

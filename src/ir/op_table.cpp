@@ -94,6 +94,7 @@ std::vector<ValueType> infer_types(OpKind kind, const Attributes& attributes, co
     }
     case OpKind::kSplitRopeGrad: return {matmul(in[0], width_of(in[0]) + width_of(in[1]) + width_of(in[2]))};
     case OpKind::kLinearPacked: return {matmul(in[0], std::get<PackedLinearAttributes>(attributes).num_columns)};
+    case OpKind::kEmbeddingPacked: return {matmul(in[0], std::get<PackedLinearAttributes>(attributes).depth)};
     case OpKind::kPagedAttention: return {in[0]};
     case OpKind::kKvWrite:
     case OpKind::kAccumulate:
@@ -146,6 +147,7 @@ OpCost op_cost(const Stage& stage, const Op& op, int64_t num_tokens, double mean
   const auto product = [&](ValueId weight) { return 2.0 * tokens * static_cast<double>(num_elements(stage.value(weight).shape)); };
   switch (op.kind) {
     case OpKind::kEmbedding:
+    case OpKind::kEmbeddingPacked:
       cost.bytes_read = 2 * cost.bytes_written;
       break;
     case OpKind::kLinear:

@@ -90,12 +90,13 @@ class Verifier {
   void persistent_buffers() {
     for (size_t i = 0; i < stage_.parameters.size(); ++i) {
       const ParameterSpec& spec = stage_.parameters[i];
-      if (i < map_.packed_offset.size()) persistent(spec.name + " packed", map_.packed_offset[i], spec.num_elements() * dtype_bytes(stage_.compute_dtype));
       persistent(spec.name, map_.parameter_offset[i], spec.num_elements() * dtype_bytes(stage_.compute_dtype));
       if (i < map_.state_offset.size())
         for (size_t field = 0; field < 3; ++field)
           persistent(fmt::format("{} state {}", spec.name, field), map_.state_offset[i][field], spec.num_elements() * 2);
     }
+    for (const Value& value : stage_.values)
+      if (value.kind == ValueKind::kParameter && value.sub == 1) persistent(value.name, map_.packed_offset[static_cast<size_t>(value.index)], value.bytes());
     for (size_t i = 0; i < map_.gradient_buffer_offset.size(); ++i)
       persistent(fmt::format("gradient buffer {}", i), map_.gradient_buffer_offset[i], map_.gradient_buffer_bytes);
     for (size_t i = 0; i < map_.constant_offset.size(); ++i)

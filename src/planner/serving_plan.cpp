@@ -10,28 +10,46 @@ namespace orrery {
 
 namespace {
 
-// kLinear -> kLinearPacked: each weight gets a second value, its packed form, shared by all its readers.
-void pack_weights(Stage& stage, const PackedBytes& packed_bytes) {
+// The quantized segments of a parameter; empty when one of its tensors is not quantized.
+std::vector<PackedSegment> quantized_segments(const ParameterSpec& spec, const ServingPlanOptions& options) {
+  std::vector<PackedSegment> segments;
+  for (const ParameterSegment& segment : spec.segments) {
+    const auto found = options.weight_formats.find(segment.tensor);
+    if (found == options.weight_formats.end() || spec.padding_rows > 0) return {};
+    segments.push_back({found->second, segment.num_rows});
+  }
+  return segments;
+}
+
+// kLinear -> kLinearPacked: each weight gets a second value, its packed form, shared by all its readers. A quantized table is read in
+// place too, kEmbedding -> kEmbeddingPacked, so that a tied table exists once.
+void pack_weights(Stage& stage, const ServingPlanOptions& options, const PackedBytes& packed_bytes) {
   std::vector<ValueId> packed_of(stage.parameters.size(), kNoValue);
   for (Op& op : stage.block(Phase::kForward).ops) {
-    if (op.kind != OpKind::kLinear) continue;
+    if (op.kind != OpKind::kLinear && op.kind != OpKind::kEmbedding) continue;
     const Value weight = stage.value(op.inputs[1]);
     const ParameterSpec& spec = stage.parameters[static_cast<size_t>(weight.index)];
+    PackedLinearAttributes attributes{spec.rows(), 0, quantized_segments(spec, options)};
+    const bool quantized = !attributes.segments.empty();
+    if (op.kind == OpKind::kEmbedding && !quantized) continue;
     ValueId& packed = packed_of[static_cast<size_t>(weight.index)];
     if (packed == kNoValue) {
+      int64_t bytes = 0;
+      for (const PackedSegment& segment : attributes.segments) bytes += quantized_weight_bytes(segment.format, segment.num_columns, spec.columns());
       Value value;
       value.name = weight.name + ".packed";
       value.dtype = DType::kU8;
-      value.shape = {{packed_bytes(stage.compute_dtype, spec.rows(), spec.columns())}};
+      value.shape = {{quantized ? bytes : packed_bytes(stage.compute_dtype, spec.rows(), spec.columns())}};
       value.kind = ValueKind::kParameter;
       value.index = weight.index;
       value.sub = 1;
       packed = static_cast<ValueId>(stage.values.size());
       stage.values.push_back(std::move(value));
     }
-    op.kind = OpKind::kLinearPacked;
+    if (quantized) attributes.depth = spec.columns();
+    op.kind = op.kind == OpKind::kEmbedding ? OpKind::kEmbeddingPacked : OpKind::kLinearPacked;
     op.inputs[1] = packed;
-    op.attributes = PackedLinearAttributes{spec.rows()};
+    op.attributes = std::move(attributes);
   }
 }
 
@@ -56,7 +74,7 @@ ServingPlan make_serving_plan(const ServingPlanOptions& options, const Workspace
   forward.kv_block_tokens = options.block_tokens;
   forward.max_blocks_per_segment = plan.blocks_per_sequence;
   build_forward(options.model, forward, plan.stage, Phase::kForward);
-  pack_weights(plan.stage, packed_bytes);
+  pack_weights(plan.stage, plan.options, packed_bytes);
   fuse_forward(plan.stage, Phase::kForward);
   remove_copies(plan.stage);
   MemoryMapOptions memory;

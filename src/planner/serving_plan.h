@@ -2,6 +2,8 @@
 #pragma once
 
 #include <functional>
+#include <string>
+#include <unordered_map>
 
 #include "ir/memory_map.h"
 #include "model/model_config.h"
@@ -17,6 +19,8 @@ struct ServingPlanOptions {
   int64_t kv_blocks = 0;        // of the cache; 0: max_context for every sequence
   int64_t max_context = 0;      // tokens a sequence may reach; 0: model.max_seq_len
   int64_t block_tokens = 32;    // of a cache block
+  /// Tensors (Hugging Face names) that stay quantized. A matrix is packed quantized when all of its tensors are named here.
+  std::unordered_map<std::string, WeightFormat> weight_formats;
 };
 
 struct ServingPlan {

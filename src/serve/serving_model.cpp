@@ -2,9 +2,12 @@
 
 #include <algorithm>
 #include <cstring>
+#include <exception>
+#include <mutex>
 #include <vector>
 
 #include "backend/cpu/gemm_kernels.h"
+#include "backend/cpu/quantized_pack.h"
 #include "base/bfloat16.h"
 #include "base/error.h"
 #include "runtime/initialize.h"
@@ -34,6 +37,10 @@ ServingPlan plan_for(const ModelSource& source, const ServingModelOptions& optio
   serving.max_sequences = options.max_sequences;
   serving.max_rows = options.max_rows;
   serving.kv_blocks = options.kv_blocks;
+  for (const SourceTensor& tensor : source.tensors()) {
+    const auto format = tensor.blocks ? weight_format_of(*tensor.blocks) : std::nullopt;
+    if (format) serving.weight_formats.emplace(tensor.name, *format);
+  }
   return make_serving_plan(serving, [device](const Stage& stage, const Op& op) { return op_workspace_bytes(device, stage, op, 0); }, packed_weight_bytes);
 }
 
@@ -58,12 +65,48 @@ ServingModel::ServingModel(const ModelSource& source, const ServingModelOptions&
     fill_rope_table(plan_.stage.constants[i], reinterpret_cast<float*>(arena_.data() + plan_.memory.constant_offset[i]));
 }
 
+// The segments of a quantized parameter, panel by panel: a thread reads 16 rows of the file at a time, so nothing else is held.
+void ServingModel::load_quantized(const ModelSource& source, const ParameterSpec& spec, const std::vector<PackedSegment>& segments, std::byte* packed) {
+  for (size_t s = 0; s < segments.size(); ++s) {
+    const ParameterSegment& from = spec.segments[s];
+    const auto tensor = std::find_if(source.tensors().begin(), source.tensors().end(), [&](const SourceTensor& t) { return t.name == from.tensor; });
+    const auto index = static_cast<size_t>(tensor - source.tensors().begin());
+    const int64_t k = spec.columns(), row_bytes = block_bytes(*tensor->blocks, k), panel_bytes = quantized_panel_bytes(segments[s].format, k);
+    std::exception_ptr failure;
+    std::mutex mutex;
+    pool_->parallel_for(from.num_rows, kQuantPanelColumns, [&](int64_t begin, int64_t end) {
+      try {
+        std::vector<std::byte> rows(static_cast<size_t>(kQuantPanelColumns * row_bytes));
+        for (int64_t row = begin; row < end; row += kQuantPanelColumns) {
+          const int64_t count = std::min(kQuantPanelColumns, end - row);
+          source.read_block_rows(index, from.tensor_row_begin + row, count, std::span(rows).first(static_cast<size_t>(count * row_bytes)));
+          pack_quantized_panel(segments[s].format, rows.data(), row_bytes, count, k, packed + row / kQuantPanelColumns * panel_bytes);
+        }
+      } catch (...) {
+        const std::lock_guard lock(mutex);
+        failure = std::current_exception();
+      }
+    });
+    if (failure) std::rethrow_exception(failure);
+    packed += quantized_weight_bytes(segments[s].format, from.num_rows, k);
+  }
+}
+
 // Plain weights go to their place; packed ones by way of a copy that lives while one parameter is loaded.
 void ServingModel::load_weights(const ModelSource& source, const KernelContext& context) {
   std::vector<std::byte> staging;
+  std::vector<const PackedLinearAttributes*> packed_as(plan_.stage.parameters.size(), nullptr);
+  for (const Op& op : plan_.stage.block(Phase::kForward).ops)
+    if (op.kind == OpKind::kLinearPacked || op.kind == OpKind::kEmbeddingPacked)
+      packed_as[static_cast<size_t>(plan_.stage.value(op.inputs[1]).index)] = &std::get<PackedLinearAttributes>(op.attributes);
   for (size_t i = 0; i < plan_.stage.parameters.size(); ++i) {
     const ParameterSpec& spec = plan_.stage.parameters[i];
     const int64_t plain = plan_.memory.parameter_offset[i], packed = plan_.memory.packed_offset[i];
+    if (packed_as[i] != nullptr && !packed_as[i]->segments.empty()) {
+      ORRERY_CHECK(plain < 0, "{} is read both quantized and plain", spec.name);
+      load_quantized(source, spec, packed_as[i]->segments, arena_.data() + packed);
+      continue;
+    }
     std::byte* data = plain >= 0 ? arena_.data() + plain : nullptr;
     if (data == nullptr) {
       staging.resize(static_cast<size_t>(spec.num_elements() * dtype_bytes(plan_.stage.compute_dtype)));

@@ -52,6 +52,7 @@ class ServingModel {
   struct Machine;
   ServingModel(const ModelSource& source, const ServingModelOptions& options, ThreadPool* pool, const Machine& machine);
   void load_weights(const ModelSource& source, const KernelContext& context);
+  void load_quantized(const ModelSource& source, const ParameterSpec& spec, const std::vector<PackedSegment>& segments, std::byte* packed);
 
   ServingPlan plan_;
   std::unique_ptr<ThreadPool> own_pool_;

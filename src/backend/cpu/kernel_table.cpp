@@ -3,6 +3,7 @@
 
 #include "backend/cpu/gemm_kernels.h"
 #include "backend/cpu/ops.h"
+#include "backend/cpu/quantized_linear.h"
 #include "backend/kernel.h"
 
 namespace orrery {
@@ -33,6 +34,7 @@ const KernelTable& kernel_table() {
     filled.add(attention_kernel_entries());
     filled.add(paged_attention_entries());
     filled.add(linear_kernels());
+    filled.add(quantized_kernel_entries());
     filled.add(linear_grad_weight_kernels());
     filled.add(cross_entropy_kernels());
     return filled;

@@ -2,6 +2,7 @@
 // with what follows it done while the accumulators are in cache.
 #include "backend/cpu/gemm.h"
 #include "backend/cpu/gemm_kernels.h"
+#include "backend/cpu/quantized_linear.h"
 
 namespace orrery {
 namespace {
@@ -102,11 +103,13 @@ void run_packed(const KernelContext& context, const TensorView& x, const std::by
 
 // kLinearPacked: the weight is a byte vector, N comes from the attributes.
 int64_t packed_workspace(const DeviceSpec& device, const OpCall& call) {
+  if (!call.attribute<PackedLinearAttributes>().segments.empty()) return quantized_linear_workspace_bytes(device, call.in(0).rows(), call.in(0).row_width());
   return linear_packed_workspace_bytes(device, call.in(0).dtype, call.in(0).rows(), call.attribute<PackedLinearAttributes>().num_columns,
                                        call.in(0).row_width());
 }
 
 void run_linear_packed(const KernelContext& context, const OpCall& call) {
+  if (!call.attribute<PackedLinearAttributes>().segments.empty()) return quantized_linear(context, call);
   const int64_t n = call.attribute<PackedLinearAttributes>().num_columns;
   ORRERY_CHECK(call.in(1).num_elements() >= packed_weight_bytes(call.in(0).dtype, n, call.in(0).row_width()), "packed weight of {} bytes",
                call.in(1).num_elements());

@@ -1,0 +1,1 @@
+#include "backend/cpu/quantized_kernels.inl"

@@ -1,0 +1,150 @@
+#include "backend/cpu/quantized_linear.h"
+
+#include <algorithm>
+
+#include "backend/cpu/gemm_rows.h"
+#include "backend/cpu/ops.h"
+#include "backend/cpu/quantized_kernels.h"
+#include "backend/cpu/quantized_pack.h"
+#include "base/bfloat16.h"
+
+namespace orrery {
+namespace {
+
+// Up to this many rows every thread quantizes x for itself: that is cheaper than meeting once more.
+constexpr int64_t kRowsEachForItself = 4;
+// Rows of accumulators between the product and its rounding: they stay in L1, and so does a panel while the next rows come.
+constexpr int64_t kBandRows = 48;
+
+struct Memory {
+  int64_t row_blocks, shared_bytes, thread_bytes;
+  Memory(int64_t m, int64_t k) : row_blocks(k / kQuantBlock) {
+    const auto rows_bytes = [&](int64_t rows) { return (rows * row_blocks * static_cast<int64_t>(sizeof(QuantizedBlock)) + 63) / 64 * 64; };
+    shared_bytes = m > kRowsEachForItself ? rows_bytes(m) : 0;
+    thread_bytes = rows_bytes(std::min(m, kRowsEachForItself)) + kBandRows * kQuantPanelColumns * 4;
+  }
+};
+
+struct ThreadWork {
+  const QuantizedKernels& kernels;
+  const GemmRows& rows;
+  const PackedLinearAttributes& shape;
+  const std::byte* weight;
+  const std::byte* bias;
+  TensorView y;
+  int64_t m;
+  int64_t compute_bytes;  // of a number of the compute dtype
+
+  // Panels [first, last) of the whole weight, for all rows.
+  void run(const QuantizedBlock* x, float* band, int64_t first, int64_t last) const {
+    const FinishKind kind = y.dtype == DType::kF32 && compute_bytes == 2 ? FinishKind::kF32 : FinishKind::kPlain;
+    const std::byte* at = weight;
+    int64_t panel = 0, column = 0;
+    for (const PackedSegment& segment : shape.segments) {
+      const int64_t panel_bytes = quantized_panel_bytes(segment.format, shape.depth);
+      for (int64_t c = 0; c < segment.num_columns; c += kQuantPanelColumns, ++panel, at += panel_bytes) {
+        if (panel < first || panel >= last) continue;
+        GemmBlock block;
+        block.columns = std::min(kQuantPanelColumns, segment.num_columns - c);
+        block.c = band;
+        block.ldc = kQuantPanelColumns;
+        block.bias = bias == nullptr ? nullptr : bias + (column + c) * compute_bytes;
+        block.ldy = y.row_stride;
+        for (int64_t i = 0; i < m; i += kBandRows) {
+          block.rows = std::min(kBandRows, m - i);
+          block.y = row_at(y, i) + (column + c) * dtype_bytes(y.dtype);
+          kernels.panel_product(segment.format, at, shape.depth, x + i * (shape.depth / kQuantBlock), block.rows, band, kQuantPanelColumns);
+          rows.finish[static_cast<int>(kind)](block);
+        }
+      }
+      column += segment.num_columns;
+    }
+  }
+};
+
+int64_t num_panels(const PackedLinearAttributes& shape) {
+  int64_t count = 0;
+  for (const PackedSegment& segment : shape.segments) count += (segment.num_columns + kQuantPanelColumns - 1) / kQuantPanelColumns;
+  return count;
+}
+
+int64_t packed_bytes(const PackedLinearAttributes& shape) {
+  int64_t bytes = 0;
+  for (const PackedSegment& segment : shape.segments) bytes += quantized_weight_bytes(segment.format, segment.num_columns, shape.depth);
+  return bytes;
+}
+
+void run_embedding_packed(const KernelContext& context, const OpCall& call) {
+  const auto& shape = call.attribute<PackedLinearAttributes>();
+  const TensorView &ids = call.in(0), &y = call.out(0);
+  ORRERY_CHECK(shape.segments.size() == 1 && y.row_width() == shape.depth && y.rows() == ids.rows() && call.in(1).num_elements() >= packed_bytes(shape),
+               "embedding_packed of {} to {}", shape.depth, y.row_width());
+  const WeightFormat format = shape.segments[0].format;
+  ORRERY_CHECK(y.dtype == DType::kF32 || static_cast<int64_t>(call.workspace.size()) >= context.pool->num_threads() * shape.depth * 4,
+               "embedding_packed: workspace");
+  context.pool->run([&](int thread_index, int threads) {
+    float* values = reinterpret_cast<float*>(call.workspace.data()) + thread_index * shape.depth;
+    for (int64_t i = ids.rows() * thread_index / threads; i < ids.rows() * (thread_index + 1) / threads; ++i) {
+      const int32_t id = ids.as<int32_t>()[i];
+      ORRERY_CHECK(id >= 0 && id < shape.num_columns, "row {} of a table of {}", id, shape.num_columns);
+      if (y.dtype == DType::kF32) {
+        unpack_quantized_row(format, call.in(1).data, id, shape.depth, reinterpret_cast<float*>(row_at(y, i)));
+        continue;
+      }
+      unpack_quantized_row(format, call.in(1).data, id, shape.depth, values);
+      auto* out = reinterpret_cast<uint16_t*>(row_at(y, i));
+      for (int64_t j = 0; j < shape.depth; ++j) out[j] = f32_to_bf16(values[j]);
+    }
+  });
+}
+
+int64_t embedding_packed_workspace(const DeviceSpec& device, const OpCall& call) {
+  return call.out(0).dtype == DType::kF32 ? 0 : device.num_threads * call.attribute<PackedLinearAttributes>().depth * 4;
+}
+
+constexpr KernelEntry kEntries[] = {
+    {OpKind::kEmbeddingPacked, DType::kBF16, run_embedding_packed, embedding_packed_workspace},
+    {OpKind::kEmbeddingPacked, DType::kF32, run_embedding_packed, embedding_packed_workspace},
+};
+
+}  // namespace
+
+std::span<const KernelEntry> quantized_kernel_entries() { return kEntries; }
+
+int64_t quantized_linear_workspace_bytes(const DeviceSpec& device, int64_t m, int64_t k) {
+  const Memory memory(m, k);
+  return memory.shared_bytes + device.num_threads * memory.thread_bytes;
+}
+
+void quantized_linear(const KernelContext& context, const OpCall& call) {
+  const auto& shape = call.attribute<PackedLinearAttributes>();
+  const TensorView &x = call.in(0), &y = call.out(0);
+  const int64_t m = x.rows(), k = shape.depth;
+  ORRERY_CHECK(x.row_width() == k && y.rows() == m && y.row_width() == shape.num_columns && call.in(1).num_elements() >= packed_bytes(shape),
+               "linear_packed: x [{}, {}], weight [{}, {}], y [{}, {}]", m, x.row_width(), shape.num_columns, k, y.rows(), y.row_width());
+  const Memory memory(m, k);
+  const int num_threads = context.pool->num_threads();
+  ORRERY_CHECK(memory.shared_bytes + num_threads * memory.thread_bytes <= static_cast<int64_t>(call.workspace.size()), "linear_packed: workspace of {}",
+               call.workspace.size());
+  const QuantizedKernels& kernels = quantized_kernels(context.isa);
+  const auto quantize_row = kernels.quantize_row[x.dtype == DType::kBF16];
+  auto* shared = reinterpret_cast<QuantizedBlock*>(call.workspace.data());
+  const bool together = memory.shared_bytes > 0;
+  if (together)
+    context.pool->parallel_for(m, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) quantize_row(row_at(x, i), k, shared + i * memory.row_blocks);
+    });
+  const ThreadWork work{kernels, gemm_rows(context.isa, x.dtype), shape, call.in(1).data, call.inputs.size() > 2 ? call.in(2).data : nullptr, y, m,
+                        dtype_bytes(x.dtype)};
+  const int64_t panels = num_panels(shape);
+  context.pool->run([&](int thread_index, int threads) {
+    std::byte* own = call.workspace.data() + memory.shared_bytes + thread_index * memory.thread_bytes;
+    auto* band = reinterpret_cast<float*>(own);
+    auto* rows = together ? shared : reinterpret_cast<QuantizedBlock*>(own + kBandRows * kQuantPanelColumns * 4);
+    if (!together)
+      for (int64_t i = 0; i < m; ++i) quantize_row(row_at(x, i), k, rows + i * memory.row_blocks);
+    work.run(rows, band, panels * thread_index / threads, panels * (thread_index + 1) / threads);
+  });
+}
+
+}  // namespace orrery

@@ -1,0 +1,15 @@
+// The product with a weight that stays quantized, and rows of a quantized table: the quantized forms of kLinearPacked and kEmbeddingPacked.
+#pragma once
+
+#include "backend/kernel.h"
+
+namespace orrery {
+
+int64_t quantized_linear_workspace_bytes(const DeviceSpec& device, int64_t m, int64_t k);
+/// kLinearPacked with segments. Cost: with few rows one read of the packed weight. Bits: a row's do not depend on the other rows, nor on
+/// threads or instruction set; the arithmetic is in quantized_kernels.h.
+void quantized_linear(const KernelContext& context, const OpCall& call);
+
+std::span<const KernelEntry> quantized_kernel_entries();
+
+}  // namespace orrery

@@ -1,0 +1,192 @@
+// Quantized weights: rows of packed panels are the decoder's bits; products agree with f64 within the rounding of their sums; and a row's
+// bits are the same for every number of rows, threads and instruction set (NUMERICS rule 13).
+#include <gtest/gtest.h>
+
+#include <random>
+
+#include "backend/cpu/op_test_util.h"
+#include "backend/cpu/quantized_kernels.h"
+#include "backend/cpu/quantized_pack.h"
+
+namespace orrery::test {
+namespace {
+
+constexpr BlockType kTypes[] = {BlockType::kQ4_0, BlockType::kQ4_1, BlockType::kQ5_0, BlockType::kQ5_1, BlockType::kQ8_0,
+                                BlockType::kQ2_K, BlockType::kQ3_K, BlockType::kQ4_K, BlockType::kQ5_K, BlockType::kQ6_K};
+
+/// Where the halves of a block lie, and which bytes are its codes.
+struct Layout {
+  std::vector<int> halves;
+  int codes_begin, codes_end;
+};
+Layout layout_of(BlockType type) {
+  switch (type) {
+    case BlockType::kQ4_0: return {{0}, 2, 18};
+    case BlockType::kQ4_1: return {{0, 2}, 4, 20};
+    case BlockType::kQ5_0: return {{0}, 2, 22};
+    case BlockType::kQ5_1: return {{0, 2}, 4, 24};
+    case BlockType::kQ8_0: return {{0}, 2, 34};
+    case BlockType::kQ2_K: return {{80, 82}, 16, 80};
+    case BlockType::kQ3_K: return {{108}, 0, 96};
+    case BlockType::kQ4_K: return {{0, 2}, 16, 144};
+    case BlockType::kQ5_K: return {{0, 2}, 16, 176};
+    case BlockType::kQ6_K: return {{208}, 0, 192};
+    default: ADD_FAILURE(); return {};
+  }
+}
+
+/// A weight of random blocks with ordinary scales.
+struct Weight {
+  BlockType type;
+  WeightFormat format;
+  int64_t n, k, row_bytes;
+  std::vector<std::byte> blocks;
+
+  Weight(BlockType block_type, int64_t rows, int64_t columns, unsigned seed) : type(block_type), format(*weight_format_of(block_type)), n(rows), k(columns), row_bytes(block_bytes(block_type, columns)) {
+    std::mt19937 random(seed);
+    blocks.resize(static_cast<size_t>(n * row_bytes));
+    for (std::byte& byte : blocks) byte = static_cast<std::byte>(random());
+    const int64_t size = block_type_info(type).block_bytes;
+    for (size_t at = 0; at < blocks.size(); at += static_cast<size_t>(size))
+      for (int half : layout_of(type).halves) {
+        const uint16_t bits = f32_to_f16(0.001f + 0.0001f * static_cast<float>(random() % 100));
+        std::memcpy(blocks.data() + at + half, &bits, 2);
+      }
+  }
+  std::vector<float> decoded() const { return decode(blocks); }
+  /// What is left of each number when its code is 0: the minimum, for formats with one.
+  std::vector<float> minima() const {
+    std::vector<std::byte> empty = blocks;
+    const Layout layout = layout_of(type);
+    const int64_t size = block_type_info(type).block_bytes;
+    for (size_t at = 0; at < empty.size(); at += static_cast<size_t>(size))
+      std::fill(empty.begin() + static_cast<int64_t>(at) + layout.codes_begin, empty.begin() + static_cast<int64_t>(at) + layout.codes_end, std::byte{0});
+    return decode(empty);
+  }
+  void pack_to(std::byte* panels) const {
+    for (int64_t row = 0; row < n; row += kQuantPanelColumns)
+      pack_quantized_panel(format, blocks.data() + row * row_bytes, row_bytes, std::min(kQuantPanelColumns, n - row), k,
+                           panels + row / kQuantPanelColumns * quantized_panel_bytes(format, k));
+  }
+  int64_t bytes() const { return quantized_weight_bytes(format, n, k); }
+
+ private:
+  std::vector<float> decode(const std::vector<std::byte>& from) const {
+    std::vector<float> values(static_cast<size_t>(n * k));
+    decode_blocks(type, from.data(), n * k, values.data());
+    return values;
+  }
+};
+
+Tensor packed_tensor(const std::vector<Weight>& weights, PackedLinearAttributes& attributes) {
+  int64_t bytes = 0;
+  for (const Weight& weight : weights) bytes += weight.bytes();
+  Tensor packed(DType::kI32, {bytes / 4});
+  std::byte* at = packed.data();
+  for (const Weight& weight : weights) {
+    weight.pack_to(at);
+    at += weight.bytes();
+    attributes.segments.push_back({weight.format, weight.n});
+    attributes.num_columns += weight.n;
+    attributes.depth = weight.k;
+  }
+  return packed;
+}
+TensorView bytes_view(const Tensor& packed) {
+  TensorView view = packed.view();
+  view.dtype = DType::kU8;
+  view.dims[0] *= 4;
+  return view;
+}
+
+class QuantizedLinear : public testing::TestWithParam<BlockType> {};
+
+TEST_P(QuantizedLinear, RowsOfPanelsAreTheDecodersBits) {
+  const Weight weight(GetParam(), 21, 512, 1);
+  PackedLinearAttributes attributes;
+  const Tensor packed = packed_tensor({weight}, attributes);
+  const std::vector<float> wanted = weight.decoded();
+  const Tensor ids = Tensor::ids({20, 0, 7, 20});
+  for (const Machine& machine : machines()) {
+    Tensor y(DType::kF32, {4, 512});
+    run_views(OpKind::kEmbeddingPacked, DType::kF32, machine, attributes, {ids.view(), bytes_view(packed)}, {y.view()});
+    for (int64_t i = 0; i < 4; ++i)
+      ASSERT_EQ(0, std::memcmp(y.as<float>() + i * 512, wanted.data() + ids.as<int32_t>()[i] * 512, 512 * 4)) << "row " << i;
+  }
+}
+
+TEST_P(QuantizedLinear, ProductIsWithinItsRoundingOfF64) {
+  // x is quantized by the kernel's rule; given that, y differs from the f64 sum by the f32 roundings: of each fma onto a partial sum
+  // below S = sum of |d code q| + |m q|, and of the factors d and scale (at most 4 a term).
+  const int64_t n = 37, k = 768, m = 3;
+  const Weight weight(GetParam(), n, k, 2);
+  PackedLinearAttributes attributes;
+  const Tensor packed = packed_tensor({weight}, attributes);
+  const Tensor x = Tensor::random(DType::kF32, {m, k}, 3);
+  Tensor y(DType::kF32, {m, n});
+  run_views(OpKind::kLinearPacked, DType::kF32, machines()[0], attributes, {x.view(), bytes_view(packed)}, {y.view()});
+  const std::vector<float> w = weight.decoded(), least = weight.minima();
+  const bool has_min = weight_format_info(weight.format).has_min;
+  const double roundings = static_cast<double>(4 * k / 32 + 4);
+  for (int64_t i = 0; i < m; ++i) {
+    std::vector<double> xq(k);
+    for (int64_t block = 0; block < k; block += 32) {
+      float amax = 0;
+      for (int64_t j = 0; j < 32; ++j) amax = std::max(amax, std::fabs(x.as<float>()[i * k + block + j]));
+      const float inverse = 127.0f / amax, scale = amax / 127.0f;
+      for (int64_t j = 0; j < 32; ++j) xq[block + j] = static_cast<double>(std::nearbyint(x.as<float>()[i * k + block + j] * inverse)) * scale;
+    }
+    for (int64_t c = 0; c < n; ++c) {
+      double sum = 0, size = 0;
+      for (int64_t j = 0; j < k; ++j) {
+        const double value = w[c * k + j], minimum = has_min ? least[c * k + j] : 0.0;
+        sum += value * xq[j];
+        size += (std::fabs(value - minimum) + std::fabs(minimum)) * std::fabs(xq[j]);
+      }
+      ASSERT_NEAR(y.get(i * n + c), sum, roundings * std::ldexp(size, -24)) << block_type_name(GetParam()) << " " << i << ", " << c;
+    }
+  }
+}
+
+TEST_P(QuantizedLinear, BitsDoNotDependOnRowsThreadsOrInstructionSet) {
+  // Two segments, the first not whole panels, as a fused q, k, v has; a bias; every way in which rows are cut.
+  PackedLinearAttributes attributes;
+  const Tensor packed = packed_tensor({Weight(GetParam(), 23, 256, 4), Weight(BlockType::kQ8_0, 48, 256, 5)}, attributes);
+  for (DType dtype : {DType::kF32, DType::kBF16}) {
+    const int64_t most = 61, n = 71;
+    const Tensor x = Tensor::random(dtype, {most, 256}, 6), bias = Tensor::random(dtype, {n}, 7);
+    Tensor alone(DType::kF32, {most, n});
+    for (int64_t row = 0; row < most; ++row)
+      run_views(OpKind::kLinearPacked, dtype, machines()[0], attributes, {x.rows(row, row + 1), bytes_view(packed), bias.view()}, {alone.rows(row, row + 1)});
+    for (const Machine& machine : machines())
+      for (int64_t m : {1, 2, 3, 4, 5, 7, 8, 11, 12, 13, 16, 33, 48, 61}) {
+        Tensor y(DType::kF32, {most, n});
+        run_views(OpKind::kLinearPacked, dtype, machine, attributes, {x.rows(0, m), bytes_view(packed), bias.view()}, {y.rows(0, m)});
+        ASSERT_EQ(0, std::memcmp(y.data(), alone.data(), static_cast<size_t>(m * n * 4))) << m << " rows, " << machine.num_threads << " threads";
+        ASSERT_TRUE(y.guard_intact());
+      }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Types, QuantizedLinear, testing::ValuesIn(kTypes), [](const auto& test) { return std::string(block_type_name(test.param)); });
+
+TEST(QuantizedLinear, ExtremesStayExact) {
+  // Codes and activations of the largest magnitude in every place: the 8-bit sums of AVX2 reach 32,512 of 32,767.
+  const int64_t k = 64;
+  std::vector<std::byte> blocks(68, std::byte{0x80});  // every weight -128
+  const uint16_t one = f32_to_f16(1.0f);
+  std::memcpy(blocks.data(), &one, 2);
+  std::memcpy(blocks.data() + 34, &one, 2);
+  Tensor packed(DType::kI32, {quantized_weight_bytes(WeightFormat::kQ8_0, 1, k) / 4});
+  pack_quantized_panel(WeightFormat::kQ8_0, blocks.data(), 68, 1, k, packed.data());
+  const PackedLinearAttributes attributes{1, k, {{WeightFormat::kQ8_0, 1}}};
+  const Tensor x = Tensor::filled(DType::kF32, {1, k}, -127.0);
+  for (const Machine& machine : machines()) {
+    Tensor y(DType::kF32, {1, 1});
+    run_views(OpKind::kLinearPacked, DType::kF32, machine, attributes, {x.view(), bytes_view(packed)}, {y.view()});
+    EXPECT_EQ(y.get(0), 128.0 * 127.0 * 64);
+  }
+}
+
+}  // namespace
+}  // namespace orrery::test
