@@ -1,5 +1,5 @@
-// Times the matrix products of the CPU backend on the shapes of a training step and of decoding, beside a loop of AMX products on
-// registers (the peak) and a plain read loop (memory), all in one run: the rounds go through all cases in turn, so that a slow
+// Times the matrix products of the CPU backend on the shapes of a training step and of decoding, beside a loop of products on
+// registers (the peak: AMX, vdpbf16ps or f32 FMA) and a plain read loop (memory), all in one run: the rounds go through all cases in turn, so that a slow
 // moment of the machine falls on all of them, and medians are printed as a Markdown table.
 // On a machine that others use, --clock=cpu counts the process's processor time divided by the threads instead of wall time: what
 // the code costs without what was preempted, but also without what threads waited for.
@@ -234,13 +234,15 @@ void add_decode(Bench& bench, int64_t n, int64_t k, int64_t layers, DType dtype,
 
 void add_peak(Bench& bench, const Options& options) {
   const bool amx = options.dtype == DType::kBF16 && cpu_features().amx_bf16;
+  const bool dp = options.dtype == DType::kBF16 && !amx && cpu_features().avx512_bf16;
   const int64_t steps = amx ? 400000 : 2000000;
-  bench.add({"peak", static_cast<double>(steps) * options.threads * (amx ? kFlopPerAmxStep : kFlopPerFmaStep), 0, [&bench, amx, steps] {
+  const double flop = amx ? kFlopPerAmxStep : dp ? kFlopPerDpStep : kFlopPerFmaStep;
+  bench.add({"peak", static_cast<double>(steps) * options.threads * flop, 0, [&bench, amx, dp, steps] {
                bench.on_all_threads([&](int, int) {
                  if (amx)
                    amx_register_loop(steps);
                  else
-                   keep(fma_register_loop(steps));
+                   keep(dp ? dp_register_loop(steps) : fma_register_loop(steps));
                });
              }});
 }

@@ -13,6 +13,10 @@ constexpr double kFlopPerAmxStep = 4.0 * 16 * 16 * 32 * 2;
 float fma_register_loop(int64_t steps);
 constexpr double kFlopPerFmaStep = 12.0 * 16 * 2;
 
+/// `steps` times twelve independent vdpbf16ps. Needs AVX-512 with BF16.
+float dp_register_loop(int64_t steps);
+constexpr double kFlopPerDpStep = 12.0 * 32 * 2;
+
 /// Reads every byte; a multiple of 512 of them, 64-byte aligned. Needs AVX-512.
 uint64_t read_loop(const void* data, int64_t bytes);
 
