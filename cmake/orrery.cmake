@@ -53,6 +53,7 @@ function(orrery_library name)
     get_filename_component(folder ${own} DIRECTORY)
     list(FILTER sources EXCLUDE REGEX "^${folder}/")
   endforeach()
+  list(FILTER sources EXCLUDE REGEX "_plugin\\.cpp$")  # built against a library of their own, opened at run time
   set(tests ${sources})
   set(fuzzers ${sources})
   list(FILTER sources EXCLUDE REGEX "_(test|fuzz)\\.cpp$")

@@ -1,6 +1,7 @@
 #include "comm/communicator.h"
 
 #include <pthread.h>
+#include <unistd.h>
 
 #include <exception>
 #include <mutex>
@@ -10,6 +11,7 @@
 #include "comm/comm_call.h"
 #include "comm/hang_report.h"
 #include "comm/local_transport.h"
+#include "comm/process_state.h"
 
 namespace orrery {
 namespace {
@@ -18,6 +20,11 @@ constexpr size_t kMaxLabels = 512;
 constexpr int kGroupShift = 16;
 constexpr int64_t kCollectiveBit = 1 << 15;
 constexpr int64_t kStoryEntries = 16;
+
+// Ranks that are processes have a file each.
+std::string flight_path_of(const CommOptions& options, int rank) {
+  return options.flight_path.empty() ? std::string() : fmt::format("{}-{}", options.flight_path, rank);
+}
 
 void copy_label(char (&to)[24], std::string_view from) {
   const size_t count = std::min(from.size(), sizeof to - 1);
@@ -28,7 +35,8 @@ void copy_label(char (&to)[24], std::string_view from) {
 }  // namespace
 
 Communicator::Communicator(std::unique_ptr<Transport> transport, const CommOptions& options)
-    : Communicator(std::move(transport), options, std::make_shared<FlightRecorder>(FlightRecorder::create(options.flight_path, 1)), 0) {
+    : Communicator(std::move(transport), options,
+                   std::make_shared<FlightRecorder>(FlightRecorder::create(flight_path_of(options, transport->rank()), 1)), 0) {
   shared_->owns_recorder_file = true;
 }
 
@@ -117,16 +125,60 @@ std::string Communicator::describe(TransferStatus status, std::string_view label
     default: text += "the transport lost the peer"; break;
   }
   std::vector<RankStory> stories;
-  if (shared_->recorder->num_rings() == shared_->transport->size())
-    for (const int member : members_) {
-      RankStory story;
-      story.world_rank = member;
-      story.records = shared_->recorder->ring(member).last(kStoryEntries);
-      story.activity = shared_->recorder->ring(member).activity();
-      stories.push_back(std::move(story));
-    }
-  if (!stories.empty()) text += "; " + hang_report(stories, group_, monotonic_ns());
+  for (const int member : members_) stories.push_back(story_of(member));
+  text += "; " + hang_report(stories, group_, monotonic_ns());
   return text;
+}
+
+RankStory Communicator::story_of(int world_rank) const {
+  const Transport& transport = *shared_->transport;
+  const auto read = [](RankStory& story, const FlightRing& ring) {
+    story.records = ring.last(kStoryEntries);
+    story.activity = ring.activity();
+  };
+  RankStory story;
+  story.world_rank = world_rank;
+  if (const int64_t process_id = transport.process_id(world_rank); process_id >= 0) {
+    const ProcessState state = process_state(process_id);
+    story.process = fmt::format("process {}, {}", process_id, process_state_name(state));
+    story.lost = state == ProcessState::kGone || state == ProcessState::kStopped;
+  }
+  if (shared_->recorder->num_rings() == transport.size()) {
+    read(story, shared_->recorder->ring(world_rank));
+  } else if (world_rank == transport.rank()) {
+    read(story, shared_->ring);
+  } else {
+    story.known = false;
+    if (shared_->options.flight_path.empty()) return story;
+    try {
+      const FlightRecorder recorder = FlightRecorder::open(flight_path_of(shared_->options, world_rank));
+      read(story, recorder.ring(0));
+      story.known = true;
+    } catch (const Error&) {
+      // Another host's folder, or it never came to write one: the report says that nothing is known.
+    }
+  }
+  return story;
+}
+
+std::string post_mortem_report(const std::string& flight_path) {
+  std::vector<RankStory> stories;
+  // Ages count from the last sign of life.
+  int64_t last_ns = 0;
+  for (int rank = 0;; ++rank) {
+    const std::string path = fmt::format("{}-{}", flight_path, rank);
+    if (::access(path.c_str(), F_OK) != 0) break;
+    const FlightRecorder recorder = FlightRecorder::open(path);
+    RankStory story;
+    story.world_rank = rank;
+    story.records = recorder.ring(0).last(kStoryEntries);
+    story.activity = recorder.ring(0).activity();
+    last_ns = std::max(last_ns, story.activity.since_ns);
+    for (const FlightRecord& record : story.records) last_ns = std::max({last_ns, record.enter_ns, record.exit_ns});
+    stories.push_back(std::move(story));
+  }
+  if (stories.empty()) throw Error(ErrorCode::kIo, "no flight records at {}-0, {}-1, ...", flight_path, flight_path);
+  return hang_report(stories, /*group=*/0, last_ns);
 }
 
 void Communicator::fail(TransferStatus status, std::string_view label, int peer, int64_t bytes, int64_t peer_bytes, int64_t timeout_ms) {

@@ -33,7 +33,7 @@ struct CommOptions {
   int64_t timeout_ms = 60'000;        // deadline of each call
   int64_t scratch_bytes = 8 << 20;    // a group's buffer for sums, only where the transport does not borrow in place
   int64_t segment_bytes = 1 << 20;    // the largest piece of a sum in flight there; tests make it small
-  std::string flight_path;            // the recorder's file; empty: memory that other processes cannot see
+  std::string flight_path;            // the recorder's file, "-RANK" added where ranks are processes; empty: memory that only this one sees
   bool keep_flight_file = false;      // false: deleted at a clean end
 };
 
@@ -44,6 +44,7 @@ struct CommLabelCounter {
 };
 
 class Communicator;
+struct RankStory;
 
 /// A posted transfer. Finish it with wait(); one that is destroyed unfinished is cancelled. Its buffer belongs to it until then.
 class Work {
@@ -149,6 +150,7 @@ class Communicator {
   CommLabelCounter& counter(std::string_view label);
   void count(std::string_view label, int member, int64_t bytes, bool receives);
   std::string describe(TransferStatus status, std::string_view label, int peer, int64_t bytes, int64_t peer_bytes, int64_t timeout_ms) const;
+  RankStory story_of(int world_rank) const;
   [[noreturn]] void fail(TransferStatus status, std::string_view label, int peer, int64_t bytes, int64_t peer_bytes, int64_t timeout_ms);
   int64_t make_tag(CommOp op, int tag) const;
   void exchange(Call& call, std::span<const std::byte> out, std::span<const ElementRange> out_ranges, std::span<std::byte> in,
@@ -180,6 +182,10 @@ class Communicator {
   std::vector<ElementRange> ranges_, byte_ranges_;
   std::vector<std::byte> scratch_;
 };
+
+/// The report of a world of processes that has ended without one, from the files at CommOptions::flight_path: where the launcher kills
+/// the survivors of a death before they can speak (MPICH's does). Errors: kIo when no rank left a file.
+std::string post_mortem_report(const std::string& flight_path);
 
 /// Runs `body(communicator)` on `num_ranks` threads over a local world and joins them. The first rank's error is thrown again; a
 /// rank that throws poisons the world, so that no other waits for it.

@@ -48,8 +48,9 @@ std::string join(const std::vector<int>& ranks) { return fmt::format("rank{} {}"
 }  // namespace
 
 std::string hang_report(const std::vector<RankStory>& stories, int32_t group, int64_t now_ns) {
-  // Whoever is not inside a call, or cannot be asked, keeps the others waiting.
-  std::vector<int> late, differing;
+  std::vector<int> late, lost;
+  for (const RankStory& story : stories)
+    if (story.lost) lost.push_back(story.world_rank);
   int32_t first_sequence = INT32_MAX, last_sequence = -1;
   for (const RankStory& story : stories)
     if (const FlightRecord* record = newest_collective(story, group)) {
@@ -57,6 +58,7 @@ std::string hang_report(const std::vector<RankStory>& stories, int32_t group, in
       last_sequence = std::max(last_sequence, record->group_sequence);
     }
   std::string why;
+  if (!lost.empty()) why = fmt::format("{} {} lost", join(lost), lost.size() == 1 ? "is" : "are");
   // A difference at one place of the order explains everything after it.
   for (const RankStory& story : stories)
     for (const FlightRecord& record : story.records) {
@@ -79,6 +81,7 @@ std::string hang_report(const std::vector<RankStory>& stories, int32_t group, in
                               describe(theirs_is_odd ? record : theirs, now_ns));
           }
     }
+  // Whoever is not inside a call, or cannot be asked, keeps the others waiting.
   if (why.empty()) {
     for (const RankStory& story : stories) {
       const FlightRecord* record = newest_collective(story, group);

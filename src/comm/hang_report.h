@@ -12,7 +12,8 @@ namespace orrery {
 struct RankStory {
   int world_rank = 0;
   bool known = true;    // false: its ring could not be read
-  std::string process;  // "process 4711 on node7: stopped"; empty where ranks are threads
+  std::string process;  // "process 4711, stopped"; empty where ranks are threads or on another host
+  bool lost = false;    // dead or stopped: whatever its ring says, it is to blame
   std::vector<FlightRecord> records;  // oldest first
   FlightRing::Activity activity;
 };

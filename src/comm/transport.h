@@ -71,6 +71,8 @@ class Transport {
   virtual void release(Request* request) = 0;
 
   virtual CommFailure& failure() = 0;
+  /// Of a rank that is another process of this host; -1 for a thread of this process and for another host.
+  virtual int64_t process_id(int rank) const { return static_cast<void>(rank), -1; }
   /// Heap calls by the transport since it was made: bracketed apart from a step's own, which makes none.
   virtual int64_t num_allocations() const = 0;
 };
