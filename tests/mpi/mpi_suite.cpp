@@ -11,7 +11,7 @@
 #include "base/error.h"
 #include "comm/comm_suite.h"
 #include "comm/communicator.h"
-#include "comm/mpi_transport.h"
+#include "comm/discovery.h"
 
 namespace orrery {
 namespace {
@@ -37,7 +37,9 @@ void steps(Communicator& comm, const std::string& mode) {
 }
 
 int run(const std::string& library, const std::string& mode, const std::string& flight_path) {
-  auto transport = make_mpi_transport(library == "openmpi" ? MpiLibrary::kOpenMpi : MpiLibrary::kMpich);
+  const RankEnvironment ranks = discover_ranks(/*ranks_option=*/0);
+  if (!ranks.mpi || mpi_library_name(*ranks.mpi) != library) throw Error(ErrorCode::kInvalidConfig, "found {} where {} was to be", ranks.source, library);
+  auto transport = make_process_transport(ranks);
   CommOptions options{.timeout_ms = mode == "suite" ? 60'000 : 2'000, .flight_path = flight_path};
   if (mode == "suite") {
     options.scratch_bytes = 1 << 20;

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Proves, with ranks as processes under each MPI launcher that is installed (skipped, with status 77, when there is none): the suite
+"""Proves, with ranks as processes under each MPI launcher that is installed (skipped, with status 77, when there is none): its variables are understood; the suite
 of every transport passes on 1 to 4 ranks; a rank that is killed, stopped, slow, or names another size is named by the survivors'
 report within the deadline; and nothing is left: no process of the job, no segment in /dev/shm."""
 import os
