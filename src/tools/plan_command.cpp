@@ -5,10 +5,31 @@
 #include <vector>
 
 #include "ir/block.h"
+#include "planner/validate.h"
 #include "tools/commands.h"
 #include "train/run_setup.h"
 
 namespace orrery {
+namespace {
+
+void add_validate(CLI::App& plan, int& exit_code) {
+  struct Options {
+    std::string path;
+    bool json = false;
+  };
+  auto options = std::make_shared<Options>();
+  CLI::App* command = plan.add_subcommand("validate", "error of predicted step time and memory on a table of published runs");
+  command->add_option("table", options->path, "a CSV file with the columns of bench/data/published_runs.csv")->required();
+  command->add_flag("--json", options->json, "print JSON");
+  command->footer("Examples:\n  orrery plan validate bench/data/published_runs.csv\n  orrery plan validate runs.csv --json\n");
+  command->callback([options, &exit_code] {
+    const ValidateReport report = validate(load_published_runs(options->path));
+    fmt::print("{}{}", options->json ? validate_to_json(report, options->path) : validate_to_text(report), options->json ? "\n" : "");
+    exit_code = 0;
+  });
+}
+
+}  // namespace
 
 void add_plan_command(CLI::App& app, int& exit_code) {
   struct Options {
@@ -19,13 +40,16 @@ void add_plan_command(CLI::App& app, int& exit_code) {
   };
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("plan", "layout, bytes and schedule of a run, verified, before it starts");
-  command->add_option("file", options->path, "the run file")->required();
+  command->add_option("file", options->path, "the run file");
   command->add_option("--set", options->overrides, "section.key=value over the file's value; may be repeated")->allow_extra_args(false);
   command->add_option("--threads", options->threads, "compute threads; 0 for every core");
   command->add_flag("--json", options->json, "the whole plan as JSON: blocks, schedule, every offset");
   command->add_flag("--ops", options->ops, "also print the ops of each block, one a line");
   command->footer("Examples:\n  orrery plan run.toml\n  orrery plan run.toml --set train.recompute=full --json > plan.json\n");
-  command->callback([options, &exit_code] {
+  add_validate(*command, exit_code);
+  command->callback([options, command, &exit_code] {
+    if (!command->get_subcommands().empty()) return;
+    if (options->path.empty()) throw CLI::RequiredError("file");
     const RunConfig config = load_run_config(options->path, options->overrides);
     const RunSetup setup = prepare_run(config, options->threads, [](std::string_view line) { fmt::print(stderr, "{}\n", line); });
     const Plan plan = plan_run(setup);

@@ -1,0 +1,125 @@
+// Fits the constants of the cost model on a table of published runs and prints src/planner/cost_constants_data.cpp: once on every
+// source, once without each, then factors per source and release, then the widths of intervals from residuals of rows not fitted.
+//   fit_cost_model published_runs.csv > src/planner/cost_constants_data.cpp
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <map>
+#include <set>
+
+#include "planner/cost_fit.h"
+
+using namespace orrery;
+
+namespace {
+
+using Rows = std::vector<const PublishedRun*>;
+
+std::string constants_text(const CostConstants& constants) {
+  std::string text;
+  for (const double value : constants.value) text += fmt::format("{}{:.5g}", text.empty() ? "" : ", ", value);
+  return text;
+}
+
+double quantile(std::vector<double> values, double q) {
+  std::sort(values.begin(), values.end());
+  const double at = q * static_cast<double>(values.size() - 1);
+  const size_t low = static_cast<size_t>(at);
+  return values[low] + (at - static_cast<double>(low)) * (values[std::min(low + 1, values.size() - 1)] - values[low]);
+}
+
+double mean_error(const Rows& rows, const CostConstants& constants) {
+  double sum = 0;
+  for (const PublishedRun* run : rows) sum += std::abs(predict_step(run->job, constants).seconds / run->step_seconds - 1);
+  return 100 * sum / static_cast<double>(rows.size());
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 2) return fmt::print(stderr, "usage: fit_cost_model published_runs.csv [--quick]\n"), 2;
+  const bool quick = argc > 2;
+  const std::vector<PublishedRun> runs = load_published_runs(argv[1]);
+  Rows all;
+  std::map<std::string, Rows> sources;
+  for (const PublishedRun& run : runs)
+    if (run.skipped.empty() && run.metric == RunMetric::kStepTime) all.push_back(&run), sources[run.source].push_back(&run);
+
+  const CostConstants full = fit_constants(all, prior_constants());
+  std::map<std::string, CostConstants> without;
+  std::map<JobClass, std::vector<double>> frozen, calibrated;
+  double row_sum = 0, source_sum = 0;
+  std::vector<double> errors;
+  for (const auto& [source, rows] : sources) {
+    Rows others;
+    for (const PublishedRun* run : all)
+      if (run->source != source) others.push_back(run);
+    const CostConstants constants = fit_constants(others, prior_constants());
+    without[source] = constants;
+    double bias = 0;
+    for (const PublishedRun* run : rows) {
+      const double ratio = run->step_seconds / predict_step(run->job, constants).seconds;
+      bias += 1 / ratio - 1;
+      errors.push_back(std::abs(1 / ratio - 1));
+      frozen[classify(run->job)].push_back(std::log(ratio));
+    }
+    const double error = mean_error(rows, constants);
+    row_sum += error * static_cast<double>(rows.size()), source_sum += error;
+    fmt::print(stderr, "{:4} rows  frozen {:5.1f} % (bias {:+5.1f})  in fit {:5.1f} %  {}\n", rows.size(), error, 100 * bias / static_cast<double>(rows.size()), mean_error(rows, full), source);
+  }
+  fmt::print(stderr, "frozen: rows {:.1f} %, median {:.1f}, mean of sources {:.1f} %;  in fit {:.1f} %\n", row_sum / static_cast<double>(all.size()), 100 * quantile(errors, 0.5),
+             source_sum / static_cast<double>(sources.size()), mean_error(all, full));
+  for (size_t i = 0; i < kNumConstants; ++i)
+    fmt::print(stderr, "{:20} {:10.4g} (prior {:.4g})\n", constant_priors()[i].name, full.value[i], constant_priors()[i].value);
+  if (quick) return 0;
+
+  // Factors, and residuals of calibrated predictions with the layout's fold left out.
+  std::string calibrations;
+  for (const auto& [source, rows] : sources) {
+    const CalibrationFactors factors = fit_factors(rows, full);
+    auto entry = [&](std::string_view release, const CalibrationFactors& f) {
+      calibrations += fmt::format("    {{\"{}\", \"{}\", {{{:.4f}, {:.4f}, {:.4f}, {:.4f}, {:.4f}}}}},\n", source, release, f.compute, f.launch, f.communication, f.memory, f.overall);
+    };
+    entry("", factors);
+    std::map<std::string, Rows> releases;
+    for (const PublishedRun* run : rows) releases[run->release].push_back(run);
+    if (releases.size() > 1)
+      for (const auto& [release, part] : releases) entry(release, fit_factors(part, full, factors));
+    constexpr size_t kFolds = 5;
+    std::set<std::string> keys;
+    for (const PublishedRun* run : rows) keys.insert(run->layout_key);
+    for (size_t fold = 0; fold < kFolds; ++fold) {
+      std::set<std::string> held;
+      size_t index = 0;
+      for (const std::string& key : keys)
+        if (index++ % kFolds == fold) held.insert(key);
+      Rows training;
+      for (const PublishedRun* run : rows)
+        if (!held.contains(run->layout_key)) training.push_back(run);
+      const CalibrationFactors part = training.empty() ? CalibrationFactors{} : fit_factors(training, without[source]);
+      for (const PublishedRun* run : rows)
+        if (held.contains(run->layout_key)) calibrated[classify(run->job)].push_back(std::log(run->step_seconds / predict_step(run->job, without[source], part).seconds));
+    }
+  }
+  fmt::print("// Printed by bench/fit_cost_model.cpp; not to be edited.\n#include \"planner/cost_constants.h\"\n\nnamespace orrery {{\nnamespace {{\n\n// In the order of Constant.\n");
+  fmt::print("constexpr SourceConstants kConstants[] = {{\n    {{\"\", {{{{{}}}}}}},\n", constants_text(full));
+  for (const auto& [source, constants] : without) fmt::print("    {{\"{}\", {{{{{}}}}}}},\n", source, constants_text(constants));
+  fmt::print("}};\n\nconstexpr SourceCalibration kCalibrations[] = {{\n{}}};\n\nconstexpr uint64_t kFingerprints[] = {{\n", calibrations);
+  std::set<uint64_t> fingerprints;
+  for (const PublishedRun* run : all) fingerprints.insert(run->fingerprint);
+  size_t column = 0;
+  for (const uint64_t f : fingerprints) fmt::print("0x{:016x},{}", f, ++column % 6 == 0 ? "\n" : "");
+  fmt::print("}};\n\nconstexpr ClassIntervals kIntervals[] = {{\n");
+  for (size_t kind = 0; kind < static_cast<size_t>(JobClass::kCount); ++kind) {
+    const auto& f = frozen[static_cast<JobClass>(kind)];
+    const auto& c = calibrated[static_cast<JobClass>(kind)];
+    fmt::print("    {{{{{:.3f}, {:.3f}}}, {{{:.3f}, {:.3f}}}}},\n", std::exp(quantile(f, 0.05)), std::exp(quantile(f, 0.95)), std::exp(quantile(c, 0.05)), std::exp(quantile(c, 0.95)));
+  }
+  fmt::print("}};\n\n}}  // namespace\n\nstd::span<const SourceConstants> shipped_constants() {{ return kConstants; }}\n"
+             "std::span<const SourceCalibration> shipped_calibrations() {{ return kCalibrations; }}\n"
+             "std::span<const uint64_t> shipped_fingerprints() {{ return kFingerprints; }}\n"
+             "const ClassIntervals& shipped_intervals(JobClass kind) {{ return kIntervals[static_cast<size_t>(kind)]; }}\n\n}}  // namespace orrery\n");
+  return 0;
+}
