@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "backend/cpu/op_test_util.h"
+#include "backend/cpu/paged_decode.h"
 #include "backend/reference/ops.h"
 
 namespace orrery {
@@ -156,6 +157,36 @@ TEST_P(AttentionTest, PagedFollowsTheReferenceAndIgnoresChunks) {
       }
       EXPECT_EQ(row, 130);
     }
+}
+
+// The kernel for one query row gives the block kernel's bits, whatever the group, the head, the window and the cache's blocks.
+TEST_P(AttentionTest, DecodedAloneOrInAChunkTheBitsAreEqual) {
+  const DType dtype = GetParam();
+  const Arithmetic arithmetic = dtype == DType::kBF16 ? Arithmetic::kDp2 : Arithmetic::kFma1;
+  const Machine machine{cpu_features().best_isa(), 2, arithmetic, true};
+  const KernelContext context{&pool_of(2), machine.isa, arithmetic, true};
+  if (paged_decode(context, dtype, 64) == nullptr) GTEST_SKIP() << "no decode kernel on this processor";
+  for (AttentionAttributes a : {heads(9, 3, 64), heads(4, 1, 256), heads(5, 1, 32, 70), heads(6, 3, 128), heads(7, 1, 96)}) {
+    a.block_tokens = 16;
+    const int64_t T = 211, N = a.num_heads * a.head_dim, K = a.num_kv_heads * a.head_dim, max_blocks = 14;
+    Tensor table(DType::kI32, {1, max_blocks}), slots(DType::kI32, {T});
+    for (int64_t i = 0; i < max_blocks; ++i) table.set(i, static_cast<double>((i * 5 + 3) % max_blocks));
+    for (int64_t t = 0; t < T; ++t) slots.set(t, table.get(t / 16) * 16 + static_cast<double>(t % 16));
+    const Tensor k = Tensor::random(dtype, {T, K}, 31), v = Tensor::random(dtype, {T, K}, 32), q = Tensor::random(dtype, {T, N}, 33);
+    const Tensor k_cache = Tensor::filled(dtype, {max_blocks, 16, K}, 0), v_cache = Tensor::filled(dtype, {max_blocks, 16, K}, 0);
+    run_views(OpKind::kKvWrite, dtype, machine, NoAttributes{}, {k.view(), v.view(), slots.view()}, {k_cache.view(), v_cache.view()});
+    const auto attend = [&](int64_t begin, int64_t end, const Tensor& o) {
+      const Tensor length = Tensor::ids({static_cast<int32_t>(end)}), ends = Tensor::ids({0, static_cast<int32_t>(end - begin)});
+      run_views(OpKind::kPagedAttention, dtype, machine, a, {q.rows(begin, end), k_cache.view(), v_cache.view(), table.view(), length.view(), ends.view()},
+                {o.rows(begin, end)});
+    };
+    const Tensor whole(dtype, {T, N}), alone(dtype, {T, N}), by_three(dtype, {T, N});
+    attend(0, T, whole);
+    for (int64_t t = 0; t < T; ++t) attend(t, t + 1, alone);
+    for (int64_t t = 0; t < T; t += 3) attend(t, std::min(T, t + 3), by_three);
+    EXPECT_TRUE(alone.same_bits(whole)) << a.num_heads << " heads of " << a.head_dim;
+    EXPECT_TRUE(by_three.same_bits(whole)) << a.num_heads << " heads of " << a.head_dim;
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Types, AttentionTest, testing::ValuesIn(kComputeTypes),

@@ -9,6 +9,7 @@
 
 #include "backend/cpu/attention_kernels.h"
 #include "backend/cpu/ops.h"
+#include "backend/cpu/paged_decode.h"
 
 namespace orrery {
 namespace {
@@ -64,6 +65,7 @@ void run_paged_attention(const KernelContext& context, const OpCall& call) {
   ORRERY_CHECK(starts[0] == 0 && starts[num_sequences] <= q.rows(), "paged_attention: {} of {} rows", starts[num_sequences],
                q.rows());
   const AttentionKernels& kernels = attention_kernels(context.isa, q.dtype);
+  const PagedDecode decode = paged_decode(context, q.dtype, H);
   const int64_t size = dtype_bytes(q.dtype);
   context.pool->run([&](int thread_index, int num_threads) {
     double before = 0;
@@ -91,7 +93,18 @@ void run_paged_attention(const KernelContext& context, const OpCall& call) {
         task.block_table = block_table.as<int32_t>() + s * block_table.row_stride;
         task.tile = &tile_gemm(context);
         task.scratch = call.workspace.data() + thread_index * scratch;
-        kernels.paged(task);
+        if (decode == nullptr || rows > kDecodeRows) {
+          kernels.paged(task);
+          continue;
+        }
+        for (int64_t row = 0; row < rows; ++row) {
+          PagedTask one = task;
+          one.num_queries = 1;
+          one.context = task.context - rows + 1 + row;
+          one.q = row_at(q, starts[s] + row) + head * group * H * size;
+          one.o = row_at(o, starts[s] + row) + head * group * H * size;
+          decode(one);
+        }
       }
     }
   });

@@ -1,0 +1,231 @@
+// Serving speed of a model file beside llama.cpp's benchmarks: the same prompts, batches and numbers of tokens as llama-bench (pp512) and
+// llama-batched-bench (-npp 128 -ntg 64 -npl 1,8,32). bench/decode_vs_llama_cpp.py runs both in turns. Also the perplexity of a text as
+// llama-perplexity counts it: chunks of 512 tokens, the second half of each.
+//   decode_bench MODEL [--dtype bf16|f32] [--threads N] [--repeat 3] [--ops] [--only pp512|1|8|32]
+//   decode_bench MODEL --perplexity TEXT [--chunks 20]
+// Prints one JSON line. read_gb_s is a read loop over as many bytes as the packed weights, read_share the share of it that batch 1 reaches.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <fstream>
+#include <iterator>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "runtime/memory_bandwidth.h"
+#include "serve/serving_model.h"
+
+namespace orrery {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
+
+struct Options {
+  std::string model, dtype = "bf16", perplexity, only;
+  int threads = 0, repeat = 3;
+  int64_t chunks = 20;
+  bool ops = false;
+};
+
+class Batch {
+ public:
+  Batch(ServingModel& model, int64_t sequences) : model_(model), lengths_(static_cast<size_t>(sequences), 0) {
+    const int64_t width = model.plan().blocks_per_sequence;
+    int32_t* table = model.field<int32_t>(BatchField::kBlockTable);
+    std::iota(table, table + sequences * width, 0);
+  }
+  /// The next `tokens` of one sequence, or of all when sequence < 0 (one token each). Logits of `rows` last rows.
+  void forward(int64_t sequence, std::span<const int32_t> tokens, int64_t rows) {
+    const int64_t block_tokens = model_.plan().options.block_tokens, width = model_.plan().blocks_per_sequence;
+    const bool all = sequence < 0;
+    const int64_t count = all ? static_cast<int64_t>(lengths_.size()) : 1, each = all ? 1 : static_cast<int64_t>(tokens.size());
+    int32_t *ids = model_.field<int32_t>(BatchField::kIds), *positions = model_.field<int32_t>(BatchField::kPositions),
+            *slots = model_.field<int32_t>(BatchField::kSlots), *starts = model_.field<int32_t>(BatchField::kCuSeqlens),
+            *contexts = model_.field<int32_t>(BatchField::kContextLens), *gathered = model_.field<int32_t>(BatchField::kRows),
+            *table = model_.field<int32_t>(BatchField::kBlockTable);
+    int64_t row = 0;
+    for (int64_t s = 0; s < count; ++s) {
+      int64_t& length = lengths_[static_cast<size_t>(all ? s : sequence)];
+      const int64_t first_block = (all ? s : sequence) * width;
+      for (int64_t b = 0; b < width; ++b) table[s * width + b] = static_cast<int32_t>(first_block + b);
+      starts[s] = static_cast<int32_t>(row);
+      for (int64_t t = 0; t < each; ++t, ++row) {
+        ids[row] = tokens[static_cast<size_t>(row)];
+        positions[row] = static_cast<int32_t>(length + t);
+        slots[row] = static_cast<int32_t>((first_block + (length + t) / block_tokens) * block_tokens + (length + t) % block_tokens);
+      }
+      length += each;
+      contexts[s] = static_cast<int32_t>(length);
+    }
+    starts[count] = static_cast<int32_t>(row);
+    for (int64_t i = 0; i < rows; ++i) gathered[i] = static_cast<int32_t>(row - rows + i);
+    model_.forward(row, count, rows);
+  }
+  void clear() { std::fill(lengths_.begin(), lengths_.end(), 0); }
+
+ private:
+  ServingModel& model_;
+  std::vector<int64_t> lengths_;
+};
+
+double best_read_gb_s(ThreadPool& pool, int64_t bytes) {
+  std::vector<std::byte> memory(static_cast<size_t>(bytes / 8192 * 8192), std::byte{1});
+  const size_t part = memory.size() / static_cast<size_t>(pool.num_threads()) / 256 * 256;
+  double best = 1e9;
+  volatile uint64_t sink = 0;
+  for (int i = 0; i < 5; ++i) {
+    const auto begin = Clock::now();
+    pool.run([&](int thread, int) { sink = read_all_bytes_avx2(memory.data() + static_cast<size_t>(thread) * part, part); });
+    best = std::min(best, seconds_since(begin));
+  }
+  return static_cast<double>(part) * pool.num_threads() / best / 1e9;
+}
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+void print_ops(ServingModel& model, const char* what) {
+  const Stage& stage = model.plan().stage;
+  std::vector<double> seconds(static_cast<size_t>(OpKind::kCount), 0);
+  const auto& times = model.executor().op_times(Phase::kForward);
+  const auto& ops = stage.block(Phase::kForward).ops;
+  double total = 0, head = times.back().seconds;
+  for (size_t i = 0; i < ops.size(); ++i) {
+    seconds[static_cast<size_t>(ops[i].kind)] += times[i].seconds;
+    total += times[i].seconds;
+  }
+  fmt::print(stderr, "{}: {:.1f} ms, head {:.0f}%", what, 1e3 * total, 100 * head / total);
+  for (size_t i = 0; i < seconds.size(); ++i)
+    if (seconds[i] > 0.005 * total) fmt::print(stderr, ", {} {:.0f}%", op_name(static_cast<OpKind>(i)), 100 * seconds[i] / total);
+  fmt::print(stderr, "\n");
+  model.executor().reset_op_times();
+}
+
+void run_speed(const Options& options) {
+  const ModelSource source = open_model(options.model);
+  ServingModelOptions serving;
+  serving.num_threads = options.threads;
+  serving.compute_dtype = *parse_dtype(options.dtype);
+  serving.max_context = 512;
+  serving.max_sequences = 32;
+  const auto load_begin = Clock::now();
+  ServingModel model(source, serving);
+  const double load = seconds_since(load_begin);
+  std::vector<int32_t> tokens(512);
+  for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>((i * 7919 + 13) % static_cast<size_t>(model.config().vocab_size));
+  Batch batch(model, 32);
+  const auto wanted = [&](const char* name) { return options.only.empty() || options.only == name; };
+  fmt::print("{{\"model\": \"{}\", \"dtype\": \"{}\", \"load_s\": {:.2f}", options.model, options.dtype, load);
+  if (wanted("pp512")) {
+    std::vector<double> rates;
+    for (int i = 0; i <= options.repeat; ++i) {
+      batch.clear();
+      model.executor().reset_op_times();
+      const auto begin = Clock::now();
+      batch.forward(0, tokens, 1);
+      if (i > 0) rates.push_back(512 / seconds_since(begin));
+    }
+    if (options.ops) print_ops(model, "pp512");
+    fmt::print(", \"pp512\": {:.1f}", median(rates));
+  }
+  double one = 0;
+  for (int64_t sequences : {1, 8, 32}) {
+    if (!wanted(std::to_string(sequences).c_str())) continue;
+    Batch decode(model, sequences);
+    for (int64_t s = 0; s < sequences; ++s) decode.forward(s, std::span(tokens).first(128), 1);
+    model.executor().reset_op_times();
+    std::vector<double> rates;
+    for (int i = 0; i < options.repeat; ++i) {
+      const int steps = 64 / options.repeat;
+      const auto begin = Clock::now();
+      for (int step = 0; step < steps; ++step) decode.forward(-1, tokens, sequences);
+      rates.push_back(static_cast<double>(sequences * steps) / seconds_since(begin));
+    }
+    if (options.ops) print_ops(model, fmt::format("batch {}", sequences).c_str());
+    if (sequences == 1) one = median(rates);
+    fmt::print(", \"batch_{}\": {:.1f}", sequences, median(rates));
+  }
+  const int64_t bytes = model.plan().memory.class_bytes[static_cast<size_t>(MemoryClass::kPackedWeights)];
+  const double read = best_read_gb_s(model.pool(), bytes);
+  fmt::print(", \"weight_mb\": {:.1f}, \"read_gb_s\": {:.1f}, \"read_share\": {:.3f}}}\n", static_cast<double>(bytes) / 1e6, read,
+             one * static_cast<double>(bytes) / 1e9 / read);
+}
+
+void run_perplexity(const Options& options) {
+  const ModelSource source = open_model(options.model);
+  const Tokenizer tokenizer = load_model_tokenizer(source);
+  std::ifstream file(options.perplexity, std::ios::binary);
+  const std::string text{std::istreambuf_iterator<char>(file), {}};
+  if (text.empty()) throw Error(ErrorCode::kIo, "{}: no text", options.perplexity);
+  std::vector<int32_t> ids = tokenizer.encode(text);
+  ServingModelOptions serving;
+  serving.num_threads = options.threads;
+  serving.compute_dtype = *parse_dtype(options.dtype);
+  serving.max_context = 512;
+  serving.max_rows = 256;
+  ServingModel model(source, serving);
+  Batch batch(model, 1);
+  // As llama-perplexity: with a model that begins texts with bos, the first token of every chunk is replaced by it.
+  const auto bos = model.config().bos_token_id;
+  const bool replaces = !ids.empty() && bos && tokenizer.encode("a", {.add_special = true}).front() == *bos;
+  double sum = 0;
+  int64_t count = 0;
+  for (int64_t chunk = 0; chunk < options.chunks && (chunk + 1) * 512 <= static_cast<int64_t>(ids.size()); ++chunk) {
+    std::vector<int32_t> part(ids.begin() + chunk * 512, ids.begin() + (chunk + 1) * 512);
+    if (replaces) part[0] = static_cast<int32_t>(*bos);
+    batch.clear();
+    batch.forward(0, part, 256);
+    for (int64_t i = 0; i < 255; ++i) {
+      const auto logits = model.logits(i);
+      const float top = *std::max_element(logits.begin(), logits.end());
+      double total = 0;
+      for (float logit : logits) total += std::exp(static_cast<double>(logit - top));
+      sum -= logits[static_cast<size_t>(part[static_cast<size_t>(257 + i)])] - top - std::log(total);
+      ++count;
+    }
+  }
+  fmt::print("{{\"model\": \"{}\", \"dtype\": \"{}\", \"tokens\": {}, \"perplexity\": {:.4f}}}\n", options.model, options.dtype, count,
+             std::exp(sum / static_cast<double>(count)));
+}
+
+int run(int argc, char** argv) {
+  Options options;
+  for (int i = 1; i < argc; ++i) {
+    const std::string flag = argv[i];
+    const auto next = [&]() -> std::string {
+      if (i + 1 >= argc) throw Error(ErrorCode::kInvalidArgument, "{} needs a value", flag);
+      return argv[++i];
+    };
+    if (flag == "--dtype") options.dtype = next();
+    else if (flag == "--threads") options.threads = std::stoi(next());
+    else if (flag == "--repeat") options.repeat = std::stoi(next());
+    else if (flag == "--perplexity") options.perplexity = next();
+    else if (flag == "--chunks") options.chunks = std::stoi(next());
+    else if (flag == "--only") options.only = next();
+    else if (flag == "--ops") options.ops = true;
+    else if (!flag.starts_with("--") && options.model.empty()) options.model = flag;
+    else throw Error(ErrorCode::kInvalidArgument, "{} is not known; the flags are listed at the top of decode_bench.cpp", flag);
+  }
+  if (options.model.empty()) throw Error(ErrorCode::kInvalidArgument, "give a model file");
+  if (options.perplexity.empty()) run_speed(options);
+  else run_perplexity(options);
+  return 0;
+}
+
+}  // namespace
+}  // namespace orrery
+
+int main(int argc, char** argv) {
+  try {
+    return orrery::run(argc, argv);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "error: %s\n", error.what());
+    return 1;
+  }
+}
