@@ -5,7 +5,7 @@ import pathlib
 import re
 import sys
 
-HEAVY = ["nlohmann/json.hpp", "toml++/", "CLI/", "simdjson.h", "pcre2.h"]
+HEAVY = ["nlohmann/json.hpp", "toml++/", "CLI/", "simdjson.h", "pcre2.h", "boost/", "openssl/"]
 INCLUDE = re.compile(r'^\s*#\s*include\s+(["<])([^">]+)[">]')
 
 root = pathlib.Path(sys.argv[1])

@@ -90,6 +90,7 @@ bool Scheduler::make_room(Sequence& sequence, int64_t num_tokens, std::vector<St
 
 void Scheduler::plan_draft(Sequence& sequence, int64_t limit, std::vector<int32_t>* draft) {
   if (sequence.acceptance < kWorthwhileAcceptance && ++sequence.steps_without_draft % kStepsBetweenTrials != 0) return;
+  if (options_.max_context > 0) limit = std::min(limit, options_.max_context - static_cast<int64_t>(sequence.tokens.size()));
   *draft = propose_by_lookup(sequence.tokens, std::min(limit, options_.speculative_tokens));
 }
 

@@ -19,6 +19,7 @@ struct SchedulerOptions {
   int64_t max_sequences = 32;       // that run at a time
   int64_t max_rows = 64;            // rows of logits in one step
   int64_t num_blocks = 0, block_tokens = 32;
+  int64_t max_context = 0;          // no draft reaches beyond; 0: no bound
   bool prefix_cache = true;
   int64_t speculative_tokens = 0;   // most draft tokens a sequence and step; 0: off
   int64_t speculative_rows = 16;    // no drafts beyond this many decoding rows: a step of so many rows costs what one row costs

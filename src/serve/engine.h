@@ -1,0 +1,129 @@
+// The engine: one thread that owns the batch. It asks the scheduler who runs, binds tokens, block tables and lengths, runs the model,
+// draws, and hands tokens to each request's sink. It knows tokens only: text, stop strings and JSON are the front's, which keeps a
+// request's prompt and answer so far and so could replay them to another engine.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "serve/sampler.h"
+#include "serve/scheduler.h"
+#include "serve/serving_model.h"
+
+namespace orrery {
+
+struct TokenLogprob {
+  int32_t id = 0;
+  float logprob = 0;
+};
+
+struct SampledToken {
+  int32_t id = 0;
+  float logprob = 0;               // of the raw softmax, when asked for
+  std::vector<TokenLogprob> top;   // most likely first
+};
+
+enum class FinishReason : uint8_t { kStop, kLength, kCancelled };
+
+/// What a step gave one request.
+struct TokenEvent {
+  std::vector<SampledToken> tokens;
+  std::optional<FinishReason> finish;  // the last event has it; for kStop by token the last of `tokens` is the stop token
+  std::vector<float> embedding;        // of an embedding request, with finish
+  int64_t cached_tokens = 0;           // prompt tokens that came from the prefix cache
+  double queue_seconds = 0;            // from submission to the first step
+};
+
+struct GenerationRequest {
+  std::string request_id;          // for logs
+  std::vector<int32_t> prompt;     // not empty, shorter than the context unless `embed`
+  int64_t max_tokens = 16;         // at least 1
+  SamplingOptions sampling;
+  std::vector<int32_t> stop_token_ids;
+  int64_t num_logprobs = -1;       // -1: none; k: that of the token and of the k most likely
+  bool embed = false;              // the last token's hidden state instead of tokens
+  int32_t priority = 0;
+  std::string tenant, cache_salt;
+  std::string adapter;             // empty: the model itself; the only value that is served today
+  /// Called on the engine's thread; must not block and must not throw.
+  std::function<void(TokenEvent&&)> sink;
+};
+
+enum class Admission : uint8_t { kAccepted, kQueueFull, kStopping };
+
+struct EngineOptions {
+  SchedulerOptions scheduler;  // bounds and cache size are taken from the model's plan
+  int64_t max_queue = 256;     // requests that wait
+};
+
+/// A consistent picture for /metrics and the page.
+struct EngineStats {
+  int64_t running = 0, waiting = 0, kv_blocks = 0, kv_blocks_used = 0;
+  int64_t steps = 0, step_tokens = 0;
+  double busy_seconds = 0;
+  SchedulerCounters counters;
+};
+
+class Engine {
+ public:
+  /// `model` outlives the engine and is used by nobody else meanwhile. Errors: kInvalidConfig when one sequence of the context's
+  /// length does not fit into the cache.
+  Engine(ServingModel& model, const EngineOptions& options);
+  /// Cancels what runs.
+  ~Engine();
+
+  /// Thread-safe, never waits for a step. On kAccepted `*id` names the request to cancel(), and the sink will get a last event.
+  [[nodiscard]] Admission submit(GenerationRequest request, uint64_t* id);
+  /// Frees its cache before the next step; the sink gets kCancelled, unless the request has ended already. Thread-safe.
+  void cancel(uint64_t id);
+  /// From now on submit() says kStopping; what runs goes on.
+  void drain();
+  /// No request waits or runs.
+  bool idle() const;
+
+  EngineStats stats() const;
+  int64_t max_context() const { return model_.plan().options.max_context; }
+  const ModelConfig& config() const { return model_.config(); }
+
+ private:
+  struct Live {
+    GenerationRequest request;
+    Sampler sampler;
+    int64_t num_generated = 0;
+    double submitted = 0, started = -1;
+  };
+  void run();
+  void take_commands();
+  void run_step();
+  void bind(const std::vector<StepItem>& step);
+  void finish_item(const StepItem& item, int64_t first_row);
+  SampledToken sampled_token(const Live& live, std::span<const float> logits, int32_t id) const;
+  void publish();
+
+  ServingModel& model_;
+  EngineOptions options_;
+  Scheduler scheduler_;
+  std::unordered_map<uint64_t, std::unique_ptr<Live>> live_;
+  std::vector<int32_t> draws_;
+
+  mutable std::mutex mutex_;
+  std::condition_variable wake_;
+  std::vector<std::pair<uint64_t, std::unique_ptr<Live>>> submitted_;
+  std::vector<uint64_t> cancelled_;
+  bool stopping_ = false, draining_ = false;
+  uint64_t next_id_ = 1;
+  int64_t num_live_ = 0, num_waiting_ = 0;
+  EngineStats stats_;
+  std::thread thread_;
+};
+
+}  // namespace orrery
