@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 
 #include "base/error.h"
 
@@ -30,7 +29,7 @@ Engine::Engine(ServingModel& model, const EngineOptions& options)
   if (plan.kv_blocks < model.plan().blocks_per_sequence)
     throw Error(ErrorCode::kInvalidConfig, "the key-value cache holds {} tokens, one sequence may reach {}; raise --kv-memory, or lower --max-model-len", plan.kv_blocks * plan.block_tokens, plan.max_context);
   stats_.kv_blocks = plan.kv_blocks;
-  draws_.resize(static_cast<size_t>(plan.max_rows));
+  scratch_.resize(static_cast<size_t>(model.pool().num_threads()));
   thread_ = std::thread([this] { run(); });
 }
 
@@ -50,7 +49,8 @@ Admission Engine::submit(GenerationRequest request, uint64_t* id) {
     if (stopping_ || draining_) return Admission::kStopping;
     if (num_waiting_ >= options_.max_queue) return Admission::kQueueFull;
     Sampler sampler(request.sampling);
-    auto live = std::make_unique<Live>(Live{std::move(request), std::move(sampler), 0, now_seconds(), -1});
+    sampler.add_prompt(request.prompt);
+    auto live = std::make_unique<Live>(Live{std::move(request), std::move(sampler), 0, now_seconds(), -1, {}});
     *id = next_id_++;
     submitted_.emplace_back(*id, std::move(live));
     ++num_live_;
@@ -169,41 +169,28 @@ void Engine::run_step() {
   if (step.empty()) return;
   const double begin = now_seconds();
   int64_t num_tokens = 0, num_rows = 0;
-  std::vector<std::pair<const StepItem*, int64_t>> of_row;  // which item and which of its rows
+  std::vector<std::pair<const StepItem*, int64_t>> sampling;  // with its first row
   for (const StepItem& item : step) {
     num_tokens += item.count;
     Live& live = *live_.at(item.id);
     if (live.started < 0) live.started = begin;
     if (!item.samples) continue;
-    for (int64_t k = 0; k <= static_cast<int64_t>(item.draft.size()); ++k) of_row.emplace_back(&item, k);
+    sampling.emplace_back(&item, num_rows);
+    num_rows += 1 + static_cast<int64_t>(item.draft.size());
   }
-  num_rows = static_cast<int64_t>(of_row.size());
   bind(step);
   // The head takes one row where nobody asked, as its kernels take no empty batch.
   if (num_rows == 0) model_.field<int32_t>(BatchField::kRows)[0] = 0;
   model_.forward(num_tokens, static_cast<int64_t>(step.size()), std::max<int64_t>(1, num_rows));
-  // A sequence's rows share its sampler, so a thread takes all rows of an item: items are contiguous, the cut is by item.
-  std::vector<std::pair<int64_t, int64_t>> spans;
-  for (int64_t r = 0; r < num_rows; ++r)
-    if (of_row[static_cast<size_t>(r)].second == 0) spans.emplace_back(r, 1 + static_cast<int64_t>(of_row[static_cast<size_t>(r)].first->draft.size()));
-  model_.pool().parallel_for(static_cast<int64_t>(spans.size()), 1, [&](int64_t first, int64_t last) {
-    for (int64_t s = first; s < last; ++s) {
-      const auto [row, count] = spans[static_cast<size_t>(s)];
-      const StepItem& item = *of_row[static_cast<size_t>(row)].first;
-      Live& live = *live_.at(item.id);
-      if (live.request.embed) continue;
-      const auto length = static_cast<int64_t>(scheduler_.tokens(item.id).size());
-      for (int64_t k = 0; k < count; ++k) draws_[static_cast<size_t>(row + k)] = live.sampler.draw(model_.logits(row + k), length + k);
-    }
+  model_.pool().run([&](int thread_index, int num_threads) {
+    for (size_t i = static_cast<size_t>(thread_index); i < sampling.size(); i += static_cast<size_t>(num_threads))
+      draw_item(*sampling[i].first, sampling[i].second, &scratch_[static_cast<size_t>(thread_index)]);
   });
-  int64_t row = 0;
   for (const StepItem& item : step) {
-    if (item.samples) {
-      finish_item(item, row);
-      row += 1 + static_cast<int64_t>(item.draft.size());
-    } else {
+    if (item.samples)
+      finish_item(item);
+    else
       scheduler_.complete(item, {});
-    }
   }
   {
     const std::lock_guard lock(mutex_);
@@ -214,59 +201,49 @@ void Engine::run_step() {
   publish();
 }
 
-SampledToken Engine::sampled_token(const Live& live, std::span<const float> logits, int32_t id) const {
-  SampledToken token;
-  token.id = id;
-  const int64_t wanted = live.request.num_logprobs;
-  if (wanted < 0) return token;
-  float top = -INFINITY;
-  for (const float logit : logits) top = std::max(top, logit);
-  double sum = 0;
-  for (const float logit : logits) sum += std::exp(static_cast<double>(logit) - top);
-  const double normalizer = top + std::log(sum);
-  token.logprob = static_cast<float>(logits[static_cast<size_t>(id)] - normalizer);
-  std::vector<int32_t> order(logits.size());
-  for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int32_t>(i);
-  const auto count = std::min(static_cast<size_t>(wanted), order.size());
-  std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(count), order.end(), [&](int32_t a, int32_t b) {
-    const float x = logits[static_cast<size_t>(a)], y = logits[static_cast<size_t>(b)];
-    return x > y || (x == y && a < b);
-  });
-  for (size_t i = 0; i < count; ++i) token.top.push_back({order[i], static_cast<float>(logits[static_cast<size_t>(order[i])] - normalizer)});
-  return token;
-}
-
-void Engine::finish_item(const StepItem& item, int64_t first_row) {
+// Each row's token is the request's own seeded draw; the next row counts only while the draft was that token (NUMERICS rule 13).
+void Engine::draw_item(const StepItem& item, int64_t first_row, SamplerScratch* scratch) {
   Live& live = *live_.at(item.id);
-  const GenerationRequest& request = live.request;
-  TokenEvent event;
+  TokenEvent& event = live.event;
+  event = {};
   event.cached_tokens = std::max<int64_t>(0, scheduler_.cached_tokens(item.id));
   event.queue_seconds = live.started - live.submitted;
-  std::vector<int32_t> accepted;
-  if (request.embed) {
+  if (live.request.embed) {
     event.embedding.resize(static_cast<size_t>(model_.config().hidden_size));
     model_.hidden(first_row, event.embedding);
     event.finish = FinishReason::kStop;
-  } else {
-    const auto length = static_cast<int64_t>(scheduler_.tokens(item.id).size());
-    for (size_t k = 0; k <= item.draft.size() && !event.finish; ++k) {
-      const int64_t row = first_row + static_cast<int64_t>(k);
-      const int32_t id = draws_[static_cast<size_t>(row)];
-      accepted.push_back(id);
-      event.tokens.push_back(sampled_token(live, model_.logits(row), id));
-      ++live.num_generated;
-      const auto& stops = request.stop_token_ids;
-      if (std::find(stops.begin(), stops.end(), id) != stops.end())
-        event.finish = FinishReason::kStop;
-      else if (live.num_generated >= request.max_tokens || length + static_cast<int64_t>(accepted.size()) >= max_context())
-        event.finish = FinishReason::kLength;
-      if (k < item.draft.size() && id != item.draft[k]) break;
-    }
-    scheduler_.complete(item, accepted);
+    return;
   }
+  const auto length = static_cast<int64_t>(scheduler_.tokens(item.id).size());
+  const std::vector<int32_t>& stops = live.request.stop_token_ids;
+  for (int64_t k = 0; !event.finish; ++k) {
+    const SampledToken drawn = live.sampler.sample(model_.logits(first_row + k), length + k, {}, scratch);
+    if (drawn.id < 0) {
+      event.finish = FinishReason::kError;
+      break;
+    }
+    live.sampler.accept(drawn.id);
+    event.tokens.push_back({drawn.id, drawn.logprob, {drawn.top_logprobs.begin(), drawn.top_logprobs.end()}});
+    ++live.num_generated;
+    if (std::find(stops.begin(), stops.end(), drawn.id) != stops.end())
+      event.finish = FinishReason::kStop;
+    else if (live.num_generated >= live.request.max_tokens || length + k + 1 >= max_context())
+      event.finish = FinishReason::kLength;
+    if (k == static_cast<int64_t>(item.draft.size()) || drawn.id != item.draft[static_cast<size_t>(k)]) break;
+  }
+}
+
+void Engine::finish_item(const StepItem& item) {
+  Live& live = *live_.at(item.id);
+  TokenEvent event = std::move(live.event);
   const bool ended = event.finish.has_value();
+  if (!event.tokens.empty()) {
+    std::vector<int32_t> ids;
+    for (const GeneratedToken& token : event.tokens) ids.push_back(token.id);
+    scheduler_.complete(item, ids);
+  }
   if (ended) scheduler_.remove(item.id);
-  request.sink(std::move(event));
+  live.request.sink(std::move(event));
   if (ended) live_.erase(item.id);
 }
 

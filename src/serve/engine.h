@@ -15,28 +15,25 @@
 #include <unordered_map>
 #include <vector>
 
-#include "serve/sampler.h"
+#include "serve/sampling/sampler.h"
 #include "serve/scheduler.h"
 #include "serve/serving_model.h"
 
 namespace orrery {
 
-struct TokenLogprob {
-  int32_t id = 0;
+/// A drawn token as the front gets it; log-probabilities when the request's sampling asks for them.
+struct GeneratedToken {
+  int32_t id = -1;
   float logprob = 0;
+  std::vector<TokenLogprob> top_logprobs;
 };
 
-struct SampledToken {
-  int32_t id = 0;
-  float logprob = 0;               // of the raw softmax, when asked for
-  std::vector<TokenLogprob> top;   // most likely first
-};
-
-enum class FinishReason : uint8_t { kStop, kLength, kCancelled };
+/// kError: no token could be drawn, because every allowed logit is NaN or -inf.
+enum class FinishReason : uint8_t { kStop, kLength, kCancelled, kError };
 
 /// What a step gave one request.
 struct TokenEvent {
-  std::vector<SampledToken> tokens;
+  std::vector<GeneratedToken> tokens;
   std::optional<FinishReason> finish;  // the last event has it; for kStop by token the last of `tokens` is the stop token
   std::vector<float> embedding;        // of an embedding request, with finish
   int64_t cached_tokens = 0;           // prompt tokens that came from the prefix cache
@@ -49,7 +46,6 @@ struct GenerationRequest {
   int64_t max_tokens = 16;         // at least 1
   SamplingOptions sampling;
   std::vector<int32_t> stop_token_ids;
-  int64_t num_logprobs = -1;       // -1: none; k: that of the token and of the k most likely
   bool embed = false;              // the last token's hidden state instead of tokens
   int32_t priority = 0;
   std::string tenant, cache_salt;
@@ -100,20 +96,21 @@ class Engine {
     Sampler sampler;
     int64_t num_generated = 0;
     double submitted = 0, started = -1;
+    TokenEvent event;  // of the present step
   };
   void run();
   void take_commands();
   void run_step();
   void bind(const std::vector<StepItem>& step);
-  void finish_item(const StepItem& item, int64_t first_row);
-  SampledToken sampled_token(const Live& live, std::span<const float> logits, int32_t id) const;
+  void draw_item(const StepItem& item, int64_t first_row, SamplerScratch* scratch);
+  void finish_item(const StepItem& item);
   void publish();
 
   ServingModel& model_;
   EngineOptions options_;
   Scheduler scheduler_;
   std::unordered_map<uint64_t, std::unique_ptr<Live>> live_;
-  std::vector<int32_t> draws_;
+  std::vector<SamplerScratch> scratch_;  // by compute thread
 
   mutable std::mutex mutex_;
   std::condition_variable wake_;

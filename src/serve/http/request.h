@@ -1,0 +1,71 @@
+// The body of a request as typed values: every field checked for type and range before anything runs, one message naming the field when
+// it is not. Unknown fields are ignored; a known one that asks for what this server cannot do is refused, never silently dropped.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "serve/sampling/sampler.h"
+
+namespace orrery {
+
+/// What the client is told: OpenAI's error object.
+struct ApiError : std::runtime_error {
+  ApiError(int status_in, const std::string& message, std::string param_in = {}, std::string type_in = "invalid_request_error", std::string code_in = {})
+      : std::runtime_error(message), status(status_in), param(std::move(param_in)), type(std::move(type_in)), code(std::move(code_in)) {}
+  int status;
+  std::string param, type, code;
+};
+
+std::string error_body(const ApiError& error);
+
+struct ApiMessage {
+  std::string role, content;
+};
+
+/// What chat and text completions share, and what only one of them has.
+struct CompletionRequest {
+  bool chat = false;
+  std::string model;
+  std::vector<ApiMessage> messages;            // chat
+  std::vector<std::string> prompts;            // text: strings, or
+  std::vector<std::vector<int32_t>> prompt_ids;  // token ids; one of the two
+  bool echo = false;
+  std::optional<int64_t> max_tokens;
+  int64_t n = 1;
+  bool stream = false, include_usage = false, continuous_usage = false;
+  SamplingOptions sampling;                    // top_logprobs included
+  bool has_seed = false;
+  std::vector<std::string> stop;
+  bool include_stop = false, ignore_eos = false, add_special_tokens = true;
+  std::vector<int32_t> stop_token_ids;
+  int32_t priority = 0;
+  std::string cache_salt;
+};
+
+/// Errors: ApiError 400. `vocab_size` bounds token ids.
+CompletionRequest parse_chat_request(const std::string& body, int64_t vocab_size);
+CompletionRequest parse_text_request(const std::string& body, int64_t vocab_size);
+
+struct EmbeddingRequest {
+  std::string model;
+  std::vector<std::string> inputs;
+  std::vector<std::vector<int32_t>> input_ids;
+  bool base64 = false;
+};
+EmbeddingRequest parse_embedding_request(const std::string& body, int64_t vocab_size);
+
+struct TokenizeRequest {
+  std::string text;
+  std::vector<ApiMessage> messages;
+  bool is_chat = false, add_special = true;
+  std::vector<int32_t> tokens;  // detokenize
+};
+TokenizeRequest parse_tokenize_request(const std::string& body);
+TokenizeRequest parse_detokenize_request(const std::string& body, int64_t vocab_size);
+
+}  // namespace orrery
