@@ -33,13 +33,15 @@ Engine::Engine(ServingModel& model, const EngineOptions& options)
   thread_ = std::thread([this] { run(); });
 }
 
-Engine::~Engine() {
+Engine::~Engine() { stop(); }
+
+void Engine::stop() {
   {
     const std::lock_guard lock(mutex_);
     stopping_ = true;
   }
   wake_.notify_one();
-  thread_.join();
+  if (thread_.joinable()) thread_.join();
 }
 
 Admission Engine::submit(GenerationRequest request, uint64_t* id) {
@@ -98,6 +100,8 @@ void Engine::run() {
   }
   take_commands();
   for (auto& [id, live] : live_) live->request.sink({.finish = FinishReason::kCancelled});
+  live_.clear();
+  publish();
 }
 
 void Engine::take_commands() {

@@ -74,7 +74,6 @@ class Engine {
   /// `model` outlives the engine and is used by nobody else meanwhile. Errors: kInvalidConfig when one sequence of the context's
   /// length does not fit into the cache.
   Engine(ServingModel& model, const EngineOptions& options);
-  /// Cancels what runs.
   ~Engine();
 
   /// Thread-safe, never waits for a step. On kAccepted `*id` names the request to cancel(), and the sink will get a last event.
@@ -83,6 +82,8 @@ class Engine {
   void cancel(uint64_t id);
   /// From now on submit() says kStopping; what runs goes on.
   void drain();
+  /// Cancels what waits and runs and ends the thread; the other calls stay harmless.
+  void stop();
   /// No request waits or runs.
   bool idle() const;
 

@@ -34,6 +34,7 @@ namespace orrery {
   X(eval) \
   X(generate) \
   X(chat) \
+  X(serve) \
   X(examples) \
   X(convert) \
   X(checkpoint) \
