@@ -1,0 +1,53 @@
+// The association of gradient sums, followed symbolically: what a gradient buffer holds is a hash of the tree of additions that made
+// it. The verifier compares it with the lane tree, the interpreter with another execution.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "ir/schedule.h"
+
+namespace orrery {
+
+inline uint64_t mix_hash(uint64_t a, uint64_t b) {
+  uint64_t x = (a ^ (b + 0x9E3779B97F4A7C15ull)) * 0xBF58476D1CE4E5B9ull;
+  x = (x ^ (x >> 29)) * 0x94D049BB133111EBull;
+  return x ^ (x >> 32);
+}
+/// Not symmetric: the order of the operands counts.
+inline uint64_t sum_hash(uint64_t lower, uint64_t upper) { return mix_hash(lower * 0xD6E8FEB86659FD93ull + 1, upper); }
+
+/// What a micro-batch leaves in its buffer: `addends`, one a sequence, in the association of action.merges, on top of `destination` when
+/// the action adds to it. Nothing when the merges do not fit the addends.
+inline std::optional<uint64_t> folded_sum(const Action& action, uint64_t destination, const std::vector<uint64_t>& addends) {
+  if (action.merges.size() != addends.size()) return std::nullopt;
+  std::vector<uint64_t> stack;
+  if (action.add_to_destination) stack.push_back(destination);
+  for (size_t i = 0; i < addends.size(); ++i) {
+    stack.push_back(addends[i]);
+    if (action.merges[i] >= stack.size()) return std::nullopt;
+    for (int merge = 0; merge < action.merges[i]; ++merge) {
+      const uint64_t upper = stack.back();
+      stack.pop_back();
+      stack.back() = sum_hash(stack.back(), upper);
+    }
+  }
+  if (stack.size() != 1) return std::nullopt;
+  return stack.front();
+}
+
+/// A stage's gradients are written in up to three parts, which meet in the same tree but not at the same time: the head's by the loss
+/// in F of the last stage, then what I writes and what W writes. B writes the last two at once.
+enum class GradientPart : uint8_t { kForward, kInput, kWeight };
+
+inline bool writes_part(ActionKind kind, bool last_stage, GradientPart part) {
+  switch (part) {
+    case GradientPart::kForward: return last_stage && kind == ActionKind::kForward;
+    case GradientPart::kInput: return kind == ActionKind::kBackward || kind == ActionKind::kBackwardInput;
+    case GradientPart::kWeight: return kind == ActionKind::kBackward || kind == ActionKind::kBackwardWeight;
+  }
+  return false;
+}
+
+}  // namespace orrery

@@ -1,0 +1,328 @@
+#include "ir/verify_schedules.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <map>
+#include <set>
+
+#include "ir/gradient_sums.h"
+
+namespace orrery {
+namespace {
+
+constexpr size_t kMaxProblems = 20;
+
+bool is_compute_of_batch(ActionKind kind) {
+  return kind == ActionKind::kForward || kind == ActionKind::kBackward || kind == ActionKind::kBackwardInput || kind == ActionKind::kBackwardWeight;
+}
+bool belongs_to_batch(ActionKind kind) { return is_compute_of_batch(kind) || stream_of(kind) == Stream::kPoint; }
+
+// Where the actions of one micro-batch on one chunk stand in the rank's list; -1: none.
+struct BatchActions {
+  std::array<int32_t, 8> index;
+  BatchActions() { index.fill(-1); }
+  static size_t place(ActionKind kind) {
+    switch (kind) {
+      case ActionKind::kForward: return 0;
+      case ActionKind::kBackward: return 1;
+      case ActionKind::kBackwardInput: return 2;
+      case ActionKind::kBackwardWeight: return 3;
+      case ActionKind::kRecvActivation: return 4;
+      case ActionKind::kSendActivation: return 5;
+      case ActionKind::kRecvGradient: return 6;
+      default: return 7;
+    }
+  }
+  int32_t& operator[](ActionKind kind) { return index[place(kind)]; }
+  int32_t operator[](ActionKind kind) const { return index[place(kind)]; }
+  int32_t input_gradient() const { return std::max(index[1], index[2]); }   // B or I
+  int32_t weight_gradient() const { return std::max(index[1], index[3]); }  // B or W
+};
+
+class SetVerifier {
+ public:
+  SetVerifier(const std::vector<Schedule>& ranks, const ScheduleContext& context) : ranks_(ranks), context_(context) {}
+
+  std::vector<std::string> run() {
+    for (int32_t rank = 0; rank < num_ranks(); ++rank) check_fields(rank);
+    if (!problems_.empty()) return std::move(problems_);  // what follows indexes by these fields
+    const ScheduleGraph graph(ranks_, context_);
+    graph_ = &graph;
+    for (const std::string& text : graph.problems()) problem("{}", text);
+    if (const std::string cycle = graph.cycle(); !cycle.empty()) problem("these wait for each other: {}", cycle);
+    for (int32_t rank = 0; rank < num_ranks(); ++rank) {
+      index_batches(rank);
+      check_optimizer(rank);
+    }
+    if (!problems_.empty()) return std::move(problems_);  // order can be asked for only where there is one
+    for (int32_t rank = 0; rank < num_ranks(); ++rank) {
+      for (const auto& [key, batch] : batches_[static_cast<size_t>(rank)]) check_batch(rank, key.first, key.second, batch);
+      check_slots(rank);
+      for (int32_t chunk = 0; chunk < num_chunks(rank); ++chunk) check_sums(rank, chunk);
+    }
+    return std::move(problems_);
+  }
+
+ private:
+  using BatchKey = std::pair<int32_t, int32_t>;  // (chunk, micro-batch)
+
+  template <typename... Args>
+  void problem(fmt::format_string<Args...> format, Args&&... args) {
+    if (problems_.size() < kMaxProblems) problems_.push_back(fmt::format(format, std::forward<Args>(args)...));
+  }
+
+  int32_t num_ranks() const { return static_cast<int32_t>(ranks_.size()); }
+  const Schedule& schedule(int32_t rank) const { return ranks_[static_cast<size_t>(rank)]; }
+  const Action& action(int32_t rank, int32_t index) const { return schedule(rank).actions[static_cast<size_t>(index)]; }
+  int32_t num_chunks(int32_t rank) const { return static_cast<int32_t>(schedule(rank).stage_of_chunk.size()); }
+  int32_t stage(int32_t rank, int32_t chunk) const { return schedule(rank).stage_of_chunk[static_cast<size_t>(chunk)]; }
+  std::string name(int32_t rank, int32_t index) const { return fmt::format("rank {} {}", rank, to_string(action(rank, index), schedule(rank))); }
+  std::optional<int32_t> chunk_of_stage(int32_t rank, int32_t wanted) const {
+    const auto& stages = schedule(rank).stage_of_chunk;
+    const auto found = std::find(stages.begin(), stages.end(), wanted);
+    if (found == stages.end()) return std::nullopt;
+    return static_cast<int32_t>(found - stages.begin());
+  }
+  // The end of one action comes before the start of another; -1 stands for an action that does not exist and constrains nothing.
+  bool ordered(int32_t rank, int32_t first, int32_t second) const {
+    if (first < 0 || second < 0) return true;
+    if (is_compute_of_batch(action(rank, first).kind) && is_compute_of_batch(action(rank, second).kind)) return first < second;
+    return graph_->before(graph_->end({rank, first}), graph_->start({rank, second}));
+  }
+
+  void check_fields(int32_t rank) {
+    const Schedule& mine = schedule(rank);
+    if (static_cast<int32_t>(mine.num_slots.size()) != num_chunks(rank)) problem("rank {} counts slots of {} chunks, it has {}", rank, mine.num_slots.size(), num_chunks(rank));
+    for (int32_t held : mine.stage_of_chunk)
+      if (held < 0 || held >= context_.num_stages) problem("rank {} holds stage {} of {}", rank, held, context_.num_stages);
+    if (!problems_.empty()) return;
+    for (size_t index = 0; index < mine.actions.size(); ++index) {
+      const Action& one = mine.actions[index];
+      if (one.chunk < 0 || one.chunk >= num_chunks(rank)) {
+        problem("rank {} action {} names chunk {} of {}", rank, index, one.chunk, num_chunks(rank));
+        continue;
+      }
+      const std::string called = name(rank, static_cast<int32_t>(index));
+      if (belongs_to_batch(one.kind)) {
+        if (one.micro_batch < 0 || one.micro_batch >= static_cast<int32_t>(mine.micro_batches.size())) problem("{} names a micro-batch that is not there", called);
+        if (one.slot < 0 || one.slot >= mine.num_slots[static_cast<size_t>(one.chunk)])
+          problem("{} uses slot {}, its chunk has {}", called, one.slot, mine.num_slots[static_cast<size_t>(one.chunk)]);
+      }
+      if (stream_of(one.kind) == Stream::kPoint && (one.peer < 0 || one.peer >= num_ranks() || one.peer == rank)) problem("{} names rank {} as its peer", called, one.peer);
+      if (stream_of(one.kind) == Stream::kCompute && one.kind != ActionKind::kOptimizer && (one.gradient_buffer < 0 || one.gradient_buffer >= mine.num_gradient_buffers))
+        problem("{} names gradient buffer {} of {}", called, one.gradient_buffer, mine.num_gradient_buffers);
+      if (one.kind == ActionKind::kMerge && (one.source_buffer < 0 || one.source_buffer >= mine.num_gradient_buffers || one.source_buffer == one.gradient_buffer))
+        problem("{} adds from gradient buffer {} of {}", called, one.source_buffer, mine.num_gradient_buffers);
+    }
+  }
+
+  void index_batches(int32_t rank) {
+    auto& batches = batches_.emplace_back();
+    const Schedule& mine = schedule(rank);
+    for (int32_t index = 0; index < static_cast<int32_t>(mine.actions.size()); ++index) {
+      const Action& one = action(rank, index);
+      if (!belongs_to_batch(one.kind)) continue;
+      int32_t& place = batches[{one.chunk, one.micro_batch}][one.kind];
+      if (place >= 0) problem("{} comes twice", name(rank, index));
+      place = index;
+    }
+    for (int32_t chunk = 0; chunk < num_chunks(rank); ++chunk)
+      for (int32_t batch = 0; batch < static_cast<int32_t>(mine.micro_batches.size()); ++batch) {
+        const BatchActions& found = batches[{chunk, batch}];
+        const bool whole = found[ActionKind::kBackward] >= 0;
+        const bool split = found[ActionKind::kBackwardInput] >= 0 && found[ActionKind::kBackwardWeight] >= 0;
+        const bool part = found[ActionKind::kBackwardInput] >= 0 || found[ActionKind::kBackwardWeight] >= 0;
+        if (found[ActionKind::kForward] < 0) problem("rank {} stage {} does not run micro-batch {} forward", rank, stage(rank, chunk), batch);
+        if (!(whole && !part) && !(split && !whole)) problem("rank {} stage {} runs micro-batch {} not once backward, as B or as I and W", rank, stage(rank, chunk), batch);
+      }
+  }
+
+  void check_optimizer(int32_t rank) {
+    int32_t count = 0;
+    bool last = false;
+    for (const Action& one : schedule(rank).actions) {
+      if (stream_of(one.kind) != Stream::kCompute) continue;
+      last = one.kind == ActionKind::kOptimizer;
+      count += last;
+    }
+    if (count != 1 || !last) problem("rank {} has {} OPT; wanted one, as its last compute action", rank, count);
+  }
+
+  void check_batch(int32_t rank, int32_t chunk, int32_t batch, const BatchActions& found) {
+    const int32_t held = stage(rank, chunk);
+    const int32_t forward = found[ActionKind::kForward], input = found.input_gradient(), weight = found.weight_gradient();
+    int32_t slot = action(rank, forward).slot;
+    for (int32_t index : found.index)
+      if (index >= 0 && action(rank, index).slot != slot) problem("{} uses slot {}, the forward of its micro-batch slot {}", name(rank, index), action(rank, index).slot, slot);
+    if (input < forward) problem("{} comes before {}", name(rank, input), name(rank, forward));
+    if (weight < input) problem("{} comes before {}", name(rank, weight), name(rank, input));
+    neighbour(rank, batch, held - 1, forward, found[ActionKind::kRecvActivation], ActionKind::kForward);
+    neighbour(rank, batch, held + 1, input, found[ActionKind::kRecvGradient], ActionKind::kBackward);
+    sent(rank, forward, found[ActionKind::kSendActivation], held + 1);
+    sent(rank, input, found[ActionKind::kSendGradient], held - 1);
+    // The gradient lands in the slot, which is this micro-batch's from its forward on.
+    if (found[ActionKind::kRecvGradient] >= 0 && !ordered(rank, forward, found[ActionKind::kRecvGradient]))
+      problem("{} may arrive before {} is done", name(rank, found[ActionKind::kRecvGradient]), name(rank, forward));
+  }
+
+  bool exists(int32_t neighbour_stage) const { return neighbour_stage >= 0 && neighbour_stage < context_.num_stages; }
+
+  // `mine` reads what the neighbouring stage made: on this rank earlier in the list, from another one by `receive`.
+  void neighbour(int32_t rank, int32_t batch, int32_t neighbour_stage, int32_t mine, int32_t receive, ActionKind made_by) {
+    const auto chunk = exists(neighbour_stage) ? chunk_of_stage(rank, neighbour_stage) : std::nullopt;
+    if (!exists(neighbour_stage) || chunk) {
+      if (receive >= 0) problem("{} receives what no other rank makes", name(rank, receive));
+      if (!chunk) return;
+      const BatchActions& other = batches_[static_cast<size_t>(rank)].at({*chunk, batch});
+      const int32_t made = made_by == ActionKind::kForward ? other[ActionKind::kForward] : other.input_gradient();
+      if (made > mine) problem("{} comes before {}, which makes its input", name(rank, mine), name(rank, made));
+      return;
+    }
+    if (receive < 0) return problem("{} has no receive of its input from stage {}", name(rank, mine), neighbour_stage);
+    if (!ordered(rank, receive, mine)) problem("{} does not wait for {}", name(rank, mine), name(rank, receive));
+  }
+
+  // A send exists exactly when the neighbouring stage is another rank's, and it waits for what it sends.
+  void sent(int32_t rank, int32_t made, int32_t send, int32_t neighbour_stage) {
+    const bool wanted = exists(neighbour_stage) && !chunk_of_stage(rank, neighbour_stage);
+    if (wanted != (send >= 0)) {
+      if (wanted) return problem("{} is never sent to stage {}", name(rank, made), neighbour_stage);
+      return problem("{} sends to a stage of its own rank, or to none", name(rank, send));
+    }
+    if (wanted && !ordered(rank, made, send)) problem("{} does not wait for {}", name(rank, send), name(rank, made));
+  }
+
+  // All uses of a slot by one micro-batch come before all uses by the next.
+  void check_slots(int32_t rank) {
+    std::map<BatchKey, std::vector<std::pair<int32_t, int32_t>>> users;  // (chunk, slot) -> (forward, micro-batch)
+    for (const auto& [key, found] : batches_[static_cast<size_t>(rank)])
+      users[{key.first, action(rank, found[ActionKind::kForward]).slot}].emplace_back(found[ActionKind::kForward], key.second);
+    for (auto& [key, order] : users) {
+      std::sort(order.begin(), order.end());
+      for (size_t i = 0; i + 1 < order.size(); ++i) {
+        const BatchActions& earlier = batches_[static_cast<size_t>(rank)].at({key.first, order[i].second});
+        const BatchActions& later = batches_[static_cast<size_t>(rank)].at({key.first, order[i + 1].second});
+        const int32_t receive = later[ActionKind::kRecvActivation], begin = receive >= 0 ? receive : later[ActionKind::kForward];
+        for (int32_t use : uses(rank, key.first, order[i].second, earlier))
+          if (!ordered(rank, use, begin)) problem("{} takes slot {} while {} may still use it", name(rank, begin), key.second, name(rank, use));
+      }
+    }
+  }
+
+  // The actions of a rank that read or write a micro-batch's slot; neighbouring stages on the same rank read it in place.
+  std::vector<int32_t> uses(int32_t rank, int32_t chunk, int32_t batch, const BatchActions& found) const {
+    std::vector<int32_t> indices;
+    for (int32_t index : found.index)
+      if (index >= 0) indices.push_back(index);
+    const auto& batches = batches_[static_cast<size_t>(rank)];
+    if (const auto before = chunk_of_stage(rank, stage(rank, chunk) - 1)) indices.push_back(batches.at({*before, batch}).input_gradient());
+    if (const auto behind = chunk_of_stage(rank, stage(rank, chunk) + 1)) indices.push_back(batches.at({*behind, batch})[ActionKind::kForward]);
+    return indices;
+  }
+
+  // Follows each part of the chunk's gradients through its buffers.
+  void check_sums(int32_t rank, int32_t chunk) {
+    const bool last_stage = stage(rank, chunk) + 1 == context_.num_stages;
+    std::array<std::map<int32_t, uint64_t>, 3> filled;  // by part: buffer -> sum
+    std::set<int32_t> zeroed;
+    for (int32_t index = 0; index < static_cast<int32_t>(schedule(rank).actions.size()); ++index) {
+      const Action& one = action(rank, index);
+      if (one.kind == ActionKind::kOptimizer) {
+        for (GradientPart part : {GradientPart::kForward, GradientPart::kInput, GradientPart::kWeight})
+          if (part != GradientPart::kForward || last_stage) check_finished(rank, chunk, filled[static_cast<size_t>(part)]);
+        continue;
+      }
+      if (one.chunk != chunk) continue;
+      if (one.kind == ActionKind::kZero) {
+        for (auto& part : filled)
+          if (part.count(one.gradient_buffer)) return problem("{} clears a sum", name(rank, index));
+        zeroed.insert(one.gradient_buffer);
+      } else if (one.kind == ActionKind::kMerge) {
+        for (GradientPart part : {GradientPart::kForward, GradientPart::kInput, GradientPart::kWeight}) {
+          if (part == GradientPart::kForward && !last_stage) continue;
+          auto& sums = filled[static_cast<size_t>(part)];
+          if (!sums.count(one.gradient_buffer) || !sums.count(one.source_buffer)) return problem("{} adds a buffer that holds no sum", name(rank, index));
+          sums[one.gradient_buffer] = sum_hash(sums[one.gradient_buffer], sums[one.source_buffer]);
+          sums.erase(one.source_buffer);
+        }
+        zeroed.erase(one.source_buffer);
+      } else if (is_compute_of_batch(one.kind)) {
+        for (GradientPart part : {GradientPart::kForward, GradientPart::kInput, GradientPart::kWeight})
+          if (writes_part(one.kind, last_stage, part) && !fold(rank, index, filled[static_cast<size_t>(part)], zeroed)) return;
+      }
+    }
+  }
+
+  bool fold(int32_t rank, int32_t index, std::map<int32_t, uint64_t>& sums, const std::set<int32_t>& zeroed) {
+    const Action& one = action(rank, index);
+    const bool holds = sums.count(one.gradient_buffer) > 0;
+    if (one.add_to_destination != holds) {
+      if (holds) problem("{} overwrites the sum in gradient buffer {}", name(rank, index), one.gradient_buffer);
+      else problem("{} adds to gradient buffer {} before it holds a sum", name(rank, index), one.gradient_buffer);
+      return false;
+    }
+    if (!holds && context_.needs_zero && stage(rank, one.chunk) == 0 && !zeroed.count(one.gradient_buffer)) {
+      problem("{} accumulates rows into gradient buffer {}, which was not zeroed", name(rank, index), one.gradient_buffer);
+      return false;
+    }
+    const MicroBatch& batch = schedule(rank).micro_batches[static_cast<size_t>(one.micro_batch)];
+    std::vector<uint64_t> addends;
+    for (int64_t i = 0; i < batch.num_sequences; ++i) addends.push_back(leaf(first_sequence(rank) + batch.first_sequence + i));
+    const auto sum = folded_sum(one, holds ? sums[one.gradient_buffer] : 0, addends);
+    if (!sum) {
+      problem("{} does not fold its {} sequences into one sum", name(rank, index), batch.num_sequences);
+      return false;
+    }
+    sums[one.gradient_buffer] = *sum;
+    return true;
+  }
+
+  static uint64_t leaf(int64_t sequence) { return mix_hash(0x9E3779B97F4A7C15ull, static_cast<uint64_t>(sequence) + 1); }
+
+  ScheduleContext::Lanes lanes(int32_t rank) const {
+    return context_.lanes.empty() ? ScheduleContext::Lanes{0, schedule(rank).lanes} : context_.lanes[static_cast<size_t>(rank)];
+  }
+  int64_t per_lane(int32_t rank) const {
+    int64_t num_sequences = 0;
+    for (const MicroBatch& batch : schedule(rank).micro_batches) num_sequences += batch.num_sequences;
+    return num_sequences / std::max<int64_t>(1, lanes(rank).count);
+  }
+  int64_t first_sequence(int32_t rank) const { return lanes(rank).first * per_lane(rank); }
+
+  uint64_t lane_tree(int64_t first_lane, int64_t num_lanes, int64_t sequences) const {
+    if (num_lanes > 1) return sum_hash(lane_tree(first_lane, num_lanes / 2, sequences), lane_tree(first_lane + num_lanes / 2, num_lanes / 2, sequences));
+    uint64_t sum = leaf(first_lane * sequences);
+    for (int64_t i = 1; i < sequences; ++i) sum = sum_hash(sum, leaf(first_lane * sequences + i));
+    return sum;
+  }
+
+  // The sums that are left are the largest nodes of the lane tree that the rank's lanes make up; one node is in buffer 0.
+  void check_finished(int32_t rank, int32_t chunk, const std::map<int32_t, uint64_t>& sums) {
+    const auto [first, count] = lanes(rank);
+    std::multiset<uint64_t> wanted, found;
+    for (int64_t lane = first; lane < first + count;) {
+      auto size = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(first + count - lane)));
+      while (lane % size != 0) size /= 2;
+      wanted.insert(lane_tree(lane, size, per_lane(rank)));
+      lane += size;
+    }
+    for (const auto& [buffer, sum] : sums) found.insert(sum);
+    if (wanted != found || (wanted.size() == 1 && !sums.count(0)))
+      problem("rank {} stage {}: the gradient sums that reach OPT are not the lane tree over lanes [{}, {})", rank, stage(rank, chunk), first, first + count);
+  }
+
+  const std::vector<Schedule>& ranks_;
+  const ScheduleContext& context_;
+  const ScheduleGraph* graph_ = nullptr;
+  std::vector<std::map<BatchKey, BatchActions>> batches_;  // by rank
+  std::vector<std::string> problems_;
+};
+
+}  // namespace
+
+std::vector<std::string> verify_schedules(const std::vector<Schedule>& ranks, const ScheduleContext& context) { return SetVerifier(ranks, context).run(); }
+
+}  // namespace orrery

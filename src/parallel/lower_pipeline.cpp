@@ -1,0 +1,289 @@
+#include "parallel/lower_pipeline.h"
+
+#include <algorithm>
+#include <deque>
+#include <map>
+#include <utility>
+
+#include "base/error.h"
+
+namespace orrery {
+namespace {
+
+bool gives_input_gradient(ActionKind kind) { return kind == ActionKind::kBackward || kind == ActionKind::kBackwardInput; }
+bool ends_backward(ActionKind kind) { return kind == ActionKind::kBackward || kind == ActionKind::kBackwardWeight; }
+
+// One rank's list under construction.
+class RankLowering {
+ public:
+  RankLowering(const PipelineOrder& order, int32_t rank, const LaneFolds& folds, const LowerOptions& options)
+      : order_(order), steps_(order.steps[static_cast<size_t>(rank)]), rank_(rank), folds_(folds), options_(options) {
+    schedule_.lanes = options.share.lanes;
+    schedule_.micro_batches = folds.micro_batches;
+    schedule_.stage_of_chunk.clear();
+    for (int32_t stage = 0; stage < order.num_stages(); ++stage)
+      if (rank_of(stage) == rank) schedule_.stage_of_chunk.push_back(stage);
+    chunks_.resize(schedule_.stage_of_chunk.size());
+    for (Chunk& chunk : chunks_) chunk.buffer_of_sum.assign(static_cast<size_t>(folds.num_sums), -1);
+  }
+
+  Schedule run() {
+    check_order();
+    plan_slots();
+    for (size_t position = 0; position < steps_.size(); ++position) {
+      const ComputeStep& step = steps_[position];
+      if (step.kind == ActionKind::kForward)
+        forward(step);
+      else
+        backward(step);
+      for (const auto& [chunk, micro_batch] : released_at_[position]) release(chunk, micro_batch);
+    }
+    Action optimizer;
+    optimizer.kind = ActionKind::kOptimizer;
+    schedule_.actions.push_back(optimizer);
+    return std::move(schedule_);
+  }
+
+ private:
+  struct FreeSlot {
+    int32_t slot = 0;
+    std::vector<int32_t> users;  // actions of the micro-batch that had it, to be waited for
+  };
+  struct Chunk {
+    std::deque<FreeSlot> free;                   // longest free first, so that a receive can start early
+    std::map<int32_t, FreeSlot> alive;           // by micro-batch
+    std::map<int32_t, int32_t> forward_action;   // by micro-batch
+    std::vector<int32_t> buffer_of_sum;          // -1: none yet, or given back
+    std::vector<bool> buffer_taken;
+  };
+
+  int32_t rank_of(int32_t stage) const { return order_.rank_of_stage[static_cast<size_t>(stage)]; }
+  int32_t world_rank(int32_t rank) const { return options_.world_ranks.empty() ? rank : options_.world_ranks[static_cast<size_t>(rank)]; }
+  bool is_last(int32_t stage) const { return stage + 1 == order_.num_stages(); }
+  bool here(int32_t stage) const { return stage >= 0 && stage < order_.num_stages() && rank_of(stage) == rank_; }
+  int32_t chunk_of(int32_t stage) const {
+    const auto found = std::find(schedule_.stage_of_chunk.begin(), schedule_.stage_of_chunk.end(), stage);
+    return static_cast<int32_t>(found - schedule_.stage_of_chunk.begin());
+  }
+  Chunk& chunk(int32_t index) { return chunks_[static_cast<size_t>(index)]; }
+
+  [[noreturn]] void refuse(const ComputeStep& step, const char* why) const {
+    throw Error(ErrorCode::kInvalidConfig, "schedule of rank {}: {}{}{} {}", rank_, step.stage, kind_letter(step.kind), step.micro_batch, why);
+  }
+  static char kind_letter(ActionKind kind) {
+    return kind == ActionKind::kForward ? 'F' : kind == ActionKind::kBackward ? 'B' : kind == ActionKind::kBackwardInput ? 'I' : 'W';
+  }
+
+  // Gradients meet in the order of the micro-batches, so every stage has to run them in ascending order.
+  void check_order() const {
+    struct Done {
+      int32_t forward = 0, input = 0, weight = 0;
+    };
+    std::map<int32_t, Done> done;
+    for (const ComputeStep& step : steps_) {
+      if (!here(step.stage)) refuse(step, "names a stage that this rank does not hold");
+      Done& stage = done[step.stage];
+      const bool is_forward = step.kind == ActionKind::kForward;
+      const bool is_input = gives_input_gradient(step.kind), is_weight = ends_backward(step.kind);
+      if (!is_forward && !is_input && !is_weight) refuse(step, "is not a forward or backward");
+      if ((is_forward && step.micro_batch != stage.forward) || (is_input && step.micro_batch != stage.input) || (is_weight && step.micro_batch != stage.weight))
+        refuse(step, "comes out of order: each stage runs the micro-batches 0, 1, 2, ... one after the other, forward and backward alike");
+      stage.forward += is_forward;
+      stage.input += is_input;
+      stage.weight += is_weight;
+      if (stage.input > stage.forward) refuse(step, "comes before its forward");
+      if (stage.weight > stage.input) refuse(step, "comes before its I");
+    }
+    const auto m = static_cast<int32_t>(folds_.micro_batches.size());
+    for (int32_t stage : schedule_.stage_of_chunk) {
+      const Done& counted = done[stage];
+      if (counted.forward != m || counted.input != m || counted.weight != m)
+        throw Error(ErrorCode::kInvalidConfig, "schedule of rank {}: stage {} runs {} forwards, {} input and {} weight gradients; the batch has {} micro-batches", rank_, stage,
+                    counted.forward, counted.input, counted.weight, m);
+    }
+  }
+
+  // When each slot is given back, and so how many are needed.
+  void plan_slots() {
+    released_at_.resize(steps_.size());
+    std::map<std::pair<int32_t, int32_t>, size_t> release_position;  // (chunk, micro-batch)
+    for (size_t position = 0; position < steps_.size(); ++position) {
+      const ComputeStep& step = steps_[position];
+      if (ends_backward(step.kind)) {
+        size_t& at = release_position[{chunk_of(step.stage), step.micro_batch}];
+        at = std::max(at, position);
+      }
+      if (gives_input_gradient(step.kind) && here(step.stage + 1)) {
+        size_t& at = release_position[{chunk_of(step.stage + 1), step.micro_batch}];
+        at = std::max(at, position);
+      }
+    }
+    for (const auto& [key, position] : release_position) released_at_[position].push_back(key);
+    std::vector<int32_t> alive(chunks_.size(), 0), peak(chunks_.size(), 0);
+    for (size_t position = 0; position < steps_.size(); ++position) {
+      const auto index = static_cast<size_t>(chunk_of(steps_[position].stage));
+      if (steps_[position].kind == ActionKind::kForward) peak[index] = std::max(peak[index], ++alive[index]);
+      for (const auto& released : released_at_[position]) --alive[static_cast<size_t>(released.first)];
+    }
+    for (size_t index = 0; index < chunks_.size(); ++index) {
+      const int32_t num_slots = std::min<int32_t>(peak[index] + options_.spare_slots, static_cast<int32_t>(folds_.micro_batches.size()));
+      for (int32_t slot = 0; slot < num_slots; ++slot) chunks_[index].free.push_back({slot, {}});
+      schedule_.num_slots.push_back(num_slots);
+    }
+  }
+
+  int32_t push(Action action) {
+    schedule_.actions.push_back(std::move(action));
+    return static_cast<int32_t>(schedule_.actions.size()) - 1;
+  }
+
+  Action point(ActionKind kind, const ComputeStep& step, int32_t peer_stage, int32_t slot) const {
+    Action action;
+    action.kind = kind;
+    action.chunk = chunk_of(step.stage);
+    action.micro_batch = step.micro_batch;
+    action.slot = slot;
+    action.peer = world_rank(rank_of(peer_stage));
+    return action;
+  }
+
+  Action compute(const ComputeStep& step, int32_t slot) const {
+    Action action;
+    action.kind = step.kind;
+    action.chunk = chunk_of(step.stage);
+    action.micro_batch = step.micro_batch;
+    action.slot = slot;
+    const LaneFold& fold = folds_.folds[static_cast<size_t>(step.micro_batch)];
+    action.merges = fold.merges;
+    action.add_to_destination = fold.add_to_destination;
+    return action;
+  }
+
+  void forward(const ComputeStep& step) {
+    Chunk& mine = chunk(chunk_of(step.stage));
+    FreeSlot slot = std::move(mine.free.front());
+    mine.free.pop_front();
+    // The loss leaves its gradients in the forward, so there the partial sum begins.
+    const int32_t buffer = is_last(step.stage) ? gradient_buffer(step) : -1;
+    const bool receives = step.stage > 0 && !here(step.stage - 1);
+    std::vector<Wait> waits;
+    for (int32_t user : slot.users) {
+      const bool in_order_anyway = !receives && stream_of(schedule_.actions[static_cast<size_t>(user)].kind) == Stream::kCompute;
+      if (!in_order_anyway) waits.push_back({.action = user});
+    }
+    slot.users.clear();
+    if (receives) {
+      Action receive = point(ActionKind::kRecvActivation, step, step.stage - 1, slot.slot);
+      receive.waits = std::move(waits);
+      waits = {{.action = push(std::move(receive))}};
+    }
+    Action action = compute(step, slot.slot);
+    action.gradient_buffer = std::max(buffer, 0);
+    action.waits = std::move(waits);
+    const int32_t index = push(std::move(action));
+    mine.forward_action[step.micro_batch] = index;
+    if (!is_last(step.stage) && !here(step.stage + 1)) {
+      Action send = point(ActionKind::kSendActivation, step, step.stage + 1, slot.slot);
+      send.waits = {{.action = index}};
+      slot.users.push_back(push(std::move(send)));
+    }
+    mine.alive[step.micro_batch] = std::move(slot);
+  }
+
+  void backward(const ComputeStep& step) {
+    Chunk& mine = chunk(chunk_of(step.stage));
+    FreeSlot& slot = mine.alive.at(step.micro_batch);
+    const int32_t buffer = gradient_buffer(step);
+    Action action = compute(step, slot.slot);
+    action.gradient_buffer = buffer;
+    if (gives_input_gradient(step.kind) && !is_last(step.stage) && !here(step.stage + 1)) {
+      Action receive = point(ActionKind::kRecvGradient, step, step.stage + 1, slot.slot);
+      receive.waits = {{.action = mine.forward_action.at(step.micro_batch)}};
+      action.waits = {{.action = push(std::move(receive))}};
+    }
+    const int32_t index = push(std::move(action));
+    if (gives_input_gradient(step.kind) && step.stage > 0 && !here(step.stage - 1)) {
+      Action send = point(ActionKind::kSendGradient, step, step.stage - 1, slot.slot);
+      send.waits = {{.action = index}};
+      slot.users.push_back(push(std::move(send)));
+    }
+    last_compute_ = index;
+    if (ends_backward(step.kind)) carry(step);
+  }
+
+  // What reads the slot last on this rank is the compute action just emitted.
+  void release(int32_t chunk_index, int32_t micro_batch) {
+    Chunk& owner = chunk(chunk_index);
+    FreeSlot slot = std::move(owner.alive.at(micro_batch));
+    owner.alive.erase(micro_batch);
+    slot.users.push_back(last_compute_);
+    owner.free.push_back(std::move(slot));
+  }
+
+  int32_t gradient_buffer(const ComputeStep& step) {
+    Chunk& mine = chunk(chunk_of(step.stage));
+    const int32_t sum = folds_.folds[static_cast<size_t>(step.micro_batch)].sum;
+    int32_t& buffer = mine.buffer_of_sum[static_cast<size_t>(sum)];
+    if (buffer >= 0) return buffer;
+    const auto free = std::find(mine.buffer_taken.begin(), mine.buffer_taken.end(), false);
+    buffer = static_cast<int32_t>(free - mine.buffer_taken.begin());
+    if (free == mine.buffer_taken.end())
+      mine.buffer_taken.push_back(true);
+    else
+      *free = true;
+    schedule_.num_gradient_buffers = std::max(schedule_.num_gradient_buffers, buffer + 1);
+    if (options_.needs_zero && step.stage == 0) {
+      Action zero;
+      zero.kind = ActionKind::kZero;
+      zero.chunk = chunk_of(step.stage);
+      zero.gradient_buffer = buffer;
+      push(std::move(zero));
+    }
+    return buffer;
+  }
+
+  void carry(const ComputeStep& step) {
+    Chunk& mine = chunk(chunk_of(step.stage));
+    for (const auto& [into, from] : folds_.folds[static_cast<size_t>(step.micro_batch)].carries) {
+      int32_t& source = mine.buffer_of_sum[static_cast<size_t>(from)];
+      Action merge;
+      merge.kind = ActionKind::kMerge;
+      merge.chunk = chunk_of(step.stage);
+      merge.gradient_buffer = mine.buffer_of_sum[static_cast<size_t>(into)];
+      merge.source_buffer = source;
+      push(std::move(merge));
+      mine.buffer_taken[static_cast<size_t>(source)] = false;
+      source = -1;
+    }
+  }
+
+  const PipelineOrder& order_;
+  const std::vector<ComputeStep>& steps_;
+  const int32_t rank_;
+  const LaneFolds& folds_;
+  const LowerOptions& options_;
+  Schedule schedule_;
+  std::vector<Chunk> chunks_;
+  std::vector<std::vector<std::pair<int32_t, int32_t>>> released_at_;  // by step: (chunk, micro-batch)
+  int32_t last_compute_ = -1;
+};
+
+}  // namespace
+
+std::vector<Schedule> lower_pipeline(const PipelineOrder& order, const LowerOptions& options) {
+  const LaneFolds folds = lane_folds(options.share);
+  const auto num_ranks = static_cast<int32_t>(order.steps.size());
+  ORRERY_CHECK(options.world_ranks.empty() || options.world_ranks.size() == order.steps.size(), "{} world ranks for {}", options.world_ranks.size(), num_ranks);
+  std::vector<Schedule> schedules;
+  for (int32_t rank = 0; rank < num_ranks; ++rank) schedules.push_back(RankLowering(order, rank, folds, options).run());
+  return schedules;
+}
+
+void insert_actions(Schedule& schedule, int32_t position, const std::vector<Action>& actions) {
+  for (Action& action : schedule.actions)
+    for (Wait& wait : action.waits)
+      if (wait.action >= position) wait.action += static_cast<int32_t>(actions.size());
+  schedule.actions.insert(schedule.actions.begin() + position, actions.begin(), actions.end());
+}
+
+}  // namespace orrery

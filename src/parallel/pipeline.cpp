@@ -1,0 +1,262 @@
+#include "parallel/pipeline.h"
+
+#include <algorithm>
+#include <array>
+
+#include "base/error.h"
+
+namespace orrery {
+namespace {
+
+constexpr std::array<std::string_view, 7> kNames = {"gpipe", "1f1b", "interleaved", "zb-h1", "zb-v", "dualpipe-v", "2bw"};
+
+bool is_v_shaped(PipelineKind kind) { return kind == PipelineKind::kZbV || kind == PipelineKind::kDualPipeV; }
+
+// One rank's list, with a counter for each (kind, chunk): micro-batches come in ascending order by construction.
+class RankSteps {
+ public:
+  RankSteps(std::vector<ComputeStep>& steps, std::vector<int32_t> stages, int32_t num_micro_batches)
+      : steps_(steps), stages_(std::move(stages)), num_micro_batches_(num_micro_batches) {
+    for (auto& counts : counts_) counts.assign(stages_.size(), 0);
+  }
+
+  int32_t count(ActionKind kind, int32_t chunk) const { return counts_[index(kind)][static_cast<size_t>(chunk)]; }
+  bool done(ActionKind kind, int32_t chunk) const { return count(kind, chunk) >= num_micro_batches_; }
+
+  // The next micro-batch of the chunk; nothing once all are through, so that patterns may be written for a full pipeline.
+  void next(ActionKind kind, int32_t chunk = 0) {
+    int32_t& count = counts_[index(kind)][static_cast<size_t>(chunk)];
+    if (count < num_micro_batches_) steps_.push_back({kind, stages_[static_cast<size_t>(chunk)], count});
+    ++count;
+  }
+  void forward(int32_t chunk = 0) { next(ActionKind::kForward, chunk); }
+  void backward(int32_t chunk = 0) { next(ActionKind::kBackward, chunk); }
+  void input(int32_t chunk = 0) { next(ActionKind::kBackwardInput, chunk); }
+  void weight(int32_t chunk = 0) { next(ActionKind::kBackwardWeight, chunk); }
+
+ private:
+  static size_t index(ActionKind kind) { return static_cast<size_t>(kind) - static_cast<size_t>(ActionKind::kForward); }
+  std::vector<ComputeStep>& steps_;
+  std::vector<int32_t> stages_;
+  int32_t num_micro_batches_;
+  std::array<std::vector<int32_t>, 4> counts_;
+};
+
+void gpipe(const PipelineOptions& options, int32_t, RankSteps& steps) {
+  for (int32_t i = 0; i < options.num_micro_batches; ++i) steps.forward();
+  for (int32_t i = 0; i < options.num_micro_batches; ++i) steps.backward();
+}
+
+void one_f_one_b(int32_t num_micro_batches, int32_t num_ranks, int32_t rank, RankSteps& steps) {
+  const int32_t warm_up = std::min(num_micro_batches, num_ranks - 1 - rank);
+  for (int32_t i = 0; i < warm_up; ++i) steps.forward();
+  for (int32_t i = 0; i < num_micro_batches; ++i) {
+    if (!steps.done(ActionKind::kForward, 0)) steps.forward();
+    steps.backward();
+  }
+}
+
+// Groups of p micro-batches go through chunk 0, then through chunk 1, ...; backward from the last chunk to the first.
+void interleaved(const PipelineOptions& options, int32_t rank, RankSteps& steps) {
+  const int32_t p = options.num_ranks, v = options.chunks_per_rank, total = options.num_micro_batches * v;
+  const auto chunk_of = [&](int32_t step) { return step / p % v; };
+  const int32_t warm_up = std::min(total, (p - 1 - rank) * 2 + (v - 1) * p);
+  for (int32_t i = 0; i < warm_up; ++i) steps.forward(chunk_of(i));
+  for (int32_t i = 0; i < total; ++i) {
+    if (warm_up + i < total) steps.forward(chunk_of(warm_up + i));
+    steps.backward(v - 1 - chunk_of(i));
+  }
+}
+
+// The pattern of ZB-V for F = I = W. Chunk 0 flows down the ranks and chunk 1 comes back, so rank 0 holds both ends. A rank forwards
+// until its first gradient is there, then repeats F I W of both chunks in turn; at the end the rank + 1 latest W fill the waiting.
+void zb_v(const PipelineOptions& options, int32_t rank, RankSteps& steps) {
+  const int32_t p = options.num_ranks;
+  // A short batch is the pattern of a full one without the micro-batches that are not there.
+  const int32_t full = std::max(2 * p - 1, options.num_micro_batches);
+  const auto forwards = [&](int32_t chunk) { return steps.count(ActionKind::kForward, chunk); };
+  const auto inputs = [&](int32_t chunk) { return steps.count(ActionKind::kBackwardInput, chunk); };
+  const auto weights = [&](int32_t chunk) { return steps.count(ActionKind::kBackwardWeight, chunk); };
+  const auto input_and_weight = [&](int32_t chunk) {
+    steps.input(chunk);
+    steps.weight(chunk);
+  };
+  for (int32_t i = 0; i < 2 * (p - rank) - 1; ++i) steps.forward(0);
+  for (int32_t i = 0; i < rank; ++i) {
+    steps.forward(1);
+    steps.forward(0);
+  }
+  for (int32_t i = 0; i < p - rank; ++i) {
+    steps.forward(1);
+    input_and_weight(1);
+  }
+  while (forwards(1) < forwards(0) || forwards(0) < full) {
+    if (forwards(0) < full) steps.forward(0);
+    input_and_weight(0);
+    steps.forward(1);
+    input_and_weight(1);
+  }
+  for (int32_t i = 0; i < rank; ++i) {
+    steps.input(0);
+    steps.input(1);
+  }
+  for (int32_t i = 0; i < p - rank; ++i) {
+    steps.input(0);
+    steps.weight(0);
+  }
+  while (weights(1) < inputs(1)) steps.weight(1);
+  while (weights(0) < inputs(0)) steps.weight(0);
+}
+
+// DualPipeV: in the long middle every rank has a forward of one chunk beside a backward of the other, whose messages hide behind it.
+// A backward is split only where its W fills a gap; elsewhere it runs whole.
+void dualpipe_v(const PipelineOptions& options, int32_t rank, RankSteps& steps) {
+  const int32_t p = options.num_ranks, m = options.num_micro_batches, below = p - rank - 1;
+  std::vector<int32_t> waiting;  // chunks whose W is put off, oldest first
+  size_t next_waiting = 0;
+  const auto put_off = [&](int32_t chunk) {
+    steps.input(chunk);
+    waiting.push_back(chunk);
+  };
+  const auto backward = [&](int32_t chunk) {
+    steps.input(chunk);
+    steps.weight(chunk);
+  };
+  const auto weight = [&] {
+    if (next_waiting < waiting.size()) steps.weight(waiting[next_waiting++]);
+  };
+  for (int32_t i = 0; i < 2 * below; ++i) steps.forward(0);
+  for (int32_t i = 0; i < rank + 1; ++i) {
+    steps.forward(0);
+    steps.forward(1);
+  }
+  for (int32_t i = 0; i < below; ++i) {
+    put_off(1);
+    weight();
+    steps.forward(1);
+  }
+  for (int32_t i = 0; i < m - 2 * p + rank + 1; ++i) {
+    steps.forward(0);
+    backward(1);
+    steps.forward(1);
+    backward(0);
+  }
+  for (int32_t i = 0; i < below; ++i) {
+    backward(1);
+    steps.forward(1);
+    backward(0);
+  }
+  // The second half of the last backwards is split; ranks of odd number begin with chunk 1.
+  bool split = false;
+  for (int32_t i = 0; i < rank + 1; ++i) {
+    if (i == (rank + 1) / 2 && rank % 2 == 1) split = true;
+    split ? put_off(1) : backward(1);
+    if (i == (rank + 1) / 2 && rank % 2 == 0) split = true;
+    split ? put_off(0) : backward(0);
+  }
+  for (int32_t i = 0; i < below; ++i) {
+    weight();
+    put_off(0);
+  }
+  while (next_waiting < waiting.size()) weight();
+}
+
+// 1F1B with W put off as long as memory allows: at most p micro-batches whose W is still to come, on every rank. So the W of the warm-up
+// are left for the end, where one between two I fills the wait for the next gradient.
+void zb_h1(const PipelineOptions& options, int32_t rank, RankSteps& steps) {
+  const int32_t p = options.num_ranks, m = options.num_micro_batches;
+  const auto count = [&](ActionKind kind) { return steps.count(kind, 0); };
+  for (int32_t i = 0; i < std::min(m, p - rank); ++i) steps.forward();
+  while (!steps.done(ActionKind::kBackwardInput, 0)) {
+    steps.input();
+    if (!steps.done(ActionKind::kForward, 0)) {
+      if (count(ActionKind::kForward) - count(ActionKind::kBackwardWeight) >= p) steps.weight();
+      steps.forward();
+    } else if (!steps.done(ActionKind::kBackwardInput, 0)) {
+      steps.weight();
+    }
+  }
+  while (!steps.done(ActionKind::kBackwardWeight, 0)) steps.weight();
+}
+
+// One rank after the other runs 1F1B over the micro-batches of all steps, with OPT behind the last backward of each step.
+void two_bw(const PipelineOptions& options, int32_t rank, std::vector<ComputeStep>& steps) {
+  std::vector<ComputeStep> flow;
+  const int32_t total = options.num_micro_batches * options.num_steps;
+  RankSteps counted(flow, {rank}, total);
+  one_f_one_b(total, options.num_ranks, rank, counted);
+  for (const ComputeStep& step : flow) {
+    steps.push_back(step);
+    if (step.kind == ActionKind::kBackward && (step.micro_batch + 1) % options.num_micro_batches == 0)
+      steps.push_back({ActionKind::kOptimizer, rank, step.micro_batch});
+  }
+}
+
+void check_options(const PipelineOptions& options) {
+  const std::string_view name = pipeline_name(options.kind);
+  const int32_t p = options.num_ranks, m = options.num_micro_batches, v = options.chunks_per_rank;
+  ORRERY_CHECK(p >= 1 && m >= 1 && v >= 1, "p={} m={} v={}", p, m, v);
+  const int32_t wanted_chunks = is_v_shaped(options.kind) ? 2 : 1;
+  if (options.kind != PipelineKind::kInterleaved && v != wanted_chunks)
+    throw Error(ErrorCode::kInvalidConfig, "{} stages per rank with parallel.schedule = \"{}\": it has {}; use \"interleaved\" for more", v, name, wanted_chunks);
+  if (options.kind == PipelineKind::kInterleaved && m % p != 0)
+    throw Error(ErrorCode::kInvalidConfig, "parallel.schedule = \"interleaved\" sends groups of pipeline_parallel_size = {} micro-batches; {} is not a multiple, use {}", p, m,
+                (m / p + 1) * p);
+  if (options.kind == PipelineKind::kDualPipeV && m < 2 * p)
+    throw Error(ErrorCode::kInvalidConfig, "parallel.schedule = \"dualpipe-v\" needs at least 2 x pipeline_parallel_size = {} micro-batches, not {}; use \"zb-v\"", 2 * p, m);
+  if (options.kind == PipelineKind::k2Bw && m < p)
+    throw Error(ErrorCode::kInvalidConfig, "parallel.schedule = \"2bw\" keeps two weight versions only with at least pipeline_parallel_size = {} micro-batches, not {}", p, m);
+  ORRERY_CHECK(options.num_steps == 1 || options.kind == PipelineKind::k2Bw, "{} steps of {}", options.num_steps, name);
+}
+
+}  // namespace
+
+std::string_view pipeline_name(PipelineKind kind) { return kNames[static_cast<size_t>(kind)]; }
+
+PipelineKind parse_pipeline_kind(std::string_view name) {
+  const auto found = std::find(kNames.begin(), kNames.end(), name);
+  if (found == kNames.end()) throw Error(ErrorCode::kInvalidConfig, "parallel.schedule = \"{}\": wanted one of {}", name, fmt::join(kNames, ", "));
+  return static_cast<PipelineKind>(found - kNames.begin());
+}
+
+PipelineOrder pipeline_order(const PipelineOptions& options) {
+  check_options(options);
+  const int32_t p = options.num_ranks;
+  PipelineOrder order;
+  order.num_micro_batches = options.num_micro_batches;
+  order.steps.resize(static_cast<size_t>(p));
+  for (int32_t stage = 0; stage < p * options.chunks_per_rank; ++stage)
+    order.rank_of_stage.push_back(is_v_shaped(options.kind) && stage >= p ? 2 * p - 1 - stage : stage % p);
+  for (int32_t rank = 0; rank < p; ++rank) {
+    std::vector<int32_t> stages;
+    for (int32_t stage = 0; stage < order.num_stages(); ++stage)
+      if (order.rank_of_stage[static_cast<size_t>(stage)] == rank) stages.push_back(stage);
+    RankSteps steps(order.steps[static_cast<size_t>(rank)], stages, options.num_micro_batches);
+    switch (options.kind) {
+      case PipelineKind::kGPipe: gpipe(options, rank, steps); break;
+      case PipelineKind::k1F1B: one_f_one_b(options.num_micro_batches, p, rank, steps); break;
+      case PipelineKind::kInterleaved: interleaved(options, rank, steps); break;
+      case PipelineKind::kZbV: zb_v(options, rank, steps); break;
+      case PipelineKind::kDualPipeV: dualpipe_v(options, rank, steps); break;
+      case PipelineKind::k2Bw: two_bw(options, rank, order.steps[static_cast<size_t>(rank)]); break;
+      case PipelineKind::kZbH1: zb_h1(options, rank, steps); break;
+    }
+  }
+  return order;
+}
+
+int32_t peak_activations(PipelineKind kind, int32_t num_ranks, int32_t num_micro_batches, int32_t chunks_per_rank, int32_t rank) {
+  const int32_t p = num_ranks, v = chunks_per_rank, m = num_micro_batches;
+  switch (kind) {
+    case PipelineKind::kGPipe: return m;
+    case PipelineKind::k1F1B:
+    case PipelineKind::k2Bw: return std::min(m, p - rank);
+    case PipelineKind::kInterleaved: return std::min(v * m, (p - 1 - rank) * 2 + (v - 1) * p + 1);
+    case PipelineKind::kZbH1: return std::min(m, p);
+    case PipelineKind::kZbV: return std::min(2 * m, 2 * p);
+    case PipelineKind::kDualPipeV: return 2 * p + 1;
+  }
+  return 0;
+}
+
+}  // namespace orrery

@@ -1,0 +1,229 @@
+// Random compositions of schedules are planned, verified and executed symbolically in random order: no deadlock, and gradients that do
+// not depend on the order. Then schedules are broken in every way: the verifier rejects each mutant, or the mutant proves harmless by
+// ending with the same gradients in every order that was tried.
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <bit>
+#include <map>
+#include <random>
+#include <string>
+
+#include "ir/interpret_schedules.h"
+#include "ir/verify_schedules.h"
+#include "parallel/lower_pipeline.h"
+
+namespace orrery {
+namespace {
+
+struct Composition {
+  std::string text;
+  std::vector<Schedule> ranks;
+  ScheduleContext context;
+};
+
+int64_t draw(std::mt19937_64& random, int64_t low, int64_t high) { return low + static_cast<int64_t>(random() % static_cast<uint64_t>(high - low + 1)); }
+
+// Replicas of a pipeline, each with its share of the lanes; the ranks of a replica are `data_parallel` apart or side by side.
+Composition compose(std::mt19937_64& random) {
+  PipelineOptions pipeline;
+  pipeline.kind = static_cast<PipelineKind>(draw(random, 0, 5));
+  pipeline.num_ranks = static_cast<int32_t>(draw(random, 1, 5));
+  const bool v_shaped = pipeline.kind == PipelineKind::kZbV || pipeline.kind == PipelineKind::kDualPipeV;
+  pipeline.chunks_per_rank = v_shaped ? 2 : pipeline.kind == PipelineKind::kInterleaved ? static_cast<int32_t>(draw(random, 1, 3)) : 1;
+  const int32_t p = pipeline.num_ranks;
+  LowerOptions options;
+  options.needs_zero = draw(random, 0, 1) == 1;
+  options.spare_slots = static_cast<int32_t>(draw(random, 0, 2));
+  const bool together = draw(random, 0, 1) == 1;
+  Composition made;
+  made.context.num_stages = p * pipeline.chunks_per_rank;
+  made.context.needs_zero = options.needs_zero;
+  // Sizes are drawn until the kind accepts every replica's number of micro-batches.
+  for (;;) {
+    const int64_t lanes = int64_t{1} << draw(random, 0, 3), per_lane = draw(random, 1, 3);
+    const auto replicas = static_cast<int32_t>(draw(random, 1, std::min<int64_t>(3, lanes)));
+    options.share = {.global_batch_size = lanes * per_lane, .lanes = lanes, .micro_batch_size = draw(random, 1, 2 * per_lane)};
+    made.ranks.assign(static_cast<size_t>(p * replicas), {});
+    made.context.lanes.assign(static_cast<size_t>(p * replicas), {});
+    made.text = fmt::format("{} p={} v={} replicas={} lanes={} x {} micro_batch_size={} spare={}", pipeline_name(pipeline.kind), p, pipeline.chunks_per_rank, replicas, lanes, per_lane,
+                            options.share.micro_batch_size, options.spare_slots);
+    bool accepted = true;
+    for (int32_t replica = 0; accepted && replica < replicas; ++replica) {
+      options.share.first_lane = replica * lanes / replicas;
+      options.share.num_lanes = (replica + 1) * lanes / replicas - options.share.first_lane;
+      pipeline.num_micro_batches = static_cast<int32_t>(lane_folds(options.share).micro_batches.size());
+      accepted = (pipeline.kind != PipelineKind::kInterleaved || pipeline.num_micro_batches % p == 0) && (pipeline.kind != PipelineKind::kDualPipeV || pipeline.num_micro_batches >= 2 * p);
+      if (!accepted) break;
+      options.world_ranks.clear();
+      for (int32_t rank = 0; rank < p; ++rank) options.world_ranks.push_back(together ? replica * p + rank : rank * replicas + replica);
+      const std::vector<Schedule> lowered = lower_pipeline(pipeline_order(pipeline), options);
+      for (int32_t rank = 0; rank < p; ++rank) {
+        const auto world_rank = static_cast<size_t>(options.world_ranks[static_cast<size_t>(rank)]);
+        made.ranks[world_rank] = lowered[static_cast<size_t>(rank)];
+        made.context.lanes[world_rank] = {options.share.first_lane, options.share.num_lanes};
+      }
+    }
+    if (accepted) return made;
+    // Small pipelines accept more batches; without this a deep dualpipe-v might never find one.
+    if (draw(random, 0, 19) == 0) pipeline.kind = PipelineKind::k1F1B, pipeline.chunks_per_rank = 1, made.context.num_stages = p;
+  }
+}
+
+TEST(ScheduleFuzz, TenThousandCompositionsVerifyAndRun) {
+  std::map<std::string, int> kinds;
+  for (uint64_t seed = 0; seed < 10000; ++seed) {
+    std::mt19937_64 random(seed);
+    const Composition composition = compose(random);
+    ++kinds[composition.text.substr(0, composition.text.find(' '))];
+    const auto problems = verify_schedules(composition.ranks, composition.context);
+    ASSERT_TRUE(problems.empty()) << "seed " << seed << " " << composition.text << ": " << problems.front();
+    const Interpretation one = interpret_schedules(composition.ranks, composition.context, 2 * seed);
+    const Interpretation other = interpret_schedules(composition.ranks, composition.context, 2 * seed + 1);
+    ASSERT_TRUE(one.finished && other.finished) << "seed " << seed << " " << composition.text << ": stuck at " << one.stuck << other.stuck;
+    ASSERT_EQ(one.gradients, other.gradients) << "seed " << seed << " " << composition.text;
+  }
+  EXPECT_EQ(kinds.size(), 6u);
+  for (const auto& [kind, count] : kinds) EXPECT_GT(count, 100) << kind;
+}
+
+// One change to one action; the name of what was done, empty when it changed nothing.
+std::string mutate(std::vector<Schedule>& ranks, std::mt19937_64& random) {
+  Schedule& schedule = ranks[static_cast<size_t>(draw(random, 0, static_cast<int64_t>(ranks.size()) - 1))];
+  auto& actions = schedule.actions;
+  const auto last = static_cast<int64_t>(actions.size()) - 1;
+  const auto at = static_cast<size_t>(draw(random, 0, last));
+  const auto shift_waits = [&](int32_t from, int32_t by) {
+    for (Action& action : actions)
+      for (Wait& wait : action.waits)
+        if (wait.action >= from) wait.action += by;
+  };
+  switch (draw(random, 0, 10)) {
+    case 0: {  // drop, with the waits on it
+      for (Action& action : actions) std::erase_if(action.waits, [&](const Wait& wait) { return wait.action == static_cast<int32_t>(at); });
+      actions.erase(actions.begin() + static_cast<int64_t>(at));
+      shift_waits(static_cast<int32_t>(at) + 1, -1);
+      return "drop";
+    }
+    case 1: {  // swap with another, each keeping its waits and what waits for it
+      const auto other = static_cast<size_t>(draw(random, 0, last));
+      if (other == at) return {};
+      std::swap(actions[at], actions[other]);
+      for (Action& action : actions)
+        for (Wait& wait : action.waits) {
+          if (wait.action == static_cast<int32_t>(at)) wait.action = static_cast<int32_t>(other);
+          else if (wait.action == static_cast<int32_t>(other)) wait.action = static_cast<int32_t>(at);
+        }
+      return "swap";
+    }
+    case 2: insert_actions(schedule, static_cast<int32_t>(at), {actions[at]}); return "duplicate";
+    case 3: {
+      if (actions[at].waits.empty()) return {};
+      actions[at].waits.erase(actions[at].waits.begin() + draw(random, 0, static_cast<int64_t>(actions[at].waits.size()) - 1));
+      return "drop a wait";
+    }
+    case 4: {
+      if (actions[at].waits.empty()) return {};
+      actions[at].waits[0].action = static_cast<int32_t>(draw(random, 0, last));
+      return "retarget a wait";
+    }
+    case 5: actions[at].slot = static_cast<int32_t>(draw(random, 0, 4)); return "another slot";
+    case 6: actions[at].gradient_buffer = static_cast<int32_t>(draw(random, 0, 3)); return "another gradient buffer";
+    case 7: actions[at].peer = static_cast<int32_t>(draw(random, 0, static_cast<int64_t>(ranks.size()))); return "another peer";
+    case 8: actions[at].micro_batch = static_cast<int32_t>(draw(random, 0, static_cast<int64_t>(schedule.micro_batches.size()))); return "another micro-batch";
+    case 9: {
+      if (actions[at].merges.empty()) return {};
+      if (draw(random, 0, 1) == 0) {
+        actions[at].add_to_destination = !actions[at].add_to_destination;
+      } else {
+        uint8_t& merges = actions[at].merges[static_cast<size_t>(draw(random, 0, static_cast<int64_t>(actions[at].merges.size()) - 1))];
+        merges = static_cast<uint8_t>(merges + (merges == 0 || draw(random, 0, 1) == 0 ? 1 : -1));
+      }
+      return "another fold";
+    }
+    default: {
+      actions[at].kind = static_cast<ActionKind>(draw(random, 0, static_cast<int64_t>(ActionKind::kRecvGradient)));
+      return "another kind";
+    }
+  }
+}
+
+TEST(ScheduleFuzz, MutantsAreRejectedOrHarmless) {
+  std::map<std::string, std::pair<int, int>> rejected_of;
+  for (uint64_t seed = 0; seed < 6000; ++seed) {
+    std::mt19937_64 random(seed + 1000000);
+    const Composition composition = compose(random);
+    std::vector<Schedule> mutant = composition.ranks;
+    const std::string mutation = mutate(mutant, random);
+    if (mutation.empty() || mutant == composition.ranks) continue;
+    auto& [rejected, all] = rejected_of[mutation];
+    ++all;
+    if (!verify_schedules(mutant, composition.context).empty()) {
+      ++rejected;
+      continue;
+    }
+    const Interpretation wanted = interpret_schedules(composition.ranks, composition.context, 0);
+    for (uint64_t interleaving = 1; interleaving <= 8; ++interleaving) {
+      const Interpretation found = interpret_schedules(mutant, composition.context, interleaving);
+      ASSERT_TRUE(found.finished) << "seed " << seed << " " << composition.text << ", " << mutation << ": stuck at " << found.stuck;
+      ASSERT_EQ(found.gradients, wanted.gradients) << "seed " << seed << " " << composition.text << ", " << mutation;
+    }
+  }
+  EXPECT_EQ(rejected_of.size(), 11u);
+  for (const auto& [mutation, counts] : rejected_of) {
+    EXPECT_GT(counts.second, 50) << mutation;
+    EXPECT_GT(counts.first, 0) << mutation;
+    std::printf("%-24s %4d of %4d rejected\n", mutation.c_str(), counts.first, counts.second);
+  }
+}
+
+// The bytes of a message, of its other side, and of collectives.
+TEST(ScheduleFuzz, SizesAndCollectivesThatDifferAreNamed) {
+  auto ranks = lower_pipeline(pipeline_order({.num_ranks = 2, .num_micro_batches = 2}), {.share = {.global_batch_size = 2, .lanes = 2}});
+  ScheduleContext context{.num_stages = 2};
+  context.bytes = [](int32_t rank, const Action& action) { return int64_t{64} + (rank == 1 && action.kind == ActionKind::kRecvActivation && action.micro_batch == 1 ? 64 : 0); };
+  auto problems = verify_schedules(ranks, context);
+  ASSERT_EQ(problems.size(), 1u);
+  EXPECT_EQ(problems[0], "rank 0 SF1>1 sends 64 bytes, rank 1 RF1<0 receives 128");
+  context.bytes = nullptr;
+  Action gather;
+  gather.kind = ActionKind::kAllGatherParameters;
+  for (Schedule& schedule : ranks)
+    for (int32_t unit : {1, 0}) {
+      gather.unit = unit;
+      insert_actions(schedule, 0, {gather});
+    }
+  EXPECT_TRUE(verify_schedules(ranks, context).empty());
+  std::swap(ranks[1].actions[0], ranks[1].actions[1]);
+  problems = verify_schedules(ranks, context);
+  ASSERT_FALSE(problems.empty());
+  EXPECT_EQ(problems[0], "collective 0 of the group is rank 0 AG0 but rank 1 AG1");
+  ranks[1].actions.erase(ranks[1].actions.begin());
+  problems = verify_schedules(ranks, context);
+  EXPECT_TRUE(std::any_of(problems.begin(), problems.end(), [](const std::string& text) { return text.find("rank 1 has no more") != std::string::npos; }));
+}
+
+// Waits between single ops: OPT sums squares, the exchange runs beside it, and the rest of OPT waits for it. No circle, though each
+// action waits for the other.
+TEST(ScheduleFuzz, WaitsBetweenOpsAreNotACycle) {
+  auto ranks = lower_pipeline(pipeline_order({.num_ranks = 2, .num_micro_batches = 2}), {.share = {.global_batch_size = 2, .lanes = 2}});
+  for (Schedule& schedule : ranks) {
+    const auto optimizer = static_cast<int32_t>(schedule.actions.size()) - 1;
+    Action exchange;
+    exchange.kind = ActionKind::kExchangeSums;
+    exchange.waits = {{.action = optimizer, .after_op = 3}};
+    schedule.actions.push_back(exchange);
+    schedule.actions[static_cast<size_t>(optimizer)].waits = {{.action = optimizer + 1, .before_op = 4}};
+  }
+  const ScheduleContext context{.num_stages = 2};
+  EXPECT_TRUE(verify_schedules(ranks, context).empty());
+  ranks[0].actions[ranks[0].actions.size() - 2].waits[0].before_op = 0;
+  const auto problems = verify_schedules(ranks, context);
+  ASSERT_EQ(problems.size(), 1u);
+  EXPECT_NE(problems[0].find("rank 0 OPT"), std::string::npos) << problems[0];
+  EXPECT_NE(problems[0].find("XS"), std::string::npos) << problems[0];
+}
+
+}  // namespace
+}  // namespace orrery

@@ -1,0 +1,45 @@
+#include "parallel/split_layers.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "base/error.h"
+
+namespace orrery {
+
+std::vector<int32_t> split_layers(std::span<const double> costs, int32_t num_stages) {
+  const auto num_layers = static_cast<int32_t>(costs.size());
+  ORRERY_CHECK(num_stages >= 1, "num_stages={}", num_stages);
+  if (num_stages > num_layers)
+    throw Error(ErrorCode::kInvalidConfig, "{} pipeline stages (pipeline_parallel_size x stages per rank) for {} layers; use at most {}", num_stages, num_layers, num_layers);
+  // slowest[s][n]: the smallest largest stage of layers [n, num_layers) on s + 1 stages.
+  std::vector<std::vector<double>> slowest(static_cast<size_t>(num_stages), std::vector<double>(costs.size() + 1, std::numeric_limits<double>::infinity()));
+  for (int32_t first = num_layers - 1; first >= 0; --first)
+    slowest[0][static_cast<size_t>(first)] = costs[static_cast<size_t>(first)] + (first + 1 < num_layers ? slowest[0][static_cast<size_t>(first) + 1] : 0);
+  for (size_t stages = 1; stages < slowest.size(); ++stages)
+    for (size_t first = 0; first < costs.size(); ++first) {
+      double stage_cost = 0;
+      for (size_t end = first + 1; end < costs.size(); ++end) {
+        stage_cost += costs[end - 1];
+        slowest[stages][first] = std::min(slowest[stages][first], std::max(stage_cost, slowest[stages - 1][end]));
+      }
+    }
+  // No stage may cost more than the optimum, so each takes the most layers whose rest can still keep to it.
+  const double optimum = slowest.back()[0];
+  std::vector<int32_t> ends;
+  size_t first = 0;
+  for (size_t left = slowest.size() - 1; left > 0; --left) {
+    double stage_cost = 0;
+    size_t best = first + 1;
+    for (size_t end = first + 1; end < costs.size(); ++end) {
+      stage_cost += costs[end - 1];
+      if (stage_cost <= optimum && slowest[left - 1][end] <= optimum) best = end;
+    }
+    ends.push_back(static_cast<int32_t>(best));
+    first = best;
+  }
+  ends.push_back(num_layers);
+  return ends;
+}
+
+}  // namespace orrery
