@@ -17,7 +17,6 @@ struct Communicator::Shared {
   CommOptions options;
   std::shared_ptr<FlightRecorder> recorder;
   FlightRing ring{nullptr};
-  bool owns_recorder_file = false;
   std::atomic<int32_t> next_group{1};
 };
 

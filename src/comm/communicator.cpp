@@ -37,7 +37,6 @@ void copy_label(char (&to)[24], std::string_view from) {
 Communicator::Communicator(std::unique_ptr<Transport> transport, const CommOptions& options)
     : Communicator(std::move(transport), options,
                    std::make_shared<FlightRecorder>(FlightRecorder::create(flight_path_of(options, transport->rank()), 1)), 0) {
-  shared_->owns_recorder_file = true;
 }
 
 Communicator::Communicator(std::unique_ptr<Transport> transport, const CommOptions& options, std::shared_ptr<FlightRecorder> recorder, int ring_index)
@@ -46,6 +45,7 @@ Communicator::Communicator(std::unique_ptr<Transport> transport, const CommOptio
   shared_->options = options;
   shared_->recorder = std::move(recorder);
   shared_->ring = shared_->recorder->ring(ring_index);
+  if (options.keep_flight_file) shared_->recorder->keep_file();
   rank_ = shared_->transport->rank();
   for (int rank = 0; rank < shared_->transport->size(); ++rank) members_.push_back(rank);
   allocate();
@@ -69,8 +69,7 @@ void Communicator::allocate() {
 }
 
 Communicator::~Communicator() {
-  if (group_ == 0 && shared_->owns_recorder_file && !shared_->options.keep_flight_file && !shared_->transport->failure().failed())
-    shared_->recorder->remove_file();
+  if (shared_->transport->failure().failed()) shared_->recorder->keep_file();
 }
 
 std::string_view Communicator::transport_name() const { return shared_->transport->name(); }
@@ -261,7 +260,8 @@ Work Communicator::post(std::span<const std::byte> out, std::span<std::byte> in,
                                             .group = group_,
                                             .group_sequence = -1,
                                             .peer = members_[static_cast<size_t>(peer)],
-                                            .tag = tag});
+                                            .tag = tag,
+                                            .posted = true});
   const int world_peer = members_[static_cast<size_t>(peer)];
   work.request_ = receives ? transport.post_recv(in, world_peer, make_tag(op, tag)) : transport.post_send(out, world_peer, make_tag(op, tag));
   return work;
@@ -311,7 +311,18 @@ bool Work::test() {
 
 void Work::wait() {
   if (request_ == nullptr) return;
+  communicator_->shared_->ring.wait_begins(flight_index_);
   finish(communicator_->shared_->transport->wait(request_, monotonic_ns() + timeout_ms_ * 1'000'000));
+}
+
+std::vector<std::unique_ptr<Communicator>> make_local_communicators(int num_ranks, const CommOptions& options) {
+  const auto recorder = std::make_shared<FlightRecorder>(FlightRecorder::create(options.flight_path, num_ranks));
+  std::vector<std::unique_ptr<Communicator>> communicators;
+  for (std::unique_ptr<Transport>& endpoint : make_local_world(num_ranks)) {
+    const int rank = endpoint->rank();
+    communicators.push_back(std::make_unique<Communicator>(std::move(endpoint), options, recorder, rank));
+  }
+  return communicators;
 }
 
 void run_ranks(std::vector<std::unique_ptr<Transport>> endpoints, const CommOptions& options, const std::function<void(Communicator&)>& body) {
@@ -344,7 +355,6 @@ void run_ranks(std::vector<std::unique_ptr<Transport>> endpoints, const CommOpti
       }
     });
   for (std::thread& thread : threads) thread.join();
-  if (!options.keep_flight_file) recorder->remove_file();
   if (first_error) std::rethrow_exception(first_error);
 }
 

@@ -34,7 +34,7 @@ struct CommOptions {
   int64_t scratch_bytes = 8 << 20;    // a group's buffer for sums, only where the transport does not borrow in place
   int64_t segment_bytes = 1 << 20;    // the largest piece of a sum in flight there; tests make it small
   std::string flight_path;            // the recorder's file, "-RANK" added where ranks are processes; empty: memory that only this one sees
-  bool keep_flight_file = false;      // false: deleted at a clean end
+  bool keep_flight_file = false;      // false: deleted at a clean end; after a failure it stays
 };
 
 /// Bytes of payload and calls, by label. Bytes count what this rank sent to and received from others.
@@ -186,6 +186,9 @@ class Communicator {
 /// The report of a world of processes that has ended without one, from the files at CommOptions::flight_path: where the launcher kills
 /// the survivors of a death before they can speak (MPICH's does). Errors: kIo when no rank left a file.
 std::string post_mortem_report(const std::string& flight_path);
+
+/// A local world with one flight recorder, so that a report sees every rank; index = rank.
+std::vector<std::unique_ptr<Communicator>> make_local_communicators(int num_ranks, const CommOptions& options = {});
 
 /// Runs `body(communicator)` on `num_ranks` threads over a local world and joins them. The first rank's error is thrown again; a
 /// rank that throws poisons the world, so that no other waits for it.

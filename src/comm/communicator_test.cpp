@@ -89,6 +89,23 @@ TEST(Communicator, NamesTheRankInAnotherOperation) {
   EXPECT_NE(message.find("rank 3 differs from rank 0"), std::string::npos) << message;
 }
 
+TEST(Communicator, APostedReceiveDoesNotHideALateRank) {
+  const std::string message = failure_of(
+      2, {.timeout_ms = 200},
+      [](Communicator& comm) {
+        std::byte in[8], out[8] = {};
+        Work early = comm.post_recv(in, 1 - comm.rank(), 5, "R1<0");
+        if (comm.rank() == 1) {
+          comm.set_activity("F3");
+          std::this_thread::sleep_for(std::chrono::milliseconds(700));
+        }
+        comm.send(out, 1 - comm.rank(), 6, "S0>1");
+      },
+      ErrorCode::kTimeout);
+  EXPECT_NE(message.find("rank 1 is late"), std::string::npos) << message;
+  EXPECT_NE(message.find("computes F3"), std::string::npos) << message;
+}
+
 TEST(Communicator, ARankThatLeavesFailsTheOthersAtOnce) {
   const int64_t begin = monotonic_ns();
   std::atomic<int> num_failed{0};
@@ -130,6 +147,7 @@ TEST(FlightRecorder, OutlivesTheProcessAndIsRemovedAtACleanEnd) {
   const std::string path = testing::TempDir() + fmt::format("flight-{}.bin", getpid());
   {
     FlightRecorder recorder = FlightRecorder::create(path, 2);
+    recorder.keep_file();  // as a killed process would
     FlightRing ring = recorder.ring(1);
     for (int i = 0; i < 300; ++i) ring.exit(ring.enter({CommOp::kSend, "S2>1", "engine.cpp", 12, i, 7, 0, -1, 1, 5}), FlightState::kDone);
     ring.enter({CommOp::kAllGather, "a label longer than its field", "a/path/to/some/source/file/engine.cpp", 12, 1, 7, 3, 9, -1, -1});
@@ -149,6 +167,9 @@ TEST(FlightRecorder, OutlivesTheProcessAndIsRemovedAtACleanEnd) {
     comm.barrier("BAR");
   });
   EXPECT_NE(::access(path.c_str(), F_OK), 0);
+  EXPECT_THROW(run_local_ranks(2, {.flight_path = path}, [&](Communicator&) { throw Error(ErrorCode::kIo, "no"); }), Error);
+  EXPECT_EQ(::access(path.c_str(), F_OK), 0);  // evidence
+  ::unlink(path.c_str());
 }
 
 }  // namespace

@@ -87,7 +87,7 @@ int64_t FlightRing::enter(const Entry& entry) {
   const auto index = static_cast<int64_t>(memory_->next_index.fetch_add(1, std::memory_order_relaxed));
   EntryMemory& memory = memory_->entries[static_cast<size_t>(index % kNumEntries)];
   memory.version.store(0, std::memory_order_relaxed);
-  memory.op_state.store(static_cast<uint64_t>(entry.op) << 8 | static_cast<uint64_t>(FlightState::kRunning), std::memory_order_relaxed);
+  memory.op_state.store(static_cast<uint64_t>(entry.op) << 8 | static_cast<uint64_t>(entry.posted ? FlightState::kPosted : FlightState::kRunning), std::memory_order_relaxed);
   memory.enter_ns.store(static_cast<uint64_t>(monotonic_ns()), std::memory_order_relaxed);
   memory.exit_ns.store(0, std::memory_order_relaxed);
   memory.bytes.store(static_cast<uint64_t>(entry.bytes), std::memory_order_relaxed);
@@ -99,6 +99,13 @@ int64_t FlightRing::enter(const Entry& entry) {
   store_text(memory.file, entry.file.substr(entry.file.size() - std::min<size_t>(entry.file.size(), FlightRecord::kFileChars)));
   memory.version.store(static_cast<uint64_t>(index) + 1, std::memory_order_release);
   return index;
+}
+
+void FlightRing::wait_begins(int64_t index) {
+  EntryMemory& memory = memory_->entries[static_cast<size_t>(index % kNumEntries)];
+  if (memory.version.load(std::memory_order_relaxed) != static_cast<uint64_t>(index) + 1) return;
+  const uint64_t op = memory.op_state.load(std::memory_order_relaxed) >> 8;
+  memory.op_state.store(op << 8 | static_cast<uint64_t>(FlightState::kRunning), std::memory_order_release);
 }
 
 void FlightRing::exit(int64_t index, FlightState state) {
@@ -214,21 +221,19 @@ FlightRecorder::FlightRecorder(FlightRecorder&& other) noexcept
     : path_(std::exchange(other.path_, {})),
       mapping_(std::exchange(other.mapping_, nullptr)),
       mapping_bytes_(other.mapping_bytes_),
-      num_rings_(other.num_rings_) {}
+      num_rings_(other.num_rings_),
+      keep_file_(other.keep_file_.load(std::memory_order_relaxed)) {}
 
 FlightRecorder::~FlightRecorder() {
-  if (mapping_ != nullptr) ::munmap(mapping_, mapping_bytes_);
+  if (mapping_ == nullptr) return;
+  ::munmap(mapping_, mapping_bytes_);
+  if (!path_.empty() && !keep_file_.load(std::memory_order_relaxed)) ::unlink(path_.c_str());
 }
 
 FlightRing FlightRecorder::ring(int index) const {
   ORRERY_CHECK(index >= 0 && index < num_rings_, "ring {} of {}", index, num_rings_);
   std::byte* rings = static_cast<std::byte*>(mapping_) + sizeof(FileHeader);
   return FlightRing(reinterpret_cast<FlightRing::Memory*>(rings) + index);
-}
-
-void FlightRecorder::remove_file() {
-  if (!path_.empty()) ::unlink(path_.c_str());
-  path_.clear();
 }
 
 }  // namespace orrery

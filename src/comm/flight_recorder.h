@@ -13,7 +13,8 @@ namespace orrery {
 enum class CommOp : uint8_t { kNone, kSend, kRecv, kAllGather, kReduceScatter, kAllReduce, kAllToAll, kBroadcast, kBarrier, kSplit };
 std::string_view comm_op_name(CommOp op);
 
-enum class FlightState : uint8_t { kRunning, kDone, kFailed };
+/// kPosted: under way, but nobody waits for it yet.
+enum class FlightState : uint8_t { kRunning, kDone, kFailed, kPosted };
 
 /// One operation of one rank. Text longer than its field is cut.
 struct FlightRecord {
@@ -46,9 +47,12 @@ class FlightRing {
     int32_t line;
     int64_t bytes, step;
     int32_t group, group_sequence, peer, tag;
+    bool posted = false;
   };
-  /// Allocates nothing. The index is for exit().
+  /// Allocates nothing. The index is for exit() and wait_begins().
   int64_t enter(const Entry& entry);
+  /// Of a posted operation.
+  void wait_begins(int64_t index);
   void exit(int64_t index, FlightState state);
   /// What the rank does when it is in no call: the action that it computes.
   void set_activity(std::string_view text, int64_t step);
@@ -79,8 +83,8 @@ class FlightRecorder {
 
   int num_rings() const { return num_rings_; }
   FlightRing ring(int index) const;
-  /// Deletes the file: the end was clean, or its story has been told.
-  void remove_file();
+  /// The file that create() made is deleted with the recorder, at a clean end; after this call it stays. Any thread.
+  void keep_file() { keep_file_.store(true, std::memory_order_relaxed); }
 
  private:
   FlightRecorder() = default;
@@ -88,6 +92,7 @@ class FlightRecorder {
   void* mapping_ = nullptr;
   size_t mapping_bytes_ = 0;
   int num_rings_ = 0;
+  std::atomic<bool> keep_file_{false};
 };
 
 }  // namespace orrery

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <set>
 
 namespace orrery {
 namespace {
@@ -13,6 +14,7 @@ std::string describe(const FlightRecord& record, int64_t now_ns) {
   if (record.group_sequence >= 0) text += fmt::format(" (number {} of group {})", record.group_sequence, record.group);
   text += fmt::format(" of {} bytes, step {}, {}:{}", record.bytes, record.step, record.file, record.line);
   if (record.state == FlightState::kRunning) return text + fmt::format(", inside for {:.1f} s", static_cast<double>(now_ns - record.enter_ns) * 1e-9);
+  if (record.state == FlightState::kPosted) return text + fmt::format(", posted {:.1f} s ago", static_cast<double>(now_ns - record.enter_ns) * 1e-9);
   return text + fmt::format(", {} {:.1f} s ago", record.state == FlightState::kDone ? "left" : "failed", static_cast<double>(now_ns - record.exit_ns) * 1e-9);
 }
 
@@ -43,12 +45,47 @@ std::string describe(const RankStory& story, int64_t now_ns) {
   return text;
 }
 
+bool same_call(const FlightRecord& a, const FlightRecord& b) { return a.op == b.op && a.bytes == b.bytes; }
+
+const FlightRecord* collective_at(const RankStory& story, int32_t group, int32_t sequence) {
+  for (const FlightRecord& record : story.records)
+    if (record.group == group && record.group_sequence == sequence) return &record;
+  return nullptr;
+}
+
+// The first place of the group's order at which two ranks made different calls: who differs from the majority, and both call sites.
+std::string first_difference(const std::vector<RankStory>& stories, int32_t group, int64_t now_ns) {
+  std::set<int32_t> sequences;
+  for (const RankStory& story : stories)
+    for (const FlightRecord& record : story.records)
+      if (record.group == group && record.group_sequence >= 0) sequences.insert(record.group_sequence);
+  for (const int32_t sequence : sequences) {
+    const RankStory *usual = nullptr, *odd = nullptr;
+    size_t usual_votes = 0;
+    for (const RankStory& story : stories) {
+      const FlightRecord* record = collective_at(story, group, sequence);
+      if (record == nullptr) continue;
+      size_t votes = 0;
+      for (const RankStory& other : stories)
+        if (const FlightRecord* theirs = collective_at(other, group, sequence)) votes += same_call(*record, *theirs) ? 1 : 0;
+      if (votes > usual_votes) usual = &story, usual_votes = votes;
+    }
+    for (const RankStory& story : stories)
+      if (const FlightRecord* record = collective_at(story, group, sequence); odd == nullptr && record != nullptr && !same_call(*record, *collective_at(*usual, group, sequence)))
+        odd = &story;
+    if (odd != nullptr)
+      return fmt::format("rank {} differs from rank {}: {} against {}", odd->world_rank, usual->world_rank, describe(*collective_at(*odd, group, sequence), now_ns),
+                         describe(*collective_at(*usual, group, sequence), now_ns));
+  }
+  return {};
+}
+
 std::string join(const std::vector<int>& ranks) { return fmt::format("rank{} {}", ranks.size() == 1 ? "" : "s", fmt::join(ranks, ", ")); }
 
 }  // namespace
 
 std::string hang_report(const std::vector<RankStory>& stories, int32_t group, int64_t now_ns) {
-  std::vector<int> late, lost;
+  std::vector<int> late, lost, unknown;
   for (const RankStory& story : stories)
     if (story.lost) lost.push_back(story.world_rank);
   int32_t first_sequence = INT32_MAX, last_sequence = -1;
@@ -59,36 +96,25 @@ std::string hang_report(const std::vector<RankStory>& stories, int32_t group, in
     }
   std::string why;
   if (!lost.empty()) why = fmt::format("{} {} lost", join(lost), lost.size() == 1 ? "is" : "are");
-  // A difference at one place of the order explains everything after it.
-  for (const RankStory& story : stories)
-    for (const FlightRecord& record : story.records) {
-      if (record.group != group || record.group_sequence < 0) continue;
-      for (const RankStory& other : stories)
-        for (const FlightRecord& theirs : other.records)
-          if (theirs.group == group && theirs.group_sequence == record.group_sequence && why.empty() &&
-              (theirs.op != record.op || theirs.bytes != record.bytes)) {
-            int same_as_record = 0, same_as_theirs = 0;
-            for (const RankStory& voter : stories)
-              for (const FlightRecord& vote : voter.records)
-                if (vote.group == group && vote.group_sequence == record.group_sequence) {
-                  same_as_record += vote.op == record.op && vote.bytes == record.bytes;
-                  same_as_theirs += vote.op == theirs.op && vote.bytes == theirs.bytes;
-                }
-            const bool theirs_is_odd = same_as_theirs <= same_as_record;
-            const int odd = theirs_is_odd ? other.world_rank : story.world_rank;
-            const int even = theirs_is_odd ? story.world_rank : other.world_rank;
-            why = fmt::format("rank {} differs from rank {}: {} against {}", odd, even, describe(theirs_is_odd ? theirs : record, now_ns),
-                              describe(theirs_is_odd ? record : theirs, now_ns));
-          }
-    }
-  // Whoever is not inside a call, or cannot be asked, keeps the others waiting.
+  // A difference explains everything after it.
+  if (why.empty()) why = first_difference(stories, group, now_ns);
+  // Whoever is not inside a call, or is behind in the group's order, keeps the others waiting.
   if (why.empty()) {
     for (const RankStory& story : stories) {
       const FlightRecord* record = newest_collective(story, group);
       const bool behind = last_sequence >= 0 && (record == nullptr || record->group_sequence < last_sequence);
-      if (!story.known || running_of(story) == nullptr || (behind && first_sequence < last_sequence)) late.push_back(story.world_rank);
+      if (!story.known) {
+        unknown.push_back(story.world_rank);
+        continue;
+      }
+      if (running_of(story) == nullptr || (behind && first_sequence < last_sequence)) late.push_back(story.world_rank);
     }
-    why = late.empty() ? "every rank is inside a call: they wait for each other" : fmt::format("{} late", join(late) + (late.size() == 1 ? " is" : " are"));
+    if (!late.empty())
+      why = fmt::format("{} {} late", join(late), late.size() == 1 ? "is" : "are");
+    else if (!unknown.empty())
+      why = fmt::format("{} cannot be asked and every other is inside a call", join(unknown));
+    else
+      why = "every rank is inside a call: they wait for each other";
   }
   std::string text = why;
   constexpr size_t kMaxLines = 16;
