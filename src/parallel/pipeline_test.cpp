@@ -126,22 +126,49 @@ TEST(Pipeline, AFileThatDeadlocksIsNamed) {
   EXPECT_NE(problems.front().find("rank 1 F1"), std::string::npos) << problems.front();
 }
 
+// A gradient that could arrive before the micro-batch owns its slot would fall on another's.
+TEST(Pipeline, AReceiveThatDoesNotWaitIsNamed) {
+  Lowered lowered = lower(PipelineKind::k1F1B, 2, 4);
+  for (Action& action : lowered.ranks[0].actions)
+    if (action.kind == ActionKind::kRecvGradient && action.micro_batch == 2) action.waits.clear();
+  const auto problems = verify_schedules(lowered.ranks, lowered.context);
+  ASSERT_EQ(problems.size(), 1u);
+  EXPECT_EQ(problems[0], "rank 0 RB2<1 may arrive before rank 0 F2 is done");
+}
+
+// The loss begins the last stage's gradients in its forwards: all forwards first means a buffer for every two lanes there.
+TEST(Pipeline, GradientBuffersOfTheLastStage) {
+  const auto buffers = [](PipelineKind kind, int32_t rank) {
+    const PipelineOrder order = pipeline_order({.kind = kind, .num_ranks = 2, .num_micro_batches = 8});
+    return lower_pipeline(order, {.share = {.global_batch_size = 8, .lanes = 8}})[static_cast<size_t>(rank)].num_gradient_buffers;
+  };
+  EXPECT_EQ(buffers(PipelineKind::kGPipe, 0), 3);  // log2(8)
+  EXPECT_EQ(buffers(PipelineKind::kGPipe, 1), 4);
+  EXPECT_EQ(buffers(PipelineKind::k1F1B, 0), 3);
+  EXPECT_EQ(buffers(PipelineKind::k1F1B, 1), 3);
+}
+
 TEST(Pipeline, GridMarksBubbles) {
   const Lowered lowered = lower(PipelineKind::k1F1B, 2, 2);
   const ScheduleTimes times = time_schedules(lowered.ranks, lowered.context, {std::vector<StageCosts>(2), 0});
   EXPECT_EQ(to_grid(lowered.ranks, times, 1), "rank 0 | F0 F1 .  .  B0 -  .  B1 -\nrank 1 | .  F0 B0 -  F1 B1 -  .  .\n");
 }
 
-// PipeDream-2BW: after the first step no rank waits, and between a micro-batch's forward and its backward at most one OPT has run, so two
-// weight versions are enough.
+// PipeDream-2BW: at OPT the next step's micro-batches are on their way, and a step's forwards and backwards find the weights of two OPT
+// ago with at most one newer version made, so two are enough.
 TEST(Pipeline, TwoBwKeepsTwoVersionsAndDoesNotDrain) {
   for (int32_t p : {2, 3, 4})
     for (int32_t m : {p, 2 * p}) {
       const PipelineOrder order = pipeline_order({.kind = PipelineKind::k2Bw, .num_ranks = p, .num_micro_batches = m, .num_steps = 4});
-      for (const auto& steps : order.steps) {
-        int32_t version = 0;
-        for (const ComputeStep& step : steps) {
-          if (step.kind == ActionKind::kOptimizer) ++version;
+      for (int32_t rank = 0; rank < p; ++rank) {
+        int32_t version = 0, alive = 0;
+        for (const ComputeStep& step : order.steps[static_cast<size_t>(rank)]) {
+          alive += step.kind == ActionKind::kForward;
+          alive -= step.kind == ActionKind::kBackward;
+          if (step.kind == ActionKind::kOptimizer) {
+            ++version;
+            EXPECT_EQ(alive, version == 4 ? 0 : p - 1 - rank);
+          }
           // Step t computes on the version of OPT(t - 2): it is there when the forward runs, and at the backward at most one newer is.
           const int32_t wanted = std::max(0, step.micro_batch / m - 1);
           if (step.kind == ActionKind::kForward) {

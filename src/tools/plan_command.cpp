@@ -7,6 +7,7 @@
 #include "ir/block.h"
 #include "planner/validate.h"
 #include "tools/commands.h"
+#include "tools/plan_schedule_command.h"
 #include "train/run_setup.h"
 
 namespace orrery {
@@ -47,6 +48,7 @@ void add_plan_command(CLI::App& app, int& exit_code) {
   command->add_flag("--ops", options->ops, "also print the ops of each block, one a line");
   command->footer("Examples:\n  orrery plan run.toml\n  orrery plan run.toml --set train.recompute=full --json > plan.json\n");
   add_validate(*command, exit_code);
+  add_plan_schedule(*command, exit_code);
   command->callback([options, command, &exit_code] {
     if (!command->get_subcommands().empty()) return;
     if (options->path.empty()) throw CLI::RequiredError("file");
