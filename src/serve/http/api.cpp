@@ -136,7 +136,10 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
     request_.sampling.end_ids = state_->end_ids;
     for (const auto& prompt : prompts) {
       prompt_tokens_ += static_cast<int64_t>(prompt.size());
-      for (int64_t i = 0; i < request_.n; ++i) choices_.push_back(std::make_unique<Choice>(tokenizer, request_));
+      for (int64_t i = 0; i < request_.n; ++i) {
+        choices_.push_back(std::make_unique<Choice>(tokenizer, request_));
+        choices_.back()->counts_prompt = i == 0;
+      }
     }
     open_ = choices_.size();
     responder_->on_disconnect([weak = weak_from_this()] {
@@ -159,6 +162,7 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
     json stop_reason = nullptr;
     std::string finish_reason;  // empty: still going
     bool began = false;         // its first chunk was sent
+    bool counts_prompt = true;  // the first of its prompt's choices
   };
 
   void check_lengths(const std::vector<std::vector<int32_t>>& prompts) {
@@ -346,7 +350,7 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
 
   void record(const Choice& choice, const char* reason) {
     const double now = now_seconds();
-    state_->metrics.add_request({reason, choice.prompt_tokens, choice.num_tokens, choice.queue_seconds, (choice.first_token > 0 ? choice.first_token : now) - started_, now - started_});
+    state_->metrics.add_request({reason, choice.prompt_tokens, choice.num_tokens, choice.counts_prompt, choice.queue_seconds, (choice.first_token > 0 ? choice.first_token : now) - started_, now - started_});
   }
 
   void finish_choice(size_t index, const char* reason, const std::string& piece) {

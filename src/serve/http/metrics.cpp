@@ -28,7 +28,7 @@ void Metrics::add_token_gap(double seconds) {
 
 void Metrics::add_request(const RequestRecord& record) {
   const std::lock_guard lock(mutex_);
-  prompt_tokens_ += record.prompt_tokens;
+  if (record.counts_prompt) prompt_tokens_ += record.prompt_tokens;
   generation_tokens_ += record.completion_tokens;
   ++finished_[record.finish_reason];
   first_token_.add(record.first_token_seconds);

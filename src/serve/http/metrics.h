@@ -29,6 +29,7 @@ class Histogram {
 struct RequestRecord {
   std::string finish_reason;
   int64_t prompt_tokens = 0, completion_tokens = 0;
+  bool counts_prompt = true;  // false for the further choices of a prompt, whose usage counts it once
   double queue_seconds = 0, first_token_seconds = 0, total_seconds = 0;
 };
 

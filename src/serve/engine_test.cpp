@@ -1,0 +1,176 @@
+// NUMERICS rule 13 at the engine: a request with a seed gets the same tokens alone and among others, with 1 and 2 threads, whatever is
+// chunked, cached, drafted or preempted. The model is the golden tiny_llama.gguf (one layer, 48 tokens, a context of 64).
+#include "serve/engine.h"
+
+#include <gtest/gtest.h>
+
+#include <future>
+
+#include "base/golden.h"
+
+namespace orrery {
+namespace {
+
+struct Answer {
+  std::vector<int32_t> tokens;
+  FinishReason finish = FinishReason::kCancelled;
+  bool operator==(const Answer&) const = default;
+};
+
+struct Conditions {
+  int threads = 2;
+  int64_t max_sequences = 16, max_tokens = 64, prefill_chunk = 32, kv_blocks = 0, speculative_tokens = 0;
+  bool prefix_cache = true;
+};
+
+const ModelSource& source() {
+  static const ModelSource model = open_model(golden_path("tiny_llama.gguf"));
+  return model;
+}
+
+struct Server {
+  ServingModel model;
+  Engine engine;
+
+  explicit Server(const Conditions& conditions)
+      : model(source(), {.num_threads = conditions.threads, .max_tokens = conditions.max_tokens, .max_sequences = conditions.max_sequences, .max_rows = conditions.max_sequences + 16, .kv_blocks = conditions.kv_blocks}),
+        engine(model, engine_options(conditions)) {}
+
+  static EngineOptions engine_options(const Conditions& conditions) {
+    EngineOptions options;
+    options.scheduler.prefill_chunk = conditions.prefill_chunk;
+    options.scheduler.prefix_cache = conditions.prefix_cache;
+    options.scheduler.speculative_tokens = conditions.speculative_tokens;
+    options.max_queue = 1000;
+    return options;
+  }
+
+  std::future<Answer> ask(GenerationRequest request, uint64_t* id = nullptr) {
+    auto promise = std::make_shared<std::promise<Answer>>();
+    auto answer = std::make_shared<Answer>();
+    request.sink = [promise, answer](TokenEvent&& event) {
+      for (const GeneratedToken& token : event.tokens) answer->tokens.push_back(token.id);
+      if (!event.finish) return;
+      answer->finish = *event.finish;
+      promise->set_value(*answer);
+    };
+    uint64_t ignored = 0;
+    EXPECT_EQ(engine.submit(std::move(request), id ? id : &ignored), Admission::kAccepted);
+    return promise->get_future();
+  }
+};
+
+// Prompts share beginnings and repeat themselves, so that the prefix cache and lookup drafts have work.
+GenerationRequest request_of(uint64_t seed) {
+  GenerationRequest request;
+  const auto length = static_cast<int64_t>(1 + seed * 7 % 45);
+  for (int64_t i = 0; i < length; ++i) request.prompt.push_back(static_cast<int32_t>((i % 6 + static_cast<int64_t>(seed % 3)) % 48));
+  request.max_tokens = 4 + static_cast<int64_t>(seed % 13);
+  request.sampling.seed = seed;
+  request.sampling.temperature = seed % 4 == 0 ? 0 : 0.3 * static_cast<double>(seed % 4);
+  request.sampling.top_k = seed % 5 == 0 ? 8 : 0;
+  request.sampling.frequency_penalty = seed % 7 == 0 ? 0.5 : 0;
+  return request;
+}
+
+constexpr uint64_t kNumSeeds = 100;
+
+std::vector<Answer> alone() {
+  Conditions conditions;
+  conditions.threads = 1;
+  conditions.prefix_cache = false;
+  Server server(conditions);
+  std::vector<Answer> answers;
+  for (uint64_t seed = 0; seed < kNumSeeds; ++seed) answers.push_back(server.ask(request_of(seed)).get());
+  return answers;
+}
+
+std::vector<Answer> together(const Conditions& conditions, SchedulerCounters* counters) {
+  Server server(conditions);
+  std::vector<std::future<Answer>> pending;
+  for (uint64_t seed = 0; seed < kNumSeeds; ++seed) pending.push_back(server.ask(request_of(seed)));
+  std::vector<Answer> answers;
+  for (auto& answer : pending) answers.push_back(answer.get());
+  while (!server.engine.idle()) std::this_thread::yield();
+  *counters = server.engine.stats().counters;
+  EXPECT_EQ(server.engine.stats().kv_blocks_used, 0);
+  return answers;
+}
+
+TEST(Engine, SameTokensAloneAndUnderLoad) {
+  const std::vector<Answer> expected = alone();
+  const auto check = [&](const char* what, const Conditions& conditions) {
+    SCOPED_TRACE(what);
+    SchedulerCounters counters;
+    EXPECT_EQ(together(conditions, &counters), expected);
+    return counters;
+  };
+  Conditions conditions;
+  conditions.max_sequences = 64;
+  EXPECT_GT(check("64 at a time, prefix cache", conditions).prefix_hit_tokens, 0);
+  conditions.threads = 1;
+  conditions.prefix_cache = false;
+  check("one thread", conditions);
+  Conditions chunks;
+  chunks.max_tokens = 16;
+  chunks.prefill_chunk = 3;
+  check("chunks of three", chunks);
+  Conditions scarce;
+  scarce.kv_blocks = 3;
+  scarce.max_sequences = 8;
+  EXPECT_GT(check("too few blocks", scarce).preemptions, 0);
+  Conditions drafts;
+  drafts.speculative_tokens = 5;
+  drafts.max_sequences = 4;
+  const SchedulerCounters drafted = check("drafts", drafts);
+  EXPECT_GT(drafted.draft_tokens, 0);
+}
+
+TEST(Engine, CancelFreesBlocksAndTheQueueIsBounded) {
+  Conditions conditions;
+  conditions.max_sequences = 2;
+  Server server(conditions);
+  std::vector<uint64_t> ids(20);
+  std::vector<std::future<Answer>> pending;
+  for (uint64_t& id : ids) {
+    GenerationRequest request = request_of(5);
+    request.max_tokens = 1 << 20;  // until the context is full
+    pending.push_back(server.ask(std::move(request), &id));
+  }
+  for (const uint64_t id : ids) server.engine.cancel(id);
+  for (auto& answer : pending) {
+    const FinishReason finish = answer.get().finish;
+    EXPECT_TRUE(finish == FinishReason::kCancelled || finish == FinishReason::kLength);
+  }
+  while (!server.engine.idle()) std::this_thread::yield();
+  EXPECT_EQ(server.engine.stats().kv_blocks_used, 0);
+  server.engine.drain();
+  GenerationRequest late = request_of(1);
+  late.sink = [](TokenEvent&&) {};
+  uint64_t id = 0;
+  EXPECT_EQ(server.engine.submit(std::move(late), &id), Admission::kStopping);
+}
+
+TEST(Engine, EmbeddingDoesNotDependOnTheBatch) {
+  Server server({});
+  const auto embed = [&] {
+    GenerationRequest request = request_of(9);
+    request.embed = true;
+    auto promise = std::make_shared<std::promise<std::vector<float>>>();
+    request.sink = [promise](TokenEvent&& event) {
+      if (event.finish) promise->set_value(event.embedding);
+    };
+    uint64_t id = 0;
+    EXPECT_EQ(server.engine.submit(std::move(request), &id), Admission::kAccepted);
+    return promise->get_future();
+  };
+  const std::vector<float> single = embed().get();
+  EXPECT_EQ(single.size(), static_cast<size_t>(source().config().hidden_size));
+  std::vector<std::future<Answer>> others;
+  for (uint64_t seed = 0; seed < 8; ++seed) others.push_back(server.ask(request_of(seed)));
+  EXPECT_EQ(embed().get(), single);
+  for (auto& other : others) other.get();
+}
+
+}  // namespace
+}  // namespace orrery

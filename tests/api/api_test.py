@@ -1,0 +1,344 @@
+#!/usr/bin/env python3
+"""Drives the real server over its socket, with the standard library only: what OpenAI clients send, expect and break on. A tiny model is
+trained first so that there is one with a chat tokenizer. usage: api_test.py ORRERY SOURCE_DIR"""
+import http.client
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+ORRERY, SOURCE = os.path.realpath(sys.argv[1]), os.path.realpath(sys.argv[2])
+RUN = """
+[model]
+family = "llama"
+hidden_size = 64
+num_layers = 2
+num_heads = 4
+num_kv_heads = 2
+intermediate_size = 128
+vocab_size = 512
+max_seq_len = 256
+[data]
+train = ["SOURCE/*.md"]
+val_fraction = 0.1
+tokenizer = "train:bpe"
+[train]
+steps = 5
+global_batch_size = 4
+[optimizer]
+lr = 1e-3
+"""
+failures = []
+USED = {"prompt": 0, "completion": 0, "requests": 0}
+
+
+def check(condition, what):
+    if not condition:
+        failures.append(what)
+        print("FAILED:", what, file=sys.stderr)
+
+
+class Server:
+    def __init__(self, model, *options, wait=True):
+        self.log = tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen([ORRERY, "serve", model, "--port", "0", "--threads", "2", *options], stderr=self.log, stdin=subprocess.DEVNULL)
+        end = time.time() + 60
+        while not (found := re.search(r"listening http://127.0.0.1:(\d+)", self.text())):
+            assert self.process.poll() is None and time.time() < end, self.text()
+            time.sleep(0.02)
+        self.port = int(found[1])
+        while wait and self.call("GET", "/health")[0] != 200:
+            assert self.process.poll() is None and time.time() < end, self.text()
+            time.sleep(0.05)
+
+    def text(self):
+        self.log.seek(0)
+        return self.log.read()
+
+    def call(self, method, path, body=None, headers=None, raw=False):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        data = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()
+        connection.request(method, path, data, headers or {})
+        response = connection.getresponse()
+        text = response.read()
+        connection.close()
+        if raw:
+            return response.status, text, response.headers
+        try:
+            return response.status, json.loads(text) if text else None
+        except ValueError:
+            return response.status, text.decode()
+
+    def post(self, path, **body):
+        status, answer = self.call("POST", path, body)
+        if status == 200 and "usage" in answer and "embed" not in path:
+            USED["prompt"] += answer["usage"]["prompt_tokens"]
+            USED["completion"] += answer["usage"]["completion_tokens"]
+            USED["requests"] += len(answer["choices"])
+        return status, answer
+
+    def stream(self, path, **body):
+        """All events of a stream, and the raw bytes."""
+        status, raw, headers = self.call("POST", path, dict(body, stream=True, stream_options={"include_usage": True}), raw=True)
+        assert status == 200 and headers["Content-Type"] == "text/event-stream", raw
+        events = [json.loads(e[6:]) for e in raw.decode().split("\n\n")[:-2]]
+        USED["prompt"] += events[-1]["usage"]["prompt_tokens"]
+        USED["completion"] += events[-1]["usage"]["completion_tokens"]
+        USED["requests"] += body.get("n", 1)
+        return events, raw
+
+    def metric(self, name):
+        total = 0.0
+        for line in self.call("GET", "/metrics")[1].splitlines():
+            if line.startswith(name + "{") or line.startswith(name + " "):
+                total += float(line.rsplit(" ", 1)[1])
+        return total
+
+    def settles(self, seconds=5):
+        end = time.time() + seconds
+        while time.time() < end:
+            if self.metric("vllm:num_requests_running") == 0 and self.metric("vllm:kv_cache_usage_perc") == 0 and self.metric("vllm:num_requests_waiting") == 0:
+                return True
+            time.sleep(0.02)
+        return False
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(40)
+
+
+HELLO = [{"role": "user", "content": "Hello there"}]
+
+
+def models_and_health(server):
+    status, models = server.call("GET", "/v1/models")
+    check(status == 200 and [m["id"] for m in models["data"]] == ["tiny"], "one model is listed")
+    check(server.call("GET", "/v1/models/tiny")[0] == 200, "the model by name")
+    status, body = server.call("GET", "/v1/models/unknown")
+    check(status == 404 and body["error"]["type"] == "not_found_error", "an unknown model is 404")
+    status, page, headers = server.call("GET", "/", raw=True)
+    check(status == 200 and b"<!doctype html>" in page and b"http://" not in page and b"https://" not in page, "the page loads nothing from elsewhere")
+
+
+def answers(server):
+    body = dict(messages=HELLO, temperature=0, max_completion_tokens=12, model="tiny")
+    first, second = server.post("/v1/chat/completions", **body)[1], server.post("/v1/chat/completions", **body)[1]
+    check(first["choices"] == second["choices"], "greedy twice is the same")
+    usage = first["usage"]
+    check(usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"], "total = prompt + completion")
+    one = server.post("/v1/chat/completions", messages=HELLO, temperature=0, max_completion_tokens=1, max_tokens=9)[1]
+    check(one["usage"]["completion_tokens"] == 1 and one["choices"][0]["finish_reason"] == "length", "max_completion_tokens wins")
+    parts = server.post("/v1/chat/completions", messages=[{"role": "user", "content": [{"type": "text", "text": "Hello"}, {"type": "text", "text": " there"}]}], temperature=0, max_completion_tokens=12)[1]
+    check(parts["choices"] == first["choices"] and parts["usage"]["prompt_tokens"] == usage["prompt_tokens"], "parts are the string")
+    zero = server.post("/v1/completions", prompt="abc", max_tokens=0, echo=True)[1]
+    check(zero["choices"][0]["text"] == "abc" and zero["choices"][0]["finish_reason"] == "length", "no tokens and echo")
+
+
+def streams(server):
+    for extra in ({}, {"n": 2, "temperature": 1, "seed": 3}, {"logprobs": True, "top_logprobs": 2}, {"stop": ["e", "a t"]}):
+        body = dict(dict(messages=HELLO, temperature=0, max_tokens=16, ignore_eos=True), **extra)
+        whole = server.post("/v1/chat/completions", **body)[1]
+        events, raw = server.stream("/v1/chat/completions", **body)
+        check(raw.endswith(b"data: [DONE]\n\n") and all(re.fullmatch(rb"data: [^\n]*", e) for e in raw.split(b"\n\n")[:-1]), f"framing {extra}")
+        for choice in whole["choices"]:
+            mine = [c for e in events for c in e["choices"] if c["index"] == choice["index"]]
+            check(mine[0]["delta"] == {"role": "assistant", "content": ""}, f"role first {extra}")
+            check("".join(c["delta"].get("content", "") for c in mine) == choice["message"]["content"], f"stream = whole {extra}")
+            check(mine[-1]["finish_reason"] == choice["finish_reason"] and all(c["finish_reason"] is None for c in mine[:-1]), f"finish_reason {extra}")
+            if "logprobs" in extra:
+                entries = [t for c in mine if c["logprobs"] for t in c["logprobs"]["content"]]
+                check(entries == choice["logprobs"]["content"], "streamed log-probabilities are the whole's")
+        check(events[-1]["choices"] == [] and events[-1]["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"], f"usage last {extra}")
+        check(len({e["id"] for e in events}) == 1, "one id")
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    for _ in range(2):
+        connection.request("POST", "/v1/chat/completions", json.dumps(dict(messages=HELLO, max_tokens=2, stream=True, ignore_eos=True)))
+        response = connection.getresponse()
+        text = response.read()
+        check(response.status == 200 and b'"choices":[]' not in text, "no usage event unasked; the connection is used again")
+        USED["completion"] += 2
+        USED["prompt"] += server.call("POST", "/tokenize", {"messages": HELLO})[1]["count"]
+        USED["requests"] += 1
+    connection.close()
+
+
+def stop_strings(server):
+    body = dict(prompt="The", temperature=0, max_tokens=40, ignore_eos=True)
+    text = server.post("/v1/completions", **body)[1]["choices"][0]["text"]
+    for stop in (text[5:8], [text[9:12], "never there"], text[3:4]):
+        if not stop or not stop[0]:
+            continue
+        choice = server.post("/v1/completions", stop=stop, **body)[1]["choices"][0]
+        marks = [stop] if isinstance(stop, str) else stop
+        check(choice["finish_reason"] == "stop" and text.startswith(choice["text"]) and not any(m in choice["text"] for m in marks), f"stop {stop!r}")
+
+
+def logprobs(server):
+    choice = server.post("/v1/chat/completions", messages=HELLO, temperature=0, max_tokens=6, logprobs=True, top_logprobs=20, ignore_eos=True)[1]["choices"][0]
+    for entry in choice["logprobs"]["content"]:
+        check(len(entry["top_logprobs"]) == 20 and entry["logprob"] == entry["top_logprobs"][0]["logprob"], "the greedy token is the first of 20")
+        check(sum(2.718281828459045 ** t["logprob"] for t in entry["top_logprobs"]) <= 1.0001, "probabilities sum to at most 1")
+    none = server.post("/v1/chat/completions", messages=HELLO, temperature=0, max_tokens=2, logprobs=True, ignore_eos=True)[1]["choices"][0]
+    check(all(e["top_logprobs"] == [] for e in none["logprobs"]["content"]), "top_logprobs 0")
+    check(server.post("/v1/chat/completions", messages=HELLO, top_logprobs=3)[0] == 400, "top_logprobs without logprobs")
+
+
+def seeds(server):
+    body = dict(prompt="One day", temperature=1.0, max_tokens=24, seed=-7, ignore_eos=True)
+    alone = server.post("/v1/completions", **body)[1]["choices"][0]["text"]
+    three = [c["text"] for c in server.post("/v1/completions", n=3, **body)[1]["choices"]]
+    check(len(set(three)) == 3 and three[0] == alone, "n = 3: three answers, the first is the seed's own")
+    busy = []
+
+    def other(i):
+        busy.append(server.call("POST", "/v1/completions", dict(prompt="x" * (i + 1), max_tokens=32, temperature=1, ignore_eos=True))[1])
+    threads = [threading.Thread(target=other, args=(i,)) for i in range(32)]
+    for thread in threads:
+        thread.start()
+    check(server.post("/v1/completions", **body)[1]["choices"][0]["text"] == alone, "the same text among 32 others")
+    for thread in threads:
+        thread.join()
+    for answer in busy:
+        USED["prompt"] += answer["usage"]["prompt_tokens"]
+        USED["completion"] += answer["usage"]["completion_tokens"]
+        USED["requests"] += 1
+
+
+def limits(server):
+    for stream in (False, True):
+        status, body = server.call("POST", "/v1/completions", dict(prompt="word " * 600, max_tokens=4, stream=stream))
+        check(status == 400 and body["error"]["code"] == "context_length_exceeded" and "256" in body["error"]["message"], "context overflow")
+    exact = server.post("/v1/completions", prompt=[[5] * 255], max_tokens=1)
+    check(exact[0] == 200 and exact[1]["usage"]["prompt_tokens"] == 255, "a prompt at the limit")
+
+
+def bad_input(server):
+    good = dict(messages=HELLO, max_tokens=1)
+    numbers = ["temperature", "top_p", "top_k", "min_p", "n", "max_tokens", "max_completion_tokens", "presence_penalty", "frequency_penalty", "repetition_penalty", "seed", "top_logprobs", "min_tokens", "priority", "best_of"]
+    for name in numbers:
+        for value in (-1, 0, 2**31, 2**63, 1e308, "1", "hot", [], {}, True):
+            status, body = server.call("POST", "/v1/chat/completions", dict(good, **{name: value}))
+            check(status == 200 or 400 <= status < 500 and body["error"]["message"], f"{name} = {value!r}: {status}")
+            check(status == 400 or not isinstance(value, (str, list, dict)), f"{name} = {value!r} is taken")
+        for text in ("NaN", "1e999", "-Infinity"):
+            status, _ = server.call("POST", "/v1/chat/completions", ('{"messages":[{"role":"user","content":"a"}],"%s":%s}' % (name, text)).encode())
+            check(status == 400, f"{name} = {text}: {status}")
+    for what, body in {
+        "malformed": b'{"messages": [', "not an object": b"[]", "empty": b"", "missing messages": b"{}", "no messages": b'{"messages":[]}',
+        "role": b'{"messages":[{"role":"foo","content":"a"}]}', "depth": b'{"a":' * 100000, "depth in a list": b"[" * 100000,
+        "invalid UTF-8": b'{"messages":[{"role":"user","content":"\xff\xfe"}]}', "image": b'{"messages":[{"role":"user","content":[{"type":"image_url"}]}]}',
+        "tool_choice without tools": b'{"messages":[{"role":"user","content":"a"}],"tool_choice":"required"}',
+        "empty stop": b'{"messages":[{"role":"user","content":"a"}],"stop":""}',
+        "bias": b'{"messages":[{"role":"user","content":"a"}],"logit_bias":{"foo":1}}',
+    }.items():
+        status, answer = server.call("POST", "/v1/chat/completions", body)
+        check(status == 400 and answer["error"]["type"] == "invalid_request_error", f"{what}: {status}")
+    check(server.call("POST", "/v1/chat/completions", dict(good, temperature=2.5))[0] == 400, "temperature 2.5")
+    check(server.call("POST", "/v1/completions", dict(prompt=[100000], max_tokens=1))[0] == 400, "a token id outside the vocabulary")
+    check(server.call("POST", "/v1/completions", dict(prompt=[-1], max_tokens=1))[0] == 400, "a negative token id")
+    check(server.call("GET", "/v1/nothing")[0] == 404 and server.call("GET", "/v1/chat/completions")[0] == 405, "unknown route, wrong method")
+    check(server.call("GET", "/v1/models/..%2f..%2fetc%2fpasswd")[0] == 404 and server.call("GET", "/../../etc/passwd")[0] == 404, "no path leads out")
+    check(server.call("POST", "/v1/completions", b"x" * (9 << 20))[0] == 413, "a body above the limit")
+    check(server.call("GET", "/health", headers={"X-Long": "y" * 70000})[0] == 431, "a header above the limit")
+    for raw in (b"\x00\x01\x02\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+            client.sendall(raw)
+            check(client.recv(100).startswith(b"HTTP/1.1 400"), f"{raw[:20]!r}")
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 1073741824\r\n\r\n")
+        check(client.recv(100).startswith(b"HTTP/1.1 413"), "1 GiB is refused before it is sent")
+    check(server.call("GET", "/health")[0] == 200, "still alive")
+
+
+def disconnects(server):
+    check(server.settles(), "quiet before")
+    for body in (dict(prompt="a", max_tokens=240, n=1), dict(prompt="a", max_tokens=240, n=4), dict(prompt="a b c " * 40, max_tokens=60), dict(prompt="a", max_tokens=240, stream=True)):
+        clients = []
+        for _ in range(12):
+            client = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+            data = json.dumps(dict(body, ignore_eos=True)).encode()
+            client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
+            clients.append(client)
+        time.sleep(0.05)
+        for client in clients:
+            client.close()
+        check(server.settles(), f"cache and queue are empty after the clients left: {body}")
+
+
+def tokens_and_embeddings(server):
+    ids = server.call("POST", "/tokenize", {"prompt": "Hello there"})[1]
+    check(ids["count"] == len(ids["tokens"]) and server.call("POST", "/detokenize", {"tokens": ids["tokens"]})[1]["prompt"] == "Hello there", "there and back")
+    check(server.call("POST", "/tokenize", {"content": "Hello there"})[1]["tokens"] == ids["tokens"], "llama.cpp's spelling")
+    listed = server.call("POST", "/v1/embeddings", {"input": ["Hello", "there"]})[1]["data"]
+    check(len(listed) == 2 and abs(sum(x * x for x in listed[0]["embedding"]) - 1) < 1e-4, "embeddings of length 1")
+    import base64, struct
+    packed = base64.b64decode(server.call("POST", "/v1/embeddings", {"input": "Hello", "encoding_format": "base64"})[1]["data"][0]["embedding"])
+    check(struct.unpack(f"<{len(packed) // 4}f", packed) == tuple(struct.unpack("<f", struct.pack("<f", x))[0] for x in listed[0]["embedding"]), "base64 is the same numbers")
+
+
+def counters(server):
+    check(server.metric("vllm:prompt_tokens_total") == USED["prompt"], f"prompt tokens: {server.metric('vllm:prompt_tokens_total')} counted, {USED['prompt']} seen")
+    check(server.metric("vllm:generation_tokens_total") == USED["completion"], f"generated tokens: {server.metric('vllm:generation_tokens_total')} counted, {USED['completion']} seen")
+    check(server.metric("vllm:request_success_total") == USED["requests"] == server.metric("vllm:e2e_request_latency_seconds_count"), "one count a choice")
+
+
+def queue_keys_and_drain(model, folder):
+    keys = folder / "keys"
+    keys.write_text("secret-1\nsecret-2\n")
+    server = Server(model, "--max-num-seqs", "1", "--max-queue", "2", "--api-key-file", str(keys), "--strict-model-name", wait=True)
+    auth = {"Authorization": "Bearer secret-2"}
+    for route in ("/v1/models", "/metrics", "/v1/completions", "/tokenize", "/nothing"):
+        status, body = server.call("GET", route)
+        check(status == 401 and body["error"]["type"] == "authentication_error", f"{route} needs a key")
+    check(server.call("GET", "/v1/models", headers={"Authorization": "Bearer secret-3"})[0] == 401 and server.call("GET", "/v1/models", headers={"X-Api-Key": "secret-1"})[0] == 200, "keys")
+    check(server.call("POST", "/v1/completions", dict(prompt="a", model="gpt-x"), auth)[0] == 404, "strict model name")
+    results = []
+
+    def ask():
+        results.append(server.call("POST", "/v1/completions", dict(prompt="a", max_tokens=200, ignore_eos=True), auth, raw=True))
+    threads = [threading.Thread(target=ask) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    refused = [r for r in results if r[0] == 429]
+    check(refused and all(int(r[2]["Retry-After"]) >= 1 and json.loads(r[1])["error"]["message"] for r in refused), "a full queue is 429 with Retry-After")
+    check(len(refused) + sum(r[0] == 200 for r in results) == 16, "the others are answered")
+    results.clear()
+    thread = threading.Thread(target=ask)
+    thread.start()
+    time.sleep(0.05)
+    server.process.send_signal(signal.SIGTERM)
+    thread.join()
+    check(results[0][0] == 200, "SIGTERM: what runs is finished")
+    check(server.process.wait(40) == 0, "SIGTERM: exit status 0")
+
+
+def main():
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        (folder / "run.toml").write_text(RUN.replace("SOURCE", SOURCE))
+        model = str(folder / "tiny")
+        subprocess.run([ORRERY, "train", "run.toml", "--set", f"checkpoint.dir={model}"], cwd=name, check=True, capture_output=True, timeout=120)
+        server = Server(model, "--max-num-seqs", "8", "--speculate", "3")
+        for part in (models_and_health, answers, streams, stop_strings, logprobs, seeds):
+            part(server)
+        limits(server)
+        counters(server)
+        for part in (bad_input, disconnects, tokens_and_embeddings):
+            part(server)
+        check(server.process.poll() is None, "the server is alive")
+        check(server.stop() == 0, "exit status")
+        queue_keys_and_drain(model, folder)
+    print(f"{len(failures)} failed")
+    sys.exit(bool(failures))
+
+
+main()
