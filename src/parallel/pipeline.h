@@ -60,7 +60,7 @@ PipelineOrder pipeline_order(const PipelineOptions& options);
 /// kDualPipeV, where only the fullest rank reaches it).
 int32_t peak_activations(PipelineKind kind, int32_t num_ranks, int32_t num_micro_batches, int32_t chunks_per_rank, int32_t rank);
 
-/// A schedule file: `rank 0: F0 F1 B0 B1`, one line a rank; with several stages a rank the stage stands first: `3F2`. `#` begins a comment.
+/// A schedule file: `rank 0: F0 F1 B0 B1`, one line a rank; where stage and rank differ the stage stands first: `3F2`. `#` begins a comment.
 std::string to_string(const PipelineOrder& order);
 /// Reads one back. Without a stage before it an action is of stage = rank. Errors: kInvalidConfig with the line.
 PipelineOrder parse_pipeline_order(std::string_view text);

@@ -2,12 +2,16 @@
 // stages cost the same, and its text reads back. Random compositions and mutants of schedules are in schedule_fuzz_test.cpp.
 #include "parallel/pipeline.h"
 
+#define ORRERY_FUZZ_IN_TEST
+#include "parallel/pipeline_text_fuzz.cpp"
+
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <string>
 
 #include "base/error.h"
+#include "base/fuzz_util.h"
 #include "ir/verify_schedules.h"
 #include "parallel/lower_pipeline.h"
 #include "parallel/schedule_grid.h"
@@ -103,6 +107,12 @@ TEST(Pipeline, PrintsAndReadsBack) {
     EXPECT_THROW(parse_pipeline_order(wrong), Error) << wrong;
 }
 
+TEST(Pipeline, MutatedFiles) {
+  run_mutations(fuzz_pipeline_text, {"rank 0: F0 F1 B0 B1\nrank 1: F0 B0 F1 B1\n", "rank 0: 0F0 3F0 3I0 3W0 0I0 0W0\nrank 1: 1F0 2F0 2B0 1I0 1W0 # v\n", "rank 0: F0 B0\nrank 1:\n",
+                                    "rank 0: 1F0 1B0\nrank 1: 0F0 0B0\n"},
+                5000, 1);
+}
+
 TEST(Pipeline, RefusesWhatCannotBe) {
   EXPECT_THROW(pipeline_order({.kind = PipelineKind::kInterleaved, .num_ranks = 4, .num_micro_batches = 6, .chunks_per_rank = 2}), Error);
   EXPECT_THROW(pipeline_order({.kind = PipelineKind::kDualPipeV, .num_ranks = 4, .num_micro_batches = 7, .chunks_per_rank = 2}), Error);
@@ -111,6 +121,7 @@ TEST(Pipeline, RefusesWhatCannotBe) {
   EXPECT_THROW(parse_pipeline_kind("zb-x"), Error);
   const auto lowered = [](const char* text) { return lower_pipeline(parse_pipeline_order(text), {.share = {.global_batch_size = 2, .lanes = 2}}); };
   EXPECT_NO_THROW(lowered("rank 0: F0 F1 B0 B1"));
+  EXPECT_THROW(lower_pipeline(pipeline_order({.kind = PipelineKind::k2Bw, .num_ranks = 2, .num_micro_batches = 2}), {.share = {.global_batch_size = 2}}), Error);
   EXPECT_THROW(lowered("rank 0: F0 F1 B1 B0"), Error);
   EXPECT_THROW(lowered("rank 0: F0 B0"), Error);
   EXPECT_THROW(lowered("rank 0: F0 W0 I0 F1 B1"), Error);

@@ -9,7 +9,12 @@
 namespace orrery {
 namespace {
 
-bool several_stages_a_rank(const PipelineOrder& order) { return order.rank_of_stage.size() > order.steps.size(); }
+// Where stage = rank the stage need not be written.
+bool writes_stages(const PipelineOrder& order) {
+  for (int32_t stage = 0; stage < order.num_stages(); ++stage)
+    if (order.rank_of_stage[static_cast<size_t>(stage)] != stage) return true;
+  return false;
+}
 
 class OrderParser {
  public:
@@ -24,6 +29,8 @@ class OrderParser {
       if (line.find_first_not_of(kBlanks) != std::string_view::npos) parse_line(line);
     }
     if (order_.steps.empty()) refuse("has no line like `rank 0: F0 B0`");
+    for (size_t rank = 0; rank < order_.steps.size(); ++rank)
+      if (order_.steps[rank].empty()) refuse(fmt::format("rank {} computes nothing", rank));
     for (int32_t stage = 0; stage < static_cast<int32_t>(rank_of_stage_.size()); ++stage) {
       const auto found = rank_of_stage_.find(stage);
       if (found == rank_of_stage_.end()) refuse(fmt::format("names {} stages but not stage {}", rank_of_stage_.size(), stage));
@@ -92,14 +99,14 @@ std::string to_string(const PipelineOrder& order) {
   Schedule names;  // to_string of an action takes the stage from here
   names.stage_of_chunk.clear();
   for (int32_t stage = 0; stage < order.num_stages(); ++stage) names.stage_of_chunk.push_back(stage);
-  if (!several_stages_a_rank(order)) names.stage_of_chunk = {0};
+  if (!writes_stages(order)) names.stage_of_chunk = {0};
   std::string text;
   for (size_t rank = 0; rank < order.steps.size(); ++rank) {
     text += fmt::format("rank {}:", rank);
     for (const ComputeStep& step : order.steps[rank]) {
       Action action;
       action.kind = step.kind;
-      action.chunk = several_stages_a_rank(order) ? step.stage : 0;
+      action.chunk = writes_stages(order) ? step.stage : 0;
       action.micro_batch = step.micro_batch;
       text += ' ' + to_string(action, names);
     }
