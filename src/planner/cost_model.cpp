@@ -101,6 +101,17 @@ double ring(const Links& links, double domain, double n, double stride, double b
 
 }  // namespace
 
+std::string_view pipeline_schedule_name(PipelineSchedule schedule) {
+  switch (schedule) {
+    case PipelineSchedule::kOneForwardOneBackward: return "1f1b";
+    case PipelineSchedule::kGpipe: return "gpipe";
+    case PipelineSchedule::kInterleaved: return "interleaved";
+    case PipelineSchedule::kZeroBubbleH1: return "zb-h1";
+    case PipelineSchedule::kZeroBubbleV: return "zb-v";
+  }
+  return "?";
+}
+
 ParameterCount count_parameters(const ModelShape& m) {
   ParameterCount count;
   const double q = m.num_heads * m.head_dim, kv = m.num_kv_heads * m.head_dim;
@@ -273,8 +284,12 @@ StepCost predict_step(const TrainingJob& job, const CostConstants& k, const Cali
     const bool crosses = t * l.cp * l.dp >= domain || t * l.cp * l.pp * l.dp > domain;
     handoff = (k[old ? kHandoffOld : kHandoffModern] * (factors.launch) + bytes / (crosses ? links.network : links.link)) * k[kPpExposed];
   }
+  // A V-shaped schedule crosses every boundary twice; with F = W = B/2, H1 leaves a third of the fill idle and V none of it.
+  const bool v_shape = l.schedule == PipelineSchedule::kZeroBubbleV;
+  if (v_shape) handoff *= 2;
+  const double idle_share = v_shape ? 0 : l.schedule == PipelineSchedule::kZeroBubbleH1 ? 1.0 / 3 : 1 / l.virtual_stages;
   const double steady = l.num_micro_batches * (stage_slow + handoff);
-  const double fill = (l.pp - 1) / l.virtual_stages * (stage_mean + handoff);
+  const double fill = (l.pp - 1) * idle_share * (stage_mean + handoff);
 
   // --- gradients and optimizer ---
   const double rank_params = layers_per_stage * layer_params + embedding_params, rank_experts = layers_per_stage * expert_params;
@@ -287,7 +302,8 @@ StepCost predict_step(const TrainingJob& job, const CostConstants& k, const Cali
   }
   const double owners = l.zero == ZeroStage::kNone ? 1 : l.zero == ZeroStage::kFull ? l.shard_size : l.dp * l.cp;
   const double expert_owners = l.zero == ZeroStage::kNone ? 1 : std::max(1.0, owners / l.ep);
-  const double optimizer = 30 * (rank_params / owners + rank_experts / expert_owners) / memory;
+  // Reads and writes of weight, master, two moments and gradient; offloaded, the 12 bytes of state cross to the host and back.
+  const double optimizer = (rank_params / owners + rank_experts / expert_owners) * (30 / memory + (l.offload_optimizer ? 24 / job.cluster.host_bytes_per_second : 0));
 
   StepCost cost;
   const double nodes = std::max(1.0, job.cluster.num_devices / std::min(domain, 8.0));
@@ -298,7 +314,7 @@ StepCost predict_step(const TrainingJob& job, const CostConstants& k, const Cali
   cost.compute_seconds = layer_count * (dense_device * (1 - moe_share) + mixture_device * moe_share) + l.num_micro_batches * (head_seconds + embed_seconds) / l.pp;
   cost.host_seconds = layer_count * host;
   cost.communication_seconds = layer_count * (tp_layer + cp_layer + moe_share * ep_layer + gather) + reduce + l.num_micro_batches * handoff;
-  cost.bubble_seconds = fill;
+  cost.steady_seconds = steady * scale, cost.bubble_seconds = fill * scale;
   cost.optimizer_seconds = optimizer;
   const double rank_tokens = l.num_micro_batches * tokens;
   cost.model_flops_per_device = rank_tokens * (6 * (count.active - (m.tied_head ? 0 : count.embedding / 2)) + 6 * m.num_layers * m.seq_len * m.num_heads * score_dim) / t / l.pp;
@@ -335,6 +351,7 @@ MemoryCost predict_memory(const TrainingJob& job) {
     };
     add_states(dense, replicas);
     add_states(experts, expert_replicas);
+    if (l.offload_optimizer) cost.host = cost.optimizer, cost.optimizer = 0;
     // Bytes saved per token and layer (Korthikanti et al. 2022, table 2; with fused attention the scores are not kept).
     const double kv_share = (m.num_kv_heads > 0 ? m.num_kv_heads / m.num_heads : 1), q_share = m.num_heads * m.head_dim / h;
     double split_part, shared_part;
@@ -365,8 +382,10 @@ MemoryCost predict_memory(const TrainingJob& job) {
   };
   const double moe_in_stage = std::min(per_stage, std::ceil(moe_layers / l.pp - 1e-9));
   if (l.pp == 1) return stage(m.num_layers, moe_layers, m.tied_head ? 1 : 2, 1, true);
-  const double in_flight = std::min(l.num_micro_batches, l.pp) * (l.virtual_stages > 1 ? 1 + (l.pp - 1) / (l.pp * l.virtual_stages) : 1);
-  const MemoryCost first = stage(per_stage, std::min(moe_in_stage, std::max(0.0, per_stage - m.dense_layers)), 1, in_flight, false);
+  const double in_flight = l.schedule == PipelineSchedule::kGpipe ? l.num_micro_batches : std::min(l.num_micro_batches, l.pp) * (l.virtual_stages > 1 ? 1 + (l.pp - 1) / (l.pp * l.virtual_stages) : 1);
+  // A V puts the first and the last stage on rank 0: embedding, head and logits.
+  const bool v_shape = l.schedule == PipelineSchedule::kZeroBubbleV;
+  const MemoryCost first = stage(per_stage, std::min(moe_in_stage, std::max(0.0, per_stage - m.dense_layers)), v_shape && !m.tied_head ? 2 : 1, in_flight, v_shape);
   const double last_layers = m.num_layers - per_stage * (l.pp - 1) > 0 ? m.num_layers - per_stage * (l.pp - 1) : per_stage;
   const MemoryCost last = stage(last_layers, std::min(moe_in_stage, last_layers), 1, 1, true);
   return first.total() >= last.total() ? first : last;

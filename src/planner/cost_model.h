@@ -51,6 +51,7 @@ struct StepCost {
   double seconds = 0;
   // Shares that add up to `seconds` only where nothing overlaps; for explanations.
   double compute_seconds = 0, host_seconds = 0, communication_seconds = 0, bubble_seconds = 0, optimizer_seconds = 0;
+  double steady_seconds = 0;  // the slowest stage times the micro-batches
   double model_flops_per_device = 0;  // without recomputation
 };
 
@@ -60,6 +61,7 @@ StepCost predict_step(const TrainingJob& job, const CostConstants& constants, co
 /// Bytes on the fullest rank: weights, gradients, optimizer, activations, temporary gathers. Not the allocator's reserve.
 struct MemoryCost {
   double weights = 0, gradients = 0, optimizer = 0, activations = 0, temporary = 0;
+  double host = 0;  // in host memory, not in total()
   double total() const { return weights + gradients + optimizer + activations + temporary; }
 };
 MemoryCost predict_memory(const TrainingJob& job);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string_view>
 
 #include "topology/device_catalogue.h"
 
@@ -30,6 +31,10 @@ enum class NumberFormat : uint8_t { kBf16, kFp8, kFp8Blocks, kFp4 };  // kFp8Blo
 enum class RecomputeKind : uint8_t { kNone, kSelective, kFull };
 enum class ZeroStage : uint8_t { kNone, kOptimizer, kGradients, kFull };
 
+/// Pipeline schedules by what they leave idle and keep alive (shared formulas: Narayanan et al. 2021; Qi et al. 2023, 2024).
+enum class PipelineSchedule : uint8_t { kOneForwardOneBackward, kGpipe, kInterleaved, kZeroBubbleH1, kZeroBubbleV };
+std::string_view pipeline_schedule_name(PipelineSchedule schedule);
+
 struct JobLayout {
   double tp = 1, cp = 1, pp = 1, virtual_stages = 1, dp = 1, ep = 1;
   double micro_batch = 1, num_micro_batches = 1;
@@ -37,6 +42,8 @@ struct JobLayout {
   ZeroStage zero = ZeroStage::kNone;
   double shard_size = 1;  // ranks that ZeRO-3 shards over
   RecomputeKind recompute = RecomputeKind::kNone;
+  PipelineSchedule schedule = PipelineSchedule::kOneForwardOneBackward;
+  bool offload_optimizer = false;  // moments and master weights in host memory
 };
 
 /// The links as a hierarchy of two: inside a domain (NVLink, Infinity Fabric, a host's PCIe) and between domains.
@@ -45,6 +52,7 @@ struct JobCluster {
   double num_devices = 1, domain_size = 8;  // devices joined by the fast link
   double link_bytes_per_second = 0;         // per device, one direction
   double network_bytes_per_second = 0;      // per device, one direction; devices of a group on one node add up
+  double host_bytes_per_second = 25e9;      // per device, to host memory
   double power_scale = 1;                   // board power over the usual one of its kind
 };
 

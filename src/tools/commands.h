@@ -39,6 +39,7 @@ namespace orrery {
   X(convert) \
   X(checkpoint) \
   X(probe) \
+  X(simulate) \
   X(data) \
   X(config) \
   X(help) \

@@ -6,6 +6,7 @@
 
 #include "ir/block.h"
 #include "planner/validate.h"
+#include "tools/cluster_plan.h"
 #include "tools/commands.h"
 #include "tools/plan_schedule_command.h"
 #include "train/run_setup.h"
@@ -38,6 +39,7 @@ void add_plan_command(CLI::App& app, int& exit_code) {
     std::vector<std::string> overrides;
     int threads = 0;
     bool json = false, ops = false;
+    ClusterPlanOptions cluster;
   };
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("plan", "layout, bytes and schedule of a run, verified, before it starts");
@@ -46,12 +48,26 @@ void add_plan_command(CLI::App& app, int& exit_code) {
   command->add_option("--threads", options->threads, "compute threads; 0 for every core");
   command->add_flag("--json", options->json, "the whole plan as JSON: blocks, schedule, every offset");
   command->add_flag("--ops", options->ops, "also print the ops of each block, one a line");
-  command->footer("Examples:\n  orrery plan run.toml\n  orrery plan run.toml --set train.recompute=full --json > plan.json\n");
+  ClusterPlanOptions& cluster = options->cluster;
+  CLI::Option* given = command->add_option("--cluster", cluster.cluster_path, "search the layout for the cluster of this file instead of this machine");
+  command->add_option("--objective", cluster.objective, "time, cost, energy or memory")->capture_default_str()->needs(given);
+  command->add_option("--deadline", cluster.deadline, "the run's longest time, such as 30d")->needs(given);
+  command->add_option("--budget", cluster.budget, "the run's highest price, such as 2M")->needs(given);
+  command->add_option("--lose-nodes", cluster.lost_nodes, "plan for what is left when this many hosts are gone")->needs(given);
+  command->add_option("--html", cluster.html_path, "also write one self-contained page")->needs(given);
+  command->add_flag("--explain", cluster.explain, "the top ten, and why each family of layouts lost")->needs(given);
+  command->footer("Examples:\n  orrery plan run.toml --cluster cluster.toml --explain\n  orrery plan run.toml\n  orrery plan run.toml --set train.recompute=full --json > plan.json\n");
   add_validate(*command, exit_code);
   add_plan_schedule(*command, exit_code);
   command->callback([options, command, &exit_code] {
     if (!command->get_subcommands().empty()) return;
     if (options->path.empty()) throw CLI::RequiredError("file");
+    if (!options->cluster.cluster_path.empty()) {
+      options->cluster.run_path = options->path, options->cluster.overrides = options->overrides, options->cluster.json = options->json;
+      plan_for_cluster(options->cluster);
+      exit_code = 0;
+      return;
+    }
     const RunConfig config = load_run_config(options->path, options->overrides);
     const RunSetup setup = prepare_run(config, options->threads, [](std::string_view line) { fmt::print(stderr, "{}\n", line); });
     const Plan plan = plan_run(setup);

@@ -1,0 +1,351 @@
+#include "planner/search.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <map>
+#include <tuple>
+
+#include "base/error.h"
+#include "base/units.h"
+#include "planner/goodput.h"
+
+namespace orrery {
+namespace {
+
+constexpr double kContextBytes = 2.5 * 1073741824.0;  // the device's context and the collectives' buffers
+
+std::vector<int64_t> divisors(int64_t n, int64_t limit) {
+  std::vector<int64_t> list;
+  for (int64_t d = 1; d <= std::min(n, limit); ++d)
+    if (n % d == 0) list.push_back(d);
+  return list;
+}
+
+int64_t whole(double value) { return static_cast<int64_t>(value); }
+
+// What orders layouts whose objectives are equal, so that the winner does not depend on the order of visits.
+auto layout_order(const JobLayout& l) {
+  return std::tuple(l.tp, l.pp, l.cp, l.ep, l.virtual_stages, static_cast<int>(l.schedule), static_cast<int>(l.zero), l.shard_size, static_cast<int>(l.recompute), l.offload_optimizer,
+                    -l.micro_batch, !l.sequence_parallel, l.dp);
+}
+bool better(const Candidate& a, const Candidate& b) {
+  return a.objective != b.objective ? a.objective < b.objective : layout_order(a.job.layout) < layout_order(b.job.layout);
+}
+
+struct Family {
+  double best = std::numeric_limits<double>::infinity();
+  Candidate candidate;
+  double least_bytes = std::numeric_limits<double>::infinity();
+};
+
+class Search {
+ public:
+  Search(const SearchRequest& request, SearchResult& result) : request_(request), result_(result) {
+    result_ = {};
+    result_.device = request.cluster.device_spec();
+    capacity_ = result_.device.memory_bytes * request.memory_fraction - kContextBytes;
+    host_capacity_ = request.cluster.tiers.host_gib_per_device * 1073741824.0;
+    parameters_ = count_parameters(request.model);
+  }
+
+  void run() {
+    const int64_t all = request_.cluster.devices.count;
+    // Fewer devices may cost less or draw less; for time every device counts, so halves are tried only where they could win.
+    for (int64_t n = all; n >= 1; n /= 2) {
+      visit_devices(n);
+      if (request_.objective == Objective::kTime && !result_.best.empty()) break;
+      if (n % 2 != 0) break;
+    }
+    finish();
+  }
+
+ private:
+  void visit_devices(int64_t n) {
+    const int64_t heads = whole(request_.model.num_heads), layers = whole(request_.model.num_layers);
+    for (const int64_t tp : divisors(heads, std::min(request_.max_tensor_parallel, n)))
+      for (const int64_t pp : divisors(n, std::min(request_.max_pipeline_parallel, layers))) {
+        if (n % (tp * pp) != 0) continue;
+        for (int64_t cp = 1; cp <= request_.max_context_parallel && cp * 4096 <= std::max<int64_t>(4096, whole(request_.model.seq_len)); cp *= 2) {
+          if (n % (tp * pp * cp) != 0) continue;
+          const int64_t dp = n / (tp * pp * cp);
+          if (std::fmod(request_.global_batch, static_cast<double>(dp)) != 0) continue;
+          visit_degrees(n, tp, pp, cp, dp);
+        }
+      }
+  }
+
+  void visit_degrees(int64_t n, int64_t tp, int64_t pp, int64_t cp, int64_t dp) {
+    std::vector<int64_t> expert_degrees = {1};
+    if (request_.model.num_experts > 0)
+      for (const int64_t d : divisors(whole(request_.model.num_experts), dp * cp))
+        if (d > 1 && (dp * cp) % d == 0) expert_degrees.push_back(d);
+    for (const int64_t ep : expert_degrees) {
+      Candidate c;
+      JobLayout& l = c.job.layout;
+      l.tp = static_cast<double>(tp), l.pp = static_cast<double>(pp), l.cp = static_cast<double>(cp), l.dp = static_cast<double>(dp), l.ep = static_cast<double>(ep);
+      c.job.model = request_.model;
+      c.job.format = request_.format;
+      c.job.stack = SoftwareStack::kMegatronCore;
+      c.job.cluster = {.device = &result_.device,
+                       .num_devices = static_cast<double>(n),
+                       .domain_size = static_cast<double>(request_.cluster.domain_size()),
+                       .link_bytes_per_second = result_.device.link_bytes_per_second,
+                       .network_bytes_per_second = result_.device.network_bytes_per_second,
+                       .host_bytes_per_second = request_.cluster.links.host_gbytes_per_second * 1e9};
+      visit_sharding(c);
+    }
+  }
+
+  void visit_sharding(Candidate& c) {
+    JobLayout& l = c.job.layout;
+    const double replicas = l.dp * l.cp;
+    for (const ZeroStage zero : {ZeroStage::kNone, ZeroStage::kOptimizer, ZeroStage::kGradients, ZeroStage::kFull}) {
+      if (zero != ZeroStage::kNone && replicas == 1) continue;
+      if (zero >= ZeroStage::kGradients && l.pp > 1) continue;  // gradients would be reduced once a micro-batch
+      l.zero = zero;
+      std::vector<double> shards = {replicas};
+      const double in_domain = std::max(1.0, std::floor(c.job.cluster.domain_size / l.tp));
+      if (zero == ZeroStage::kFull && in_domain > 1 && in_domain < replicas && std::fmod(replicas, in_domain) == 0) shards.push_back(in_domain);
+      for (const double shard : shards) {
+        l.shard_size = shard;
+        for (const bool offload : {false, true}) {
+          l.offload_optimizer = offload;
+          visit_batches(c);
+        }
+      }
+    }
+  }
+
+  void visit_batches(Candidate& c) {
+    JobLayout& l = c.job.layout;
+    const double per_replica = request_.global_batch / l.dp;
+    // Weights, gradients and optimizer do not depend on what follows: when they alone are too much, so is everything below here.
+    l.micro_batch = 1, l.num_micro_batches = per_replica, l.recompute = RecomputeKind::kFull, l.virtual_stages = 1;
+    l.schedule = PipelineSchedule::kOneForwardOneBackward, l.sequence_parallel = l.tp > 1;
+    const MemoryCost least = predict_memory(c.job);
+    if (request_.prune && (least.weights + least.gradients + least.optimizer > capacity_ || least.host > host_capacity_)) {
+      ++result_.pruned_by_memory;
+      note_misfit(c, least);
+      return;
+    }
+    // Nothing is faster than the model's own work at the peak of the products, on every device.
+    if (request_.prune && result_.best.size() == static_cast<size_t>(kFinalists) && request_.objective == Objective::kTime) {
+      const double bound = model_flops() / c.job.cluster.num_devices / peak_flops();
+      if (run_seconds_of(bound, 1) > worst_kept_) {
+        ++result_.pruned_by_time;
+        return;
+      }
+    }
+    const double layers_per_stage = request_.model.num_layers / l.pp;
+    for (double micro = 1; micro <= per_replica && micro <= 64; micro *= 2) {
+      if (std::fmod(per_replica, micro) != 0) break;
+      l.micro_batch = micro, l.num_micro_batches = per_replica / micro;
+      for (const RecomputeKind recompute : {RecomputeKind::kNone, RecomputeKind::kFull}) {
+        l.recompute = recompute;
+        for (const bool sequence : {true, false}) {
+          if (!sequence && l.tp == 1) continue;
+          l.sequence_parallel = sequence && l.tp > 1;
+          auto with_schedule = [&](PipelineSchedule schedule, double virtual_stages) {
+            l.schedule = schedule, l.virtual_stages = virtual_stages;
+            score(c);
+          };
+          with_schedule(PipelineSchedule::kOneForwardOneBackward, 1);
+          if (l.pp == 1) continue;
+          with_schedule(PipelineSchedule::kGpipe, 1);
+          with_schedule(PipelineSchedule::kZeroBubbleH1, 1);
+          if (layers_per_stage >= 2) with_schedule(PipelineSchedule::kZeroBubbleV, 1);
+          if (std::fmod(request_.model.num_layers, l.pp) == 0 && std::fmod(l.num_micro_batches, l.pp) == 0)
+            for (double v = 2; v <= layers_per_stage && v <= 12; ++v)
+              if (std::fmod(layers_per_stage, v) == 0) with_schedule(PipelineSchedule::kInterleaved, v);
+        }
+      }
+    }
+  }
+
+  double model_flops() const {
+    return request_.global_batch * request_.model.seq_len * 6 * (parameters_.active - parameters_.embedding / 2);
+  }
+  double peak_flops() const {
+    const AcceleratorSpec& d = result_.device;
+    return std::max({d.bf16_flops, request_.format >= NumberFormat::kFp8 ? d.fp8_flops : 0, request_.format == NumberFormat::kFp4 ? d.fp4_flops : 0});
+  }
+  double num_steps() const { return request_.total_tokens > 0 ? std::ceil(request_.total_tokens / (request_.global_batch * request_.model.seq_len)) : 1; }
+  double run_seconds_of(double step_seconds, double good) const { return num_steps() * step_seconds / good; }
+
+  void score(Candidate& c) {
+    ++result_.considered;
+    c.memory = predict_memory(c.job);
+    if (c.memory.total() > capacity_ || c.memory.host > host_capacity_) {
+      note_misfit(c, c.memory);
+      return;
+    }
+    ++result_.scored;
+    c.step = predict_step(c.job, default_constants());
+    // A checkpoint streams beside the work except for what storage cannot take: 14 bytes a parameter.
+    FailureModel failures{request_.cluster.failures.device_mtbf_hours * 3600 / c.job.cluster.num_devices, parameters_.total * 14 / (request_.cluster.tiers.storage_gbytes_per_second * 1e9),
+                          request_.cluster.failures.restart_seconds};
+    failures.restart_seconds += failures.save_seconds;  // reading it back
+    c.checkpoint_interval_seconds = std::max(best_checkpoint_interval(failures), c.step.seconds);
+    c.goodput = request_.total_tokens > 0 ? goodput(failures, c.checkpoint_interval_seconds) : 1;
+    c.run_seconds = run_seconds_of(c.step.seconds, c.goodput);
+    const double nodes = std::ceil(c.job.cluster.num_devices / static_cast<double>(request_.cluster.devices.per_node));
+    const double watts = c.job.cluster.num_devices * predict_device_watts(c.job, c.step) + nodes * request_.cluster.prices.node_overhead_watts;
+    c.kwh = watts * request_.cluster.prices.pue * c.run_seconds / 3.6e6;
+    c.money = c.run_seconds / 3600 * c.job.cluster.num_devices * request_.cluster.prices.per_device_hour + c.kwh * request_.cluster.prices.per_kwh;
+    c.carbon_kg = c.kwh * request_.cluster.prices.carbon_g_per_kwh / 1000;
+    switch (request_.objective) {
+      case Objective::kTime: c.objective = c.run_seconds; break;
+      case Objective::kCost: c.objective = c.money; break;
+      case Objective::kEnergy: c.objective = c.kwh; break;
+      case Objective::kMemory: c.objective = c.memory.total(); break;
+    }
+    note_family(c);
+    if (!fastest_ || c.run_seconds < fastest_seconds_) fastest_ = true, fastest_seconds_ = c.run_seconds;
+    if (!cheapest_ || c.money < least_money_) cheapest_ = true, least_money_ = c.money;
+    if ((request_.deadline_seconds > 0 && c.run_seconds > request_.deadline_seconds) || (request_.budget > 0 && c.money > request_.budget)) return;
+    keep(c);
+    Candidate& point = pareto_[c.job.cluster.num_devices];
+    if (point.run_seconds == 0 || c.run_seconds < point.run_seconds) point = c;
+  }
+
+  // result_.best is a heap with the worst kept candidate on top.
+  void keep(const Candidate& c) {
+    auto& best = result_.best;
+    if (best.size() == static_cast<size_t>(kFinalists)) {
+      if (!better(c, best.front())) return;
+      std::pop_heap(best.begin(), best.end(), better);
+      best.back() = c;
+    } else {
+      best.push_back(c);
+    }
+    std::push_heap(best.begin(), best.end(), better);
+    if (request_.objective == Objective::kTime) worst_kept_ = best.front().objective;
+  }
+
+  template <typename Use>
+  void for_families(const Candidate& c, Use use) {
+    const JobLayout& l = c.job.layout;
+    constexpr std::array kZero = {"no sharding (zero 0)", "sharded optimizer (zero 1)", "sharded gradients (zero 2)", "fully sharded (zero 3)"};
+    use(0 + static_cast<int>(l.zero), kZero[static_cast<size_t>(l.zero)]);
+    use(4, l.pp > 1 ? "pipeline parallel" : nullptr);
+    use(5, l.pp == 1 ? "no pipeline" : nullptr);
+    use(6, l.tp == 1 ? "no tensor parallelism" : nullptr);
+    use(7, l.tp > 1 && l.tp <= c.job.cluster.domain_size ? "tensor parallel inside a domain" : nullptr);
+    use(8, l.tp > c.job.cluster.domain_size ? "tensor parallel across domains" : nullptr);
+    use(9, l.cp > 1 ? "context parallel" : nullptr);
+    use(10, l.ep > 1 ? "expert parallel" : nullptr);
+    use(11, l.recompute == RecomputeKind::kFull ? "full recompute" : nullptr);
+    use(12, l.recompute == RecomputeKind::kNone ? "no recompute" : nullptr);
+    use(13, l.offload_optimizer ? "optimizer offloaded to the host" : nullptr);
+    if (l.pp > 1) {
+      constexpr std::array kSchedules = {"schedule 1f1b", "schedule gpipe", "schedule interleaved", "schedule zb-h1", "schedule zb-v"};
+      use(14 + static_cast<int>(l.schedule), kSchedules[static_cast<size_t>(l.schedule)]);
+    }
+  }
+  void note_family(const Candidate& c) {
+    for_families(c, [&](int id, const char* name) {
+      if (!name) return;
+      Family& family = families_[static_cast<size_t>(id)];
+      names_[static_cast<size_t>(id)] = name;
+      if (c.objective < family.best) family.best = c.objective, family.candidate = c;
+    });
+  }
+  void note_misfit(const Candidate& c, const MemoryCost& memory) {
+    least_total_ = std::min(least_total_, memory.total());
+    for_families(c, [&](int id, const char* name) {
+      if (!name) return;
+      Family& family = families_[static_cast<size_t>(id)];
+      names_[static_cast<size_t>(id)] = name;
+      family.least_bytes = std::min(family.least_bytes, memory.total());
+    });
+  }
+
+  void finish() {
+    auto& best = result_.best;
+    std::sort_heap(best.begin(), best.end(), better);
+    if (best.empty()) fail();
+    for (Candidate& c : best) {
+      const IntervalFactors interval = shipped_intervals(classify(c.job)).frozen;
+      c.low_seconds = c.step.seconds * interval.low, c.high_seconds = c.step.seconds * interval.high;
+    }
+    for (const auto& [n, c] : pareto_) result_.pareto.push_back(c);
+    std::sort(result_.pareto.begin(), result_.pareto.end(), [](const auto& a, const auto& b) { return a.run_seconds < b.run_seconds; });
+    for (size_t id = 0; id < families_.size(); ++id) {
+      if (names_[id].empty()) continue;
+      const Family& family = families_[id];
+      FamilyVerdict verdict{names_[id], "", std::isfinite(family.best), family.best};
+      if (!verdict.feasible) {
+        verdict.reason = fmt::format("does not fit: at least {} over on the fullest rank", format_bytes(family.least_bytes - capacity_));
+      } else {
+        const double loss = family.best / best.front().objective - 1;
+        if (loss <= 1e-12) {
+          verdict.reason = "holds the best layout";
+        } else {
+          const StepCost& s = family.candidate.step;
+          // The largest of what does not make progress.
+          const std::pair<double, const char*> causes[] = {{s.bubble_seconds, "bubble"}, {s.communication_seconds, "communication"}, {s.optimizer_seconds, "optimizer"}, {s.host_seconds > s.compute_seconds ? s.host_seconds : 0, "host"}};
+          const auto& cause = *std::max_element(std::begin(causes), std::end(causes));
+          verdict.reason = fmt::format("{:.1f} % worse: {}; {} {:.0f} % of the step", 100 * loss, layout_text(family.candidate.job.layout), cause.second, 100 * cause.first / s.seconds);
+        }
+      }
+      result_.families.push_back(std::move(verdict));
+    }
+    std::stable_sort(result_.families.begin(), result_.families.end(), [](const auto& a, const auto& b) { return std::tuple(!a.feasible, a.objective) < std::tuple(!b.feasible, b.objective); });
+  }
+
+  [[noreturn]] void fail() const {
+    const int64_t n = request_.cluster.devices.count;
+    if (fastest_)
+      throw Error(ErrorCode::kInvalidConfig, "no layout meets the limits: wanted {}{}{}; the fastest layout takes {}, the cheapest costs {:.0f}; give it more time or money, or more devices than {}",
+                  request_.deadline_seconds > 0 ? "at most " + format_duration(request_.deadline_seconds) : "", request_.deadline_seconds > 0 && request_.budget > 0 ? " and " : "",
+                  request_.budget > 0 ? fmt::format("at most {:.0f}", request_.budget) : "", format_duration(fastest_seconds_), least_money_, n);
+    if (std::isfinite(least_total_)) {
+      // Fully sharded, a parameter takes 16 bytes in all; half of a device is left for activations and gathered layers.
+      const double needed = std::ceil(parameters_.total * 16 / (capacity_ * 0.5));
+      const int64_t node = request_.cluster.devices.per_node;
+      const int64_t devices = std::max<int64_t>(n + 1, (whole(needed) + node - 1) / node * node);
+      throw Error(ErrorCode::kInvalidConfig, "the model does not fit: {:.1f} B parameters need {} on the fullest of {} {} devices, each has {} for tensors; about {} such devices would hold it",
+                  parameters_.total / 1e9, format_bytes(least_total_), n, result_.device.name, format_bytes(std::max(0.0, capacity_)), devices);
+    }
+    throw Error(ErrorCode::kInvalidConfig, "no layout divides global_batch_size = {} over {} devices with {} heads and {} layers; a batch that is a multiple of a power of two helps", request_.global_batch, n,
+                request_.model.num_heads, request_.model.num_layers);
+  }
+
+  const SearchRequest& request_;
+  SearchResult& result_;
+  ParameterCount parameters_;
+  double capacity_ = 0, host_capacity_ = 0, worst_kept_ = std::numeric_limits<double>::infinity();
+  double least_total_ = std::numeric_limits<double>::infinity();
+  bool fastest_ = false, cheapest_ = false;
+  double fastest_seconds_ = 0, least_money_ = 0;
+  std::array<Family, 19> families_;
+  std::array<std::string, 19> names_;
+  std::map<double, Candidate> pareto_;
+};
+
+}  // namespace
+
+void search_layouts(const SearchRequest& request, SearchResult& result) {
+  if (request.global_batch < 1 || request.model.num_layers < 1 || request.model.hidden < 1 || request.model.num_heads < 1 || request.model.seq_len < 1)
+    throw Error(ErrorCode::kInvalidConfig, "the search needs layers, hidden size, heads, sequence length and global batch of at least 1; found {} layers, hidden {}, {} heads, {} tokens, batch {}",
+                request.model.num_layers, request.model.hidden, request.model.num_heads, request.model.seq_len, request.global_batch);
+  Search(request, result).run();
+}
+
+void replan_after_loss(SearchRequest request, int64_t lost_nodes, SearchResult& result) {
+  const int64_t left = request.cluster.devices.count - lost_nodes * request.cluster.devices.per_node;
+  if (left < 1) throw Error(ErrorCode::kInvalidConfig, "{} hosts of {} devices lost: none of {} devices is left", lost_nodes, request.cluster.devices.per_node, request.cluster.devices.count);
+  // The largest count of whole hosts that some layout can use.
+  for (int64_t n = left; n >= 1; n -= std::min(request.cluster.devices.per_node, n)) {
+    request.cluster.devices.count = n;
+    try {
+      search_layouts(request, result);
+      if (result.best.front().job.cluster.num_devices == static_cast<double>(n)) return;
+    } catch (const Error&) {
+      if (n <= request.cluster.devices.per_node) throw;
+    }
+  }
+}
+
+}  // namespace orrery

@@ -1,0 +1,86 @@
+// The result of a search as one page that needs nothing else: no network, no script. Bars of memory by class, the front of time
+// against money, and why each family of layouts lost.
+#include <algorithm>
+
+#include "base/error.h"
+#include "base/units.h"
+#include "planner/search.h"
+
+namespace orrery {
+namespace {
+
+std::string escaped(std::string_view text) {
+  std::string out;
+  for (const char c : text) out += c == '<' ? "&lt;" : c == '>' ? "&gt;" : c == '&' ? "&amp;" : std::string(1, c);
+  return out;
+}
+
+constexpr std::string_view kHead =
+    "<!doctype html><html lang=en><meta charset=utf-8><title>orrery plan</title><style>"
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:#222;background:#fff}"
+    "h1{font-size:1.5em}h2{font-size:1.1em;margin-top:2em}table{border-collapse:collapse;width:100%}td,th{padding:.3em .6em;border-bottom:1px solid #ddd;text-align:left;vertical-align:top}"
+    "td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}svg{width:100%;height:auto}svg text{font:12px system-ui,sans-serif;fill:#444}"
+    "@media(prefers-color-scheme:dark){body{background:#161616;color:#ddd}td,th{border-color:#444}svg text{fill:#bbb}}</style>";
+
+struct Part {
+  const char* name;
+  const char* color;
+  double MemoryCost::*member;
+};
+constexpr Part kParts[] = {{"weights", "#4e79a7", &MemoryCost::weights}, {"gradients", "#f28e2b", &MemoryCost::gradients}, {"optimizer", "#e15759", &MemoryCost::optimizer},
+                           {"activations", "#76b7b2", &MemoryCost::activations}, {"temporary", "#b07aa1", &MemoryCost::temporary}};
+
+std::string memory_bars(const SearchResult& result) {
+  const size_t rows = std::min<size_t>(10, result.best.size());
+  constexpr double kLeft = 40, kWidth = 860;
+  const double scale = kWidth / result.device.memory_bytes;
+  std::string svg = fmt::format("<svg viewBox='0 0 960 {}' role=img aria-label='memory of the fullest rank by class'>", 40 + 26 * rows);
+  for (size_t i = 0; i < rows; ++i) {
+    double x = kLeft;
+    const double y = 6 + 26.0 * static_cast<double>(i);
+    svg += fmt::format("<text x=0 y={}>{}</text>", y + 14, i + 1);
+    for (const Part& part : kParts) {
+      const double bytes = result.best[i].memory.*part.member, width = bytes * scale;
+      svg += fmt::format("<rect x={:.1f} y={:.1f} width={:.1f} height=18 fill='{}'><title>{} {}</title></rect>", x, y, width, part.color, part.name, format_bytes(bytes));
+      x += width;
+    }
+    svg += fmt::format("<text x={:.1f} y={}>{}</text>", std::min(x + 6, 880.0), y + 14, format_bytes(result.best[i].memory.total()));
+  }
+  svg += fmt::format("<line x1={0} x2={0} y1=0 y2={1} stroke='#999' stroke-dasharray='4 3'/>", kLeft + kWidth, 6 + 26 * rows);
+  double x = kLeft;
+  for (const Part& part : kParts) {
+    svg += fmt::format("<rect x={} y={} width=12 height=12 fill='{}'/><text x={} y={}>{}</text>", x, 16 + 26 * rows, part.color, x + 17, 27 + 26 * rows, part.name);
+    x += 130;
+  }
+  return svg + fmt::format("<text x={} y={}>dashed: {}</text></svg>", x, 27 + 26 * rows, format_bytes(result.device.memory_bytes));
+}
+
+std::string pareto_front(const SearchResult& result) {
+  double most_time = 0, most_money = 0;
+  for (const Candidate& c : result.pareto) most_time = std::max(most_time, c.run_seconds), most_money = std::max(most_money, c.money);
+  if (result.pareto.size() < 2 || most_money <= 0) return "<p>One point: give the cluster prices and a run with more than one step to see what fewer devices cost.</p>";
+  std::string svg = "<svg viewBox='0 0 960 320' role=img aria-label='time against money'><line x1=60 y1=280 x2=940 y2=280 stroke='#999'/><line x1=60 y1=10 x2=60 y2=280 stroke='#999'/>";
+  for (const Candidate& c : result.pareto) {
+    const double x = 60 + 820 * c.run_seconds / most_time, y = 280 - 250 * c.money / most_money;
+    svg += fmt::format("<circle cx={:.1f} cy={:.1f} r=5 fill='#4e79a7'><title>{}</title></circle><text x={:.1f} y={:.1f}>{}</text>", x, y, escaped(layout_text(c.job.layout)), x + 8, y - 6, c.job.cluster.num_devices);
+  }
+  return svg + fmt::format("<text x=780 y=305>run time, to {}</text><text x=66 y=20>money, to {:.0f}; labels: devices</text></svg>", format_duration(most_time), most_money);
+}
+
+}  // namespace
+
+std::string search_to_html(const SearchRequest& request, const SearchResult& result) {
+  std::string page = fmt::format("{}<h1>Plan</h1><pre>{}</pre>", kHead, escaped(search_to_text(request, result, false)));
+  page += "<h2>Memory on the fullest rank, ten best layouts</h2>" + memory_bars(result);
+  page += "<h2>Top ten</h2><table><tr><th>#<th>step<th>90 %<th>memory<th>layout</tr>";
+  for (size_t i = 0; i < std::min<size_t>(10, result.best.size()); ++i) {
+    const Candidate& c = result.best[i];
+    page += fmt::format("<tr><td class=n>{}<td class=n>{}<td class=n>{} to {}<td class=n>{}<td>{}</tr>", i + 1, format_duration(c.step.seconds), format_duration(c.low_seconds), format_duration(c.high_seconds),
+                        format_bytes(c.memory.total()), escaped(layout_text(c.job.layout)));
+  }
+  page += "</table><h2>Time against money</h2>" + pareto_front(result) + "<h2>Why not</h2><table><tr><th>family<th>reason</tr>";
+  for (const FamilyVerdict& v : result.families) page += fmt::format("<tr><td>{}<td>{}</tr>", escaped(v.family), escaped(v.reason));
+  return page + "</table></html>\n";
+}
+
+}  // namespace orrery

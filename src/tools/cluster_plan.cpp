@@ -1,0 +1,84 @@
+#include "tools/cluster_plan.h"
+
+#include <algorithm>
+#include <fstream>
+
+#include "base/error.h"
+#include "base/units.h"
+#include "checkpoint/model_source.h"
+#include "model/model_config.h"
+#include "planner/search.h"
+#include "train/run_config.h"
+
+namespace orrery {
+namespace {
+
+Objective parse_objective(const std::string& name) {
+  for (const Objective objective : {Objective::kTime, Objective::kCost, Objective::kEnergy, Objective::kMemory})
+    if (objective_name(objective) == name) return objective;
+  throw Error(ErrorCode::kInvalidArgument, "--objective {}: wanted time, cost, energy or memory", name);
+}
+
+// Every size of the model, without its data: a run for machines elsewhere needs no files here.
+ModelConfig run_model(const RunConfig& config) {
+  const ModelSection& keys = config.model;
+  ModelConfig model = default_model_config(keys.family.value_or(ModelFamily::kLlama));
+  if (keys.from) model = open_model(*keys.from).config();
+  apply_model_keys(keys, model);
+  if (model.vocab_size == 0) throw Error(ErrorCode::kInvalidConfig, "model.vocab_size is not given: a plan for a cluster trains no tokenizer, so it needs the number");
+  resolve(model);
+  validate(model, "the run file");
+  return model;
+}
+
+}  // namespace
+
+SearchRequest cluster_request(const ClusterPlanOptions& options) {
+  const RunConfig config = load_run_config(options.run_path, options.overrides);
+  const ModelConfig model = run_model(config);
+  SearchRequest request;
+  auto number = [](int64_t value) { return static_cast<double>(value); };
+  request.model = {.num_layers = number(model.num_layers), .hidden = number(model.hidden_size), .num_heads = number(model.num_heads), .num_kv_heads = number(model.num_kv_heads),
+                   .head_dim = number(model.head_dim), .ffn_hidden = number(model.intermediate_size), .vocab = number(model.vocab_size), .gated = model.family != ModelFamily::kGpt2,
+                   .tied_head = model.tie_embeddings};
+  const int64_t seq_len = config.data.seq_len.value_or(model.max_seq_len);
+  request.model.seq_len = number(seq_len);
+  if (model.sliding_window > 0) request.model.window_layers = 1, request.model.window = number(model.sliding_window);
+  request.global_batch = number(config.train.global_batch_size);
+  request.total_tokens = number(num_train_steps(config, seq_len)) * request.global_batch * request.model.seq_len;
+  request.format = config.train.dtype == ComputeDType::kFp8 ? NumberFormat::kFp8 : NumberFormat::kBf16;
+  request.cluster = load_cluster(options.cluster_path);
+  request.objective = parse_objective(options.objective);
+  if (!options.deadline.empty()) {
+    const auto seconds = parse_duration_seconds(options.deadline);
+    if (!seconds || *seconds <= 0) throw Error(ErrorCode::kInvalidArgument, "--deadline {}: wanted a duration such as 12h or 30d", options.deadline);
+    request.deadline_seconds = *seconds;
+  }
+  if (!options.budget.empty()) {
+    const auto money = parse_count(options.budget);
+    if (!money || *money <= 0) throw Error(ErrorCode::kInvalidArgument, "--budget {}: wanted an amount such as 50000 or 2M, in the unit of the cluster's prices", options.budget);
+    const PricesSection& prices = request.cluster.prices;
+    if (prices.per_device_hour <= 0 && prices.per_kwh <= 0)
+      throw Error(ErrorCode::kInvalidConfig, "--budget {} needs prices: set prices.per_device_hour or prices.per_kwh in {}", options.budget, options.cluster_path);
+    request.budget = number(*money);
+  }
+  if (request.objective == Objective::kCost && request.cluster.prices.per_device_hour <= 0 && request.cluster.prices.per_kwh <= 0)
+    throw Error(ErrorCode::kInvalidConfig, "--objective cost needs prices: set prices.per_device_hour or prices.per_kwh in {}", options.cluster_path);
+  return request;
+}
+
+void plan_for_cluster(const ClusterPlanOptions& options) {
+  const SearchRequest request = cluster_request(options);
+  SearchResult result;
+  if (options.lost_nodes > 0) replan_after_loss(request, options.lost_nodes, result);
+  else search_layouts(request, result);
+  if (!options.html_path.empty()) {
+    std::ofstream page(options.html_path, std::ios::binary);
+    page << search_to_html(request, result);
+    if (!page.flush()) throw Error(ErrorCode::kIo, "cannot write {}", options.html_path);
+    fmt::print(stderr, "wrote {}\n", options.html_path);
+  }
+  fmt::print("{}{}", options.json ? search_to_json(request, result) : search_to_text(request, result, options.explain), options.json ? "\n" : "");
+}
+
+}  // namespace orrery
