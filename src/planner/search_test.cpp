@@ -86,6 +86,7 @@ TEST(Search, ImpossibleWishesSayTheWayOut) {
   EXPECT_NE(message_of(request), "");
   request.global_batch = 5;
   request.cluster.devices.count = request.cluster.devices.per_node = 7;
+  request.model.num_heads = request.model.num_kv_heads = request.model.num_layers = 1;
   EXPECT_NE(message_of(request).find("divides"), std::string::npos);
 }
 
