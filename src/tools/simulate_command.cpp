@@ -42,7 +42,8 @@ SimulatedPipeline pipeline_of(const Candidate& candidate, PipelineKind kind, dou
   PipelineOptions options;
   options.kind = kind;
   options.num_ranks = static_cast<int32_t>(layout.pp), options.num_micro_batches = static_cast<int32_t>(layout.num_micro_batches);
-  options.chunks_per_rank = kind == PipelineKind::kInterleaved ? static_cast<int32_t>(std::max(2.0, layout.virtual_stages)) : 1;
+  const bool v_shape = kind == PipelineKind::kZbV || kind == PipelineKind::kDualPipeV;
+  options.chunks_per_rank = v_shape ? 2 : kind == PipelineKind::kInterleaved ? static_cast<int32_t>(std::max(2.0, layout.virtual_stages)) : 1;
   const PipelineOrder order = pipeline_order(options);
   SimulatedPipeline pipeline;
   pipeline.rank_of_stage = order.rank_of_stage;
