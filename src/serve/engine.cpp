@@ -52,7 +52,7 @@ Admission Engine::submit(GenerationRequest request, uint64_t* id) {
     if (num_waiting_ >= options_.max_queue) return Admission::kQueueFull;
     Sampler sampler(request.sampling);
     sampler.add_prompt(request.prompt);
-    auto live = std::make_unique<Live>(Live{std::move(request), std::move(sampler), 0, now_seconds(), -1, {}});
+    auto live = std::make_unique<Live>(Live{std::move(request), std::move(sampler), 0, now_seconds(), -1, {}, {}, {}});
     *id = next_id_++;
     submitted_.emplace_back(*id, std::move(live));
     ++num_live_;
@@ -114,6 +114,10 @@ void Engine::take_commands() {
   }
   for (auto& [id, live] : submitted) {
     const GenerationRequest& request = live->request;
+    if (request.grammar) {
+      live->matcher.emplace(request.grammar);
+      live->mask.resize(request.grammar->vocabulary().mask_words());
+    }
     scheduler_.add({id, request.prompt, request.priority, request.tenant, request.cache_salt});
     live_.emplace(id, std::move(live));
   }
@@ -221,8 +225,9 @@ void Engine::draw_item(const StepItem& item, int64_t first_row, SamplerScratch* 
   const auto length = static_cast<int64_t>(scheduler_.tokens(item.id).size());
   const std::vector<int32_t>& stops = live.request.stop_token_ids;
   for (int64_t k = 0; !event.finish; ++k) {
-    const SampledToken drawn = live.sampler.sample(model_.logits(first_row + k), length + k, {}, scratch);
-    if (drawn.id < 0) {
+    if (live.matcher) live.matcher->fill_mask(live.mask);
+    const SampledToken drawn = live.sampler.sample(model_.logits(first_row + k), length + k, live.mask, scratch);
+    if (drawn.id < 0 || (live.matcher && !live.matcher->accept(drawn.id))) {
       event.finish = FinishReason::kError;
       break;
     }

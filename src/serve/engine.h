@@ -15,6 +15,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "serve/grammar/grammar.h"
 #include "serve/sampling/sampler.h"
 #include "serve/scheduler.h"
 #include "serve/serving_model.h"
@@ -28,7 +29,7 @@ struct GeneratedToken {
   std::vector<TokenLogprob> top_logprobs;
 };
 
-/// kError: no token could be drawn, because every allowed logit is NaN or -inf.
+/// kError: no token could be drawn, because every logit that grammar and options allow is NaN or -inf.
 enum class FinishReason : uint8_t { kStop, kLength, kCancelled, kError };
 
 /// What a step gave one request.
@@ -46,6 +47,7 @@ struct GenerationRequest {
   int64_t max_tokens = 16;         // at least 1
   SamplingOptions sampling;
   std::vector<int32_t> stop_token_ids;
+  std::shared_ptr<const Grammar> grammar;  // null: any text. Its end tokens must be among stop_token_ids
   bool embed = false;              // the last token's hidden state instead of tokens
   int32_t priority = 0;
   std::string tenant, cache_salt;
@@ -98,6 +100,8 @@ class Engine {
     int64_t num_generated = 0;
     double submitted = 0, started = -1;
     TokenEvent event;  // of the present step
+    std::optional<GrammarMatcher> matcher;
+    std::vector<uint64_t> mask;
   };
   void run();
   void take_commands();

@@ -283,6 +283,37 @@ def tokens_and_embeddings(server):
     check(struct.unpack(f"<{len(packed) // 4}f", packed) == tuple(struct.unpack("<f", struct.pack("<f", x))[0] for x in listed[0]["embedding"]), "base64 is the same numbers")
 
 
+def structured(server):
+    schema = {"type": "object", "properties": {"name": {"enum": ["ann", "bob"]}, "ages": {"type": "array", "items": {"type": "integer"}, "minItems": 1, "maxItems": 2}}, "required": ["name", "ages"], "additionalProperties": False}
+    for seed in range(4):
+        body = dict(messages=HELLO, temperature=1, seed=seed, max_tokens=120, response_format={"type": "json_schema", "json_schema": {"name": "p", "schema": schema, "strict": True}})
+        choice = server.post("/v1/chat/completions", **body)[1]["choices"][0]
+        if choice["finish_reason"] == "stop":
+            value = json.loads(choice["message"]["content"])
+            check(set(value) == {"name", "ages"} and value["name"] in ("ann", "bob") and 1 <= len(value["ages"]) <= 2, f"schema: {value}")
+    text = server.post("/v1/completions", prompt="x", temperature=1, seed=1, max_tokens=40, structured_outputs={"regex": "[ab]{3}-[0-9]{2}"})[1]["choices"][0]
+    check(re.fullmatch("[ab]{3}-[0-9]{2}", text["text"]) and text["finish_reason"] == "stop", f"regex: {text}")
+    check(server.post("/v1/completions", prompt="x", max_tokens=20, guided_choice=["left", "right"])[1]["choices"][0]["text"] in ("left", "right"), "choice")
+    for bad in ({"structured_outputs": {"regex": "(a"}}, {"guided_regex": "a{0,1000000000}"}, {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "nothing"}}}}, {"grammar": "root ::= missing"}, {"response_format": {"type": "xml"}}):
+        status, body = server.call("POST", "/v1/completions", dict(prompt="x", max_tokens=4, **bad))
+        check(status == 400 and body["error"]["message"], f"{bad}: {status}")
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {"hot": {"type": "boolean"}}, "required": ["hot"], "additionalProperties": False}}}]
+    for choice, reason in (("required", "tool_calls"), ({"type": "function", "function": {"name": "weather"}}, "stop")):
+        body = dict(messages=HELLO, temperature=1, seed=2, max_tokens=120, tools=tools, tool_choice=choice)
+        whole = server.post("/v1/chat/completions", **body)[1]["choices"][0]
+        check(whole["finish_reason"] == reason and whole["message"]["content"] is None, f"tool_choice {choice}: {whole}")
+        call = (whole["message"].get("tool_calls") or [{"function": {"name": "", "arguments": "{}"}}])[0]["function"]
+        check(call["name"] == "weather" and set(json.loads(call["arguments"])) == {"hot"}, f"arguments: {call}")
+        events, _ = server.stream("/v1/chat/completions", **body)
+        pieces = [t for e in events for c in e["choices"] for t in c["delta"].get("tool_calls", [])]
+        check(pieces and pieces[0]["function"]["name"] == "weather" and "".join(p["function"]["arguments"] for p in pieces) == call["arguments"] and all("id" not in p for p in pieces[1:]), f"streamed call: {pieces}")
+    cut = server.post("/v1/chat/completions", messages=HELLO, tools=tools, tool_choice="required", max_tokens=2)[1]["choices"][0]
+    check(cut["finish_reason"] == "length", "a call cut short ends with length")
+    for choice in ("none", "auto"):
+        check(server.post("/v1/chat/completions", messages=HELLO, tools=tools, tool_choice=choice, max_tokens=4)[0] == 200, f"tool_choice {choice}")
+    check(server.call("POST", "/v1/chat/completions", dict(messages=HELLO, tools=tools, tool_choice={"type": "function", "function": {"name": "x"}}))[0] == 400, "a tool that is not there")
+
+
 def counters(server):
     check(server.metric("vllm:prompt_tokens_total") == USED["prompt"], f"prompt tokens: {server.metric('vllm:prompt_tokens_total')} counted, {USED['prompt']} seen")
     check(server.metric("vllm:generation_tokens_total") == USED["completion"], f"generated tokens: {server.metric('vllm:generation_tokens_total')} counted, {USED['completion']} seen")
@@ -328,7 +359,7 @@ def main():
         model = str(folder / "tiny")
         subprocess.run([ORRERY, "train", "run.toml", "--set", f"checkpoint.dir={model}"], cwd=name, check=True, capture_output=True, timeout=120)
         server = Server(model, "--max-num-seqs", "8", "--speculate", "3")
-        for part in (models_and_health, answers, streams, stop_strings, logprobs, seeds):
+        for part in (models_and_health, answers, streams, stop_strings, logprobs, seeds, structured):
             part(server)
         limits(server)
         counters(server)

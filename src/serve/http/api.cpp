@@ -12,9 +12,10 @@
 #include <random>
 
 #include "base/error.h"
-#include "data/tokenizer_encoder.h"
 #include "runtime/arena.h"
+#include "serve/chat/chat_template.h"
 #include "serve/chat/stop_matcher.h"
+#include "serve/chat/tool_calls.h"
 #include "serve/http/page.h"
 #include "serve/http/request.h"
 
@@ -57,7 +58,10 @@ struct Api::State {
   std::atomic<bool> ready{false}, draining{false};
   Engine* engine = nullptr;
   std::optional<Tokenizer> tokenizer;
-  ChatRenderer render_chat;
+  std::optional<ChatTemplate> chat_template;
+  std::string template_problem;  // why there is none
+  ToolCallFormat tool_format = ToolCallFormat::kHermes;
+  std::shared_ptr<const GrammarVocabulary> vocabulary;
   std::vector<int32_t> end_ids;
   int64_t arena_bytes = 0;
   int64_t created = static_cast<int64_t>(std::time(nullptr));
@@ -71,16 +75,18 @@ struct Api::State {
     return ids;
   }
 
-  std::vector<int32_t> encode_chat(const std::vector<ApiMessage>& messages) const {
-    if (tokenizer->token_id("<|im_start|>") < 0)
-      throw ApiError(400, "this model was not trained on chats that this server can render (ChatML); use /v1/completions", "messages", "invalid_request_error", "unsupported_parameter");
-    std::vector<ChatMessage> chat;
-    for (const ApiMessage& message : messages) chat.push_back({message.role, message.content});
-    thread_local EncodeScratch scratch;
-    std::vector<int32_t> ids;
-    for (const TextSegment& segment : render_chat(chat)) tokenizer->encode(segment.text, {.add_special = false, .allow_special = segment.allow_special}, &scratch, &ids);
-    tokenizer->encode("<|im_start|>assistant\n", {.add_special = false, .allow_special = true}, &scratch, &ids);
-    return ids;
+  std::vector<int32_t> encode_chat(const std::string& messages, const std::string& tools, const std::string& arguments, bool add_generation_prompt) const {
+    if (!chat_template)
+      throw ApiError(400, "this model's chat template cannot be rendered: " + template_problem + "; use /v1/completions", "messages", "invalid_request_error", "unsupported_parameter");
+    using nlohmann::ordered_json;
+    ordered_json variables = arguments.empty() ? ordered_json::object() : ordered_json::parse(arguments);
+    const auto name = [this](int32_t id) { return id >= 0 ? tokenizer->token_text(id) : std::string(); };
+    variables["messages"] = normalized_messages(ordered_json::parse(messages));
+    variables["add_generation_prompt"] = add_generation_prompt;
+    variables["bos_token"] = name(tokenizer->bos_id());
+    variables["eos_token"] = name(tokenizer->eos_id());
+    if (!tools.empty()) variables["tools"] = ordered_json::parse(tools);
+    return encode_prompt(*tokenizer, chat_template->render(variables));
   }
 
   void check_model(const std::string& name) const {
@@ -125,13 +131,14 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
     started_ = now_seconds();
     state_->check_model(request_.model);
     std::vector<std::vector<int32_t>> prompts = std::move(request_.prompt_ids);
-    if (request_.chat) prompts.push_back(state_->encode_chat(request_.messages));
+    if (request_.chat) prompts.push_back(state_->encode_chat(request_.messages_json, request_.tools_json, request_.template_arguments_json, request_.add_generation_prompt));
     for (const std::string& text : request_.prompts) prompts.push_back(state_->encode(text, request_.add_special_tokens));
     const Tokenizer& tokenizer = *state_->tokenizer;
     for (std::vector<int32_t>& prompt : prompts)
       if (prompt.empty()) prompt.push_back(tokenizer.bos_id() >= 0 ? tokenizer.bos_id() : std::max(0, tokenizer.eos_id()));
     check_lengths(prompts);
     if (request_.sampling.min_tokens > request_.max_tokens.value_or(INT64_MAX)) throw ApiError(400, "min_tokens is above max_tokens", "min_tokens");
+    grammar_ = compile_grammar();
     if (!request_.has_seed) request_.sampling.seed = std::random_device{}() | static_cast<uint64_t>(std::random_device{}()) << 32;
     request_.sampling.end_ids = state_->end_ids;
     for (const auto& prompt : prompts) {
@@ -139,6 +146,7 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
       for (int64_t i = 0; i < request_.n; ++i) {
         choices_.push_back(std::make_unique<Choice>(tokenizer, request_));
         choices_.back()->counts_prompt = i == 0;
+        if (!request_.callable.empty()) choices_.back()->parser.emplace(state_->tool_format, request_.tool_choice != CompletionRequest::ToolChoice::kAuto);
       }
     }
     open_ = choices_.size();
@@ -150,8 +158,13 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
   }
 
  private:
+  struct ToolCall {
+    std::string id, name, arguments;
+  };
   struct Choice {
     Choice(const Tokenizer& tokenizer, const CompletionRequest& request) : decoder(tokenizer, {.skip_special = true}), stop(request.stop, request.include_stop) {}
+    std::optional<ToolCallParser> parser;  // when tools may be called
+    std::vector<ToolCall> calls;
     uint64_t engine_id = 0;
     StreamDecoder decoder;
     StopMatcher stop;
@@ -164,6 +177,17 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
     bool began = false;         // its first chunk was sent
     bool counts_prompt = true;  // the first of its prompt's choices
   };
+
+  // An answer that must be a call begins with the call's object, without the format's marks.
+  std::shared_ptr<const Grammar> compile_grammar() const {
+    using ToolChoice = CompletionRequest::ToolChoice;
+    if (!request_.callable.empty() && request_.tool_choice != ToolChoice::kAuto) {
+      Grammar::ToolForm form;
+      if (state_->tool_format == ToolCallFormat::kLlama3Json) form.arguments_key = "parameters";
+      return Grammar::compile_tool_calls(request_.callable, form, state_->vocabulary);
+    }
+    return request_.grammar_kind ? Grammar::compile(*request_.grammar_kind, request_.grammar_text, state_->vocabulary) : nullptr;
+  }
 
   void check_lengths(const std::vector<std::vector<int32_t>>& prompts) {
     const int64_t context = state_->engine->max_context();
@@ -189,7 +213,9 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
       generation.sampling = request_.sampling;
       generation.sampling.seed = choice_seed(request_.sampling.seed, static_cast<int64_t>(index) % request_.n);
       generation.stop_token_ids = request_.stop_token_ids;
-      if (!request_.ignore_eos) generation.stop_token_ids.insert(generation.stop_token_ids.end(), state_->end_ids.begin(), state_->end_ids.end());
+      generation.grammar = grammar_;
+      // A grammar says itself where the answer may end.
+      if (!request_.ignore_eos || grammar_) generation.stop_token_ids.insert(generation.stop_token_ids.end(), state_->end_ids.begin(), state_->end_ids.end());
       generation.priority = request_.priority;
       generation.tenant = tenant_;
       generation.cache_salt = request_.cache_salt;
@@ -329,8 +355,41 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
     return choice;
   }
 
-  void emit(size_t index, const std::string& piece) {
+  // Content and calls in a piece of text; the calls are kept, and are the events' deltas when streaming.
+  json take_calls(Choice& choice, const ToolCallDelta& delta) const {
+    json events = json::array();
+    for (const ToolCallDelta::Piece& piece : delta.pieces) {
+      const auto place = static_cast<size_t>(piece.index);
+      const bool first = place >= choice.calls.size();
+      if (first) {
+        choice.calls.resize(place + 1);
+        choice.calls[place] = {fmt::format("call_{}_{}", request_id_, place), piece.name, {}};
+      }
+      choice.calls[place].arguments += piece.arguments;
+      json event = {{"index", piece.index}, {"function", {{"arguments", piece.arguments}}}};
+      if (first) {
+        event["id"] = choice.calls[place].id;
+        event["type"] = "function";
+        event["function"]["name"] = piece.name;
+      }
+      events.push_back(std::move(event));
+    }
+    return events;
+  }
+
+  void emit(size_t index, std::string piece, bool last = false) {
     Choice& choice = *choices_[index];
+    json calls = json::array();
+    if (choice.parser) {
+      ToolCallDelta delta = choice.parser->push(piece);
+      piece = delta.content;
+      calls = take_calls(choice, delta);
+      if (last) {
+        delta = choice.parser->finish();
+        piece += delta.content;
+        for (json& call : take_calls(choice, delta)) calls.push_back(std::move(call));
+      }
+    }
     if (!request_.stream) {
       choice.text += piece;
       return;
@@ -343,6 +402,7 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
       else if (!choice.echoed.empty())
         send_chunk(json::array({chunk_choice(index, choice.echoed, nullptr, nullptr, nullptr)}));
     }
+    for (json& call : calls) send_chunk(json::array({chunk_choice(index, {{"tool_calls", json::array({std::move(call)})}}, nullptr, nullptr, nullptr)}));
     if (piece.empty() && choice.logprobs.empty()) return;
     const json logprobs = take_logprobs(choice);
     send_chunk(json::array({request_.chat ? chunk_choice(index, {{"content", piece}}, logprobs, nullptr, nullptr) : chunk_choice(index, piece, logprobs, nullptr, nullptr)}));
@@ -355,10 +415,12 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
 
   void finish_choice(size_t index, const char* reason, const std::string& piece) {
     Choice& choice = *choices_[index];
-    emit(index, piece);
+    emit(index, piece, true);
+    // As OpenAI: a named tool ends with "stop", a chosen one with "tool_calls", a call cut short with "length".
+    if (!choice.calls.empty() && reason == std::string_view("stop") && request_.tool_choice != CompletionRequest::ToolChoice::kNamed) reason = "tool_calls";
     choice.finish_reason = reason;
     if (request_.stream) send_chunk(json::array({chunk_choice(index, request_.chat ? json::object() : json(""), nullptr, reason, choice.stop_reason)}));
-    record(choice, reason);
+    record(choice, reason == std::string_view("tool_calls") ? "stop" : reason);
     if (--open_ > 0) return;
     done_ = true;
     if (request_.stream) {
@@ -374,8 +436,13 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
       json out = {{"index", i}, {"logprobs", take_logprobs(each)}, {"finish_reason", each.finish_reason}, {"stop_reason", each.stop_reason}};
       if (request_.chat)
         out["message"] = {{"role", "assistant"}, {"content", each.text}, {"refusal", nullptr}};
-      else
-        out["text"] = each.echoed + each.text;
+      if (request_.chat && !each.calls.empty()) {
+        json calls = json::array();
+        for (const ToolCall& call : each.calls) calls.push_back({{"id", call.id}, {"type", "function"}, {"function", {{"name", call.name}, {"arguments", call.arguments}}}});
+        out["message"]["tool_calls"] = std::move(calls);
+        if (each.text.empty()) out["message"]["content"] = nullptr;
+      }
+      if (!request_.chat) out["text"] = each.echoed + each.text;
       choices.push_back(std::move(out));
     }
     body["choices"] = std::move(choices);
@@ -403,6 +470,7 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
   CompletionRequest request_;
   std::string request_id_, tenant_;
   std::shared_ptr<HttpResponder> responder_;
+  std::shared_ptr<const Grammar> grammar_;
   std::vector<std::unique_ptr<Choice>> choices_;
   size_t open_ = 0;
   int64_t prompt_tokens_ = 0;
@@ -493,7 +561,7 @@ json model_json(const State& state) {
 
 json tokenize(const State& state, const std::string& body) {
   const TokenizeRequest request = parse_tokenize_request(body);
-  const std::vector<int32_t> ids = request.is_chat ? state.encode_chat(request.messages) : state.encode(request.text, request.add_special);
+  const std::vector<int32_t> ids = request.is_chat ? state.encode_chat(request.messages_json, {}, {}, true) : state.encode(request.text, request.add_special);
   return {{"count", ids.size()}, {"max_model_len", state.engine->max_context()}, {"tokens", ids}};
 }
 
@@ -570,7 +638,15 @@ void Api::attach(Engine& engine, const Tokenizer& tokenizer, std::vector<int32_t
   state_->tokenizer = tokenizer;
   state_->end_ids = std::move(end_ids);
   state_->arena_bytes = arena_bytes;
-  state_->render_chat = chat_renderer(tokenizer, "chatml");
+  const std::string_view source = tokenizer.chat_template().empty() ? chatml_template() : std::string_view(tokenizer.chat_template());
+  try {
+    state_->chat_template.emplace(source);
+  } catch (const Error& problem) {
+    // Completions still work; chat requests are told why they do not.
+    state_->template_problem = problem.what();
+  }
+  state_->tool_format = tool_call_format(source);
+  state_->vocabulary = std::make_shared<GrammarVocabulary>(tokenizer, state_->end_ids);
   state_->ready = true;
 }
 

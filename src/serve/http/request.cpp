@@ -118,23 +118,91 @@ void read_texts(const json& object, const char* name, int64_t vocab_size, std::v
 }
 
 void refuse_unsupported(const json& object) {
-  const auto refuse = [](const char* name) { throw ApiError(400, fmt::format("{} is not supported by this server", name), name, "invalid_request_error", "unsupported_parameter"); };
-  for (const char* name : {"grammar", "json_schema", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "suffix", "chat_template", "bad_words", "allowed_token_ids", "prompt_logprobs", "mirostat"})
-    if (const json* value = field(object, name); value && *value != json(0) && *value != json("") && *value != json::array()) refuse(name);
+  for (const char* name : {"suffix", "chat_template", "bad_words", "allowed_token_ids", "prompt_logprobs", "mirostat"})
+    if (const json* value = field(object, name); value && *value != json(0) && *value != json("") && *value != json::array())
+      throw ApiError(400, fmt::format("{} is not supported by this server", name), name, "invalid_request_error", "unsupported_parameter");
+}
+
+void set_grammar(CompletionRequest* request, const char* name, GrammarKind kind, std::string grammar_text) {
+  if (request->grammar_kind) bad(name, "an answer can follow one of response_format, structured_outputs, guided_* and grammar only");
+  request->grammar_kind = kind;
+  request->grammar_text = std::move(grammar_text);
+}
+
+std::string schema_text(const json& value) { return value.is_string() ? value.get<std::string>() : value.dump(); }
+
+// OpenAI's response_format, vLLM's structured_outputs and guided_*, llama.cpp's grammar and json_schema.
+void read_structure(const json& object, CompletionRequest* request) {
   if (const json* format = field(object, "response_format")) {
     if (!format->is_object()) bad("response_format", "response_format must be an object");
-    if (text(*format, "type") != "text") refuse("response_format");
+    const std::string type = text(*format, "type");
+    if (type == "json_object") {
+      set_grammar(request, "response_format", GrammarKind::kJsonObject, {});
+    } else if (type == "json_schema") {
+      const json* holder = field(*format, "json_schema");
+      const json* schema = holder && holder->is_object() ? field(*holder, "schema") : nullptr;
+      if (!schema) bad("response_format", "response_format.json_schema.schema is missing");
+      set_grammar(request, "response_format", GrammarKind::kJsonSchema, schema_text(*schema));
+    } else if (type != "text") {
+      bad("response_format", fmt::format("response_format.type \"{}\" is none of text, json_object, json_schema", type));
+    }
   }
+  const auto read = [&](const json& from, const char* name, GrammarKind kind) {
+    if (const json* value = field(from, name); value && *value != json("")) set_grammar(request, name, kind, schema_text(*value));
+  };
+  read(object, "json_schema", GrammarKind::kJsonSchema);
+  read(object, "grammar", GrammarKind::kGbnf);
+  read(object, "guided_json", GrammarKind::kJsonSchema);
+  read(object, "guided_regex", GrammarKind::kRegex);
+  read(object, "guided_choice", GrammarKind::kChoice);
+  read(object, "guided_grammar", GrammarKind::kGbnf);
+  if (const json* outputs = field(object, "structured_outputs")) {
+    if (!outputs->is_object()) bad("structured_outputs", "structured_outputs must be an object");
+    read(*outputs, "json", GrammarKind::kJsonSchema);
+    read(*outputs, "regex", GrammarKind::kRegex);
+    read(*outputs, "choice", GrammarKind::kChoice);
+    read(*outputs, "grammar", GrammarKind::kGbnf);
+    if (boolean(*outputs, "json_object")) set_grammar(request, "structured_outputs", GrammarKind::kJsonObject, {});
+  }
+}
+
+void read_tools(const json& object, CompletionRequest* request) {
+  constexpr size_t kToolsMax = 128;
   const json* choice = field(object, "tool_choice");
   const json* tools = field(object, "tools");
   if (tools && !tools->is_array()) bad("tools", "tools must be a list");
-  const bool has_tools = tools && !tools->empty();
-  if (choice && *choice != "none" && !has_tools) bad("tool_choice", "tool_choice was set and tools was not");
-  if (has_tools && !(choice && *choice == "none")) refuse("tools");
+  if (!tools || tools->empty()) {
+    if (choice && *choice != "none") bad("tool_choice", "tool_choice was set and tools was not");
+    return;
+  }
+  if (tools->size() > kToolsMax) bad("tools", fmt::format("{} tools, at most {} are taken", tools->size(), kToolsMax));
+  std::string named;
+  if (choice && choice->is_object()) {
+    const json* function = field(*choice, "function");
+    named = function && function->is_object() ? text(*function, "name") : std::string();
+    if (named.empty()) bad("tool_choice", "tool_choice must be none, auto, required, or {type: function, function: {name}}");
+    request->tool_choice = CompletionRequest::ToolChoice::kNamed;
+  } else if (choice && *choice == "required") {
+    request->tool_choice = CompletionRequest::ToolChoice::kRequired;
+  } else if (choice && *choice != "none" && *choice != "auto") {
+    bad("tool_choice", "tool_choice must be none, auto, required, or {type: function, function: {name}}");
+  }
+  for (const json& tool : *tools) {
+    const json* function = tool.is_object() ? field(tool, "function") : nullptr;
+    const std::string name = function && function->is_object() ? text(*function, "name") : std::string();
+    if (name.empty()) bad("tools", "a tool must be {type: function, function: {name, parameters}}");
+    const json* parameters = field(*function, "parameters");
+    if (named.empty() || named == name) request->callable.push_back({name, parameters ? parameters->dump() : std::string()});
+  }
+  if (request->callable.empty()) bad("tool_choice", fmt::format("tool_choice names \"{}\", which is not in tools", named));
+  if (choice && *choice == "none") request->callable.clear();
+  request->tools_json = tools->dump();
+  if (request->grammar_kind && request->tool_choice != CompletionRequest::ToolChoice::kAuto) bad("tool_choice", "an answer cannot both be a tool call and follow response_format");
 }
 
 void read_shared(const json& object, int64_t vocab_size, CompletionRequest* request) {
   refuse_unsupported(object);
+  read_structure(object, request);
   request->model = text(object, "model");
   request->n = integer(object, "n", 1, kChoicesMax).value_or(1);
   if (const auto best_of = integer(object, "best_of", 0, kChoicesMax); best_of && *best_of > request->n) bad("best_of", "best_of above n is not supported");
@@ -198,34 +266,21 @@ void read_shared(const json& object, int64_t vocab_size, CompletionRequest* requ
   request->cache_salt = text(object, "cache_salt");
 }
 
-std::vector<ApiMessage> read_messages(const json& object) {
+// The messages as a template gets them; content itself is checked where it is joined (normalized_messages).
+std::string read_messages(const json& object) {
   const json* messages = field(object, "messages");
   if (!messages || !messages->is_array() || messages->empty()) bad("messages", "messages must be a list of at least one message");
   if (messages->size() > kMessagesMax) bad("messages", fmt::format("{} messages, at most {} are taken", messages->size(), kMessagesMax));
-  std::vector<ApiMessage> result;
-  for (const json& message : *messages) {
+  json result = *messages;
+  for (json& message : result) {
     if (!message.is_object()) bad("messages", "a message must be an object");
-    ApiMessage out;
-    out.role = text(message, "role");
-    if (out.role == "developer") out.role = "system";
-    if (out.role == "function") out.role = "tool";
-    if (out.role != "system" && out.role != "user" && out.role != "assistant" && out.role != "tool")
-      bad("messages", fmt::format("role \"{}\" is none of system, developer, user, assistant, tool, function", out.role));
-    if (const json* content = field(message, "content")) {
-      if (content->is_string()) {
-        out.content = content->get<std::string>();
-      } else if (content->is_array()) {
-        for (const json& part : *content) {
-          if (!part.is_object() || text(part, "type") != "text") bad("messages", "a content part must have \"type\": \"text\"; this model reads text only");
-          out.content += text(part, "text");
-        }
-      } else {
-        bad("messages", "content must be a string, a list of parts, or null");
-      }
-    }
-    result.push_back(std::move(out));
+    const std::string role = text(message, "role");
+    if (role == "developer") message["role"] = "system";
+    if (role == "function") message["role"] = "tool";
+    if (role != "system" && role != "developer" && role != "user" && role != "assistant" && role != "tool" && role != "function")
+      bad("messages", fmt::format("role \"{}\" is none of system, developer, user, assistant, tool, function", role));
   }
-  return result;
+  return result.dump();
 }
 
 }  // namespace
@@ -239,8 +294,14 @@ CompletionRequest parse_chat_request(const std::string& body, int64_t vocab_size
   const json object = parse_object(body);
   CompletionRequest request;
   request.chat = true;
-  request.messages = read_messages(object);
+  request.messages_json = read_messages(object);
   read_shared(object, vocab_size, &request);
+  read_tools(object, &request);
+  request.add_generation_prompt = boolean(object, "add_generation_prompt", true);
+  if (const json* arguments = field(object, "chat_template_kwargs")) {
+    if (!arguments->is_object()) bad("chat_template_kwargs", "chat_template_kwargs must be an object");
+    request.template_arguments_json = arguments->dump();
+  }
   request.max_tokens = integer(object, "max_completion_tokens", 0, INT64_MAX);
   const auto deprecated = integer(object, "max_tokens", 0, INT64_MAX);
   if (!request.max_tokens) request.max_tokens = deprecated;
@@ -280,7 +341,7 @@ TokenizeRequest parse_tokenize_request(const std::string& body) {
   TokenizeRequest request;
   if (field(object, "messages")) {
     request.is_chat = true;
-    request.messages = read_messages(object);
+    request.messages_json = read_messages(object);
     return request;
   }
   const char* name = field(object, "prompt") ? "prompt" : "content";

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "serve/grammar/grammar.h"
 #include "serve/sampling/sampler.h"
 
 namespace orrery {
@@ -23,15 +24,18 @@ struct ApiError : std::runtime_error {
 
 std::string error_body(const ApiError& error);
 
-struct ApiMessage {
-  std::string role, content;
-};
-
 /// What chat and text completions share, and what only one of them has.
 struct CompletionRequest {
   bool chat = false;
   std::string model;
-  std::vector<ApiMessage> messages;            // chat
+  std::string messages_json;                   // chat: the messages as they came, roles checked
+  std::string template_arguments_json;         // chat: chat_template_kwargs, an object, or empty
+  std::string tools_json;                      // chat: the tools that the template shows; empty: none
+  std::vector<Grammar::Tool> callable;         // tools that may be called: none with tool_choice "none"
+  enum class ToolChoice : uint8_t { kAuto, kRequired, kNamed } tool_choice = ToolChoice::kAuto;
+  bool add_generation_prompt = true;
+  std::optional<GrammarKind> grammar_kind;     // structured output
+  std::string grammar_text;
   std::vector<std::string> prompts;            // text: strings, or
   std::vector<std::vector<int32_t>> prompt_ids;  // token ids; one of the two
   bool echo = false;
@@ -61,7 +65,7 @@ EmbeddingRequest parse_embedding_request(const std::string& body, int64_t vocab_
 
 struct TokenizeRequest {
   std::string text;
-  std::vector<ApiMessage> messages;
+  std::string messages_json;
   bool is_chat = false, add_special = true;
   std::vector<int32_t> tokens;  // detokenize
 };
