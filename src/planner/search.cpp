@@ -1,6 +1,7 @@
 #include "planner/search.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <map>
@@ -336,16 +337,29 @@ void search_layouts(const SearchRequest& request, SearchResult& result) {
 void replan_after_loss(SearchRequest request, int64_t lost_nodes, SearchResult& result) {
   const int64_t left = request.cluster.devices.count - lost_nodes * request.cluster.devices.per_node;
   if (left < 1) throw Error(ErrorCode::kInvalidConfig, "{} hosts of {} devices lost: none of {} devices is left", lost_nodes, request.cluster.devices.per_node, request.cluster.devices.count);
-  // The largest count of whole hosts that some layout can use.
-  for (int64_t n = left; n >= 1; n -= std::min(request.cluster.devices.per_node, n)) {
+  // Using every device that is left may leave only odd degrees, which can be slower than fewer devices. So the largest count of whole
+  // hosts that some layout can use competes with the multiples of a sixteenth of the largest power of two: at most 17 searches more.
+  const int64_t per_node = request.cluster.devices.per_node;
+  auto try_count = [&](int64_t n, SearchResult& into) {
     request.cluster.devices.count = n;
     try {
-      search_layouts(request, result);
-      if (result.best.front().job.cluster.num_devices == static_cast<double>(n)) return;
+      search_layouts(request, into);
+      return into.best.front().job.cluster.num_devices == static_cast<double>(n);
     } catch (const Error&) {
-      if (n <= request.cluster.devices.per_node) throw;
+      if (n <= per_node) throw;
+      return false;
     }
-  }
+  };
+  int64_t chosen = left;
+  while (!try_count(chosen, result) && chosen > per_node) chosen -= std::min(per_node, chosen - 1);
+  Candidate best = result.best.front();
+  const int64_t power = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(left)));
+  const int64_t step = std::max(per_node, power / 16);
+  SearchResult other;
+  for (int64_t n = left / step * step; n >= power && n > per_node; n -= step)
+    if (n % per_node == 0 && try_count(n, other) && better(other.best.front(), best)) best = other.best.front(), chosen = n;
+  request.cluster.devices.count = chosen;
+  search_layouts(request, result);  // again: a job points at the device of its own result
 }
 
 }  // namespace orrery

@@ -61,7 +61,7 @@ inline constexpr int64_t kFinalists = 200;
 /// this device that would hold the model), and when deadline or budget cannot be met (says what the best layout takes).
 void search_layouts(const SearchRequest& request, SearchResult& result);
 
-/// As search_layouts on the devices that are left: `lost_nodes` whole hosts fewer, the largest count that the batch can use.
+/// As search_layouts on the devices that are left: `lost_nodes` whole hosts fewer; may leave devices idle where that is better.
 void replan_after_loss(SearchRequest request, int64_t lost_nodes, SearchResult& result);
 
 /// "tp 8 x pp 4 x dp 16, 1f1b, zero 1, micro-batch 1, recompute none".
