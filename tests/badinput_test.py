@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Proves that bad input, a bad machine and a person's Ctrl-C each end with one clear message, the documented exit status, and
 nothing lost: runs the real program on a tiny model. usage: badinput_test.py ORRERY SOURCE_DIR"""
+import fcntl
 import json
 import os
 import pathlib
@@ -103,14 +104,18 @@ def write_inputs():
 
 
 def wrong_settings():
-    run(["train", "nowhere.toml"], 2, ["nowhere.toml", "No such file", "orrery examples"])
+    run(["train", "nowhere.toml"], 4, ["nowhere.toml", "No such file", "orrery examples"])
+    for command in ("plan nowhere", "eval nowhere", "generate nowhere --prompt x", "chat nowhere", "convert nowhere out", "checkpoint list nowhere",
+                    "checkpoint verify nowhere", "checkpoint hash nowhere", "data inspect nowhere", "data build nowhere -o out --tokenizer nowhere",
+                    "data tokenizer nowhere -o out"):
+        run(command.split(), 4, ["nowhere"])
     run(["train", "text-0.txt"], 2, ["text-0.txt:1:", "not TOML"])
     run(["train", "run.toml", "--thread", "1"], 2, ["did you mean `--threads`?"])
     train("x", "model.num_heads=5", status=2, says=["num_heads = 5 does not divide hidden_size = 64"])
     train("x", "train.global_batch_size=6", status=2, says=["not a multiple of train.lanes = 4", "use 4 or 8"])
     train("x", "data.seq_len=128", status=2, says=["longer than model.max_seq_len = 64"])
-    train("x", "data.train=nowhere.txt", status=2, says=['no file matches "nowhere.txt"'])
-    train("x", "data.tokenizer=nowhere", status=3, says=["cannot open the tokenizer nowhere"])
+    train("x", "data.train=nowhere.txt", status=4, says=['no file matches "nowhere.txt"'])
+    train("x", "data.tokenizer=nowhere", status=4, says=["cannot open the tokenizer nowhere"])
     train("x", "budget.memory=1MiB", status=2, says=["no plan fits budget.memory = 1.0 MiB", "the least that would do is"])
     train("/proc/x", status=3, says=["cannot make the run's folder /proc/x", "choose another checkpoint.dir"])
 
@@ -141,7 +146,36 @@ def a_run():
         fail("--fresh: the same bits, with what was there set aside")
 
 
+def longer_runs():
+    """Where the learning rate does not depend on the number of steps a run may be made longer: the bits are those of a long run.
+    A run may begin again from its own weights; its metrics may be lost, not its training."""
+    constant = "optimizer.schedule=constant"
+    train("longer", constant)
+    train("longer", constant, says=["nothing to do", "raise train.steps"], quiet=["--accept-changes"])
+    train("longer", constant, "train.steps=15", says=["resumed   longer/step-00000010", "step 15/15"])
+    train("long", constant, "train.steps=15")
+    if digest("longer") != digest("long"):
+        fail("a run made longer: other bits than a long one")
+    pathlib.Path("again.toml").write_text('[model]\nfrom = "longer"\n[data]\ntrain = ["text-*.txt"]\nseq_len = 64\n[train]\nsteps = 10\nglobal_batch_size = 4\n[optimizer]\nlr = 1e-3\n')
+    run(["train", "again.toml", "--fresh", "--set", "checkpoint.dir=longer"], says=["step 10/10"])
+    if not os.path.exists("longer/old-1/step-00000015") or digest("longer") == digest("good"):
+        fail("--fresh from the run's own weights")
+    os.makedirs("unwritten/metrics.jsonl")
+    train("unwritten", says=["warning: ", "unwritten/metrics.jsonl", "training goes on", "step 10/10"])
+    if digest("unwritten") != digest("good"):
+        fail("without metrics: other bits")
+
+
 def shards():
+    # What a killed `data build` left goes with the next; what a living one holds stays.
+    for name in ("built.tmp-1", "built.tmp-2"):
+        os.mkdir(name)
+    held = os.open("built.tmp-2", os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    run(["data", "build", "text-0.txt", "-o", "built", "--tokenizer", "good/tokenizer"])
+    os.close(held)
+    if os.path.exists("built.tmp-1") or not os.path.exists("built.tmp-2"):
+        fail("data build and the temporary folders of others")
     shard = "good/data/train-0/train-00000.orrtok"
     plan = ["plan", "run.toml", "--set", "checkpoint.dir=shards", "--set", "data.val_fraction=0"]
     tokenizer = ["--set", "data.tokenizer=good/tokenizer"]
@@ -165,7 +199,7 @@ def models():
     run(["generate", "good", "--prompt", "the", "--max-tokens", "0"], 2, ["wanted a number above 0, found 0"])
     run(["generate", "good", "--prompt", "", "--max-tokens", "3"])
     run(["generate", "good", "--prompt", b"\xff\xfe\x80", "--max-tokens", "3"])
-    run(["generate", "nowhere", "--prompt", "x"], 3, ["nowhere: no such file", "a .gguf file"])
+    run(["generate", "nowhere", "--prompt", "x"], 4, ["nowhere: no such file", "a .gguf file"])
     run(["generate", "text-0.txt", "--prompt", "x"], 4, ["not a GGUF file"])
     run(["convert", "good", "model.gguf"])
     run(["convert", "good", "model.gguf"], 2, ["it exists"])
@@ -254,7 +288,7 @@ def main():
     os.chdir(work)
     try:
         write_inputs()
-        for part in (wrong_settings, a_run, shards, models, machine, interrupts):
+        for part in (wrong_settings, a_run, longer_runs, shards, models, machine, interrupts):
             begin = time.time()
             try:
                 part()

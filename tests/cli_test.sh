@@ -55,7 +55,7 @@ head -3 err | cmp -s - expected || { fail "the text of an unknown key"; diff exp
 run 2 config show llama-11m.toml --set train.steps=many; err_has "not a whole number"
 run 2 config show llama-11m.toml --set parallel.tensor_parallel_size=2; err_has "which this version does not have"
 run 0 config show llama-11m.toml --set train.steps=1k --set optimizer.lr=3e-4; out_has "steps = 1000"; out_has "lr = 0.0003"
-run 2 config show nowhere.toml; err_has "No such file"; err_has "orrery examples"
+run 4 config show nowhere.toml; err_has "No such file"; err_has "orrery examples"
 run 2 config show .; err_has "it is a folder"
 printf '[model\n' >broken.toml
 run 2 config show broken.toml; err_has "broken.toml:1:"
@@ -80,9 +80,9 @@ grep -qx show words && grep -qx schema words || fail "bash completion of: orrery
 for shell in zsh fish; do run 0 completion $shell; command -v $shell >/dev/null && { $shell -n out || fail "$shell completion"; }; done
 
 # Checkpoints that are not there.
-run 3 checkpoint hash --as bf16 nowhere; err_has "nowhere"
+run 4 checkpoint hash --as bf16 nowhere; err_has "nowhere"
 run 2 convert nowhere out --to ggfu; err_has "ggfu"
-run 3 convert nowhere out --to hf; err_has "nowhere"
+run 4 convert nowhere out --to hf; err_has "nowhere"
 run 4 checkpoint list nowhere; err_has "does not exist"
 mkdir empty; run 4 checkpoint verify empty; err_has "the folder holds none"
 

@@ -1,5 +1,6 @@
 #include "base/error.h"
 
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -39,7 +40,8 @@ int exit_status(ErrorCode code) {
 }
 
 void throw_io_error(int errno_value, const std::string& what) {
-  throw Error(ErrorCode::kIo, what + ": " + std::strerror(errno_value));
+  const bool missing = errno_value == ENOENT || errno_value == ENOTDIR;
+  throw Error(missing ? ErrorCode::kCorruptData : ErrorCode::kIo, what + ": " + std::strerror(errno_value));
 }
 
 CheckContext& check_context() {

@@ -42,7 +42,8 @@ class Error : public std::runtime_error {
   ErrorCode code_;
 };
 
-/// Throws Error{kIo} with the text of `errno_value`, e.g. io_error(errno, "cannot write {}", path).
+/// Throws Error{kIo} with the text of `errno_value`, e.g. throw_io_error(errno, fmt::format("cannot write {}", path)). A path that
+/// is not there is missing input, kCorruptData: every command answers it with the same exit status.
 [[noreturn]] void throw_io_error(int errno_value, const std::string& what);
 
 /// Where this thread stands, for the line that ORRERY_CHECK prints: set by the executor, empty elsewhere.

@@ -392,7 +392,7 @@ void open_folder(const std::string& path, ModelSource::Impl& impl) {
 ModelSource open_model(const std::string& path) {
   auto impl = std::make_unique<ModelSource::Impl>();
   impl->path = path;
-  if (!path_exists(path)) throw Error(ErrorCode::kIo, "{}: no such file or directory; give a run directory, a checkpoint, a Hugging Face folder or a .gguf file", path);
+  if (!path_exists(path)) throw Error(ErrorCode::kCorruptData, "{}: no such file or directory; give a run directory, a checkpoint, a Hugging Face folder or a .gguf file", path);
   if (!is_directory(path)) {
     open_gguf(path, *impl);
   } else if (is_checkpoint(path)) {

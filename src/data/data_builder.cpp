@@ -1,6 +1,7 @@
 #include "data/data_builder.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -330,20 +331,24 @@ void check_options(const BuildOptions& options, const TokenEncoder& encoder) {
                 options.output_folder);
 }
 
-// A folder that is removed unless it has been put into its place.
+// A folder that is removed unless it has been put into its place. While it is in use it is locked: what a killed process left
+// behind is not, and goes when the next one begins.
 class StagingFolder {
  public:
   explicit StagingFolder(const std::string& target) : target_(target), path_(fmt::format("{}.tmp-{}", target, ::getpid())) {
     std::error_code error;
     const fs::path parent = fs::absolute(target).parent_path();
     fs::create_directories(parent, error);
+    if (!error) remove_abandoned(parent);
     if (!error) fs::remove_all(path_, error);
     if (!error) fs::create_directory(path_, error);
     if (error) throw_io_error(error.value(), fmt::format("cannot create {}", path_));
+    lock_ = lock(path_);
   }
   ~StagingFolder() {
     std::error_code ignored;
     fs::remove_all(path_, ignored);
+    if (lock_ >= 0) ::close(lock_);
   }
   StagingFolder(const StagingFolder&) = delete;
   const std::string& path() const { return path_; }
@@ -364,7 +369,28 @@ class StagingFolder {
   }
 
  private:
+  /// A descriptor that holds the folder's lock; -1 when another process does.
+  static int lock(const std::string& path) {
+    const int folder = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (folder < 0 || ::flock(folder, LOCK_EX | LOCK_NB) == 0) return folder;
+    ::close(folder);
+    return -1;
+  }
+  void remove_abandoned(const fs::path& parent) const {
+    const std::string prefix = fs::path(target_).filename().string() + ".tmp-";
+    std::error_code ignored;
+    for (const auto& entry : fs::directory_iterator(parent, ignored)) {
+      const std::string path = entry.path().string();
+      if (!entry.path().filename().string().starts_with(prefix)) continue;
+      const int folder = lock(path);
+      if (folder < 0) continue;
+      fs::remove_all(path, ignored);
+      ::close(folder);
+    }
+  }
+
   std::string target_, path_;
+  int lock_ = -1;
 };
 
 std::string without_trailing_slash(std::string path) {

@@ -241,7 +241,7 @@ TEST(DataBuilder, WrongPlacesAreRefusedWithTheirNames) {
   TemporaryDirectory directory;
   write_file(directory / "a.txt", "text");
   const auto [no_match, status] = error_of([&] { build(directory, {.inputs = {directory / "*.json"}}); });
-  EXPECT_EQ(status, 2);
+  EXPECT_EQ(status, 4);
   EXPECT_NE(no_match.find("*.json"), std::string::npos);
   EXPECT_NE(no_match.find(directory.path()), std::string::npos);
   EXPECT_NE(error_of([&] { build(directory, {.inputs = {directory / "absent/*.txt"}}); }).first.find("absent does not exist"),

@@ -212,8 +212,8 @@ std::vector<std::string> expand(const std::string& pattern) {
     folder = folder.parent_path();
   }
   if (!missing.empty() && missing.find_first_of("*?[") == std::string::npos)
-    throw Error(ErrorCode::kInvalidArgument, "no file matches \"{}\": the folder {} does not exist", pattern, missing);
-  throw Error(ErrorCode::kInvalidArgument,
+    throw Error(ErrorCode::kCorruptData, "no file matches \"{}\": the folder {} does not exist", pattern, missing);
+  throw Error(ErrorCode::kCorruptData,
               "no file matches \"{}\" in {}; check the pattern (quotes keep the shell from expanding it)", pattern,
               folder.string());
 }

@@ -1,4 +1,5 @@
-// A file mapped for reading.
+// A file mapped for reading. A file that another program cuts while it is read ends the process with one message and status 4
+// (the system signals it with SIGBUS, from which no read can return).
 #pragma once
 
 #include <cstddef>

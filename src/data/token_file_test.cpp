@@ -4,7 +4,9 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <cstring>
+#include <filesystem>
 
 #include "base/fuzz_util.h"
 #include "data/testing.h"
@@ -32,6 +34,19 @@ void expect_equal(const TokenFile& file, const std::vector<Document>& documents)
       ASSERT_EQ(keep[i], documents[d].keep.empty() ? 1 : documents[d].keep[i]);
     }
   }
+}
+
+// A page that is no longer there is a signal, not a read error: one message, and the status of damaged data.
+TEST(MappedFile, ThatIsCutWhileItIsReadEndsWithOneMessage) {
+  TemporaryDirectory directory;
+  const std::string path = directory / "cut";
+  write_file(path, std::string(64 << 10, 'x'));
+  const auto read_after_cut = [&] {
+    const MappedFile file(path);
+    std::filesystem::resize_file(path, 1000);
+    std::exit(file.bytes()[60 << 10] == 'x' ? 0 : 1);
+  };
+  EXPECT_EXIT(read_after_cut(), ::testing::ExitedWithCode(4), "/cut: cut short while it was read.*restore the file");
 }
 
 TEST(TokenFile, RoundTripsBothWidthsWithAndWithoutMask) {
@@ -127,7 +142,7 @@ TEST(TokenFile, ReadsMegatron) {
   write_file(directory / "m.bin", bin.substr(2));
   EXPECT_EQ(error_of([&] { TokenFile::open(directory / "m.bin"); }).second, 4);
   const auto [message, status] = error_of([&] { TokenFile::open(directory / "absent.bin"); });
-  EXPECT_EQ(status, 3);
+  EXPECT_EQ(status, 4);
 }
 
 TEST(TokenFile, MutatedFilesEndInAnError) {

@@ -129,11 +129,27 @@ Progress::Progress(const ProgressOptions& options) : options_(options) {
   if (error) throw_io_error(error.value(), fmt::format("cannot make the run's folder {}", options.folder));
   const std::string path = options.folder + "/metrics.jsonl";
   if (options.resume_step > 0) curve_ = read_metrics(path, options.resume_step);
-  metrics_ = std::make_unique<MetricsFile>(path, options.resume_step);
-  tensorboard_ = std::make_unique<TensorBoardWriter>(options.folder + "/tb");
+  or_warn(metrics_, [&] { metrics_ = std::make_unique<MetricsFile>(path, options.resume_step); });
+  or_warn(tensorboard_, [&] { tensorboard_ = std::make_unique<TensorBoardWriter>(options.folder + "/tb"); });
 }
 
 Progress::~Progress() { erase_live_line(); }
+
+// What was learnt is worth more than its record: a file that cannot be written is given up with a warning.
+template <typename File, typename Action>
+void Progress::or_warn(std::unique_ptr<File>& file, Action&& action) {
+  const auto give_up = [&](const char* reason) {
+    file.reset();
+    note(fmt::format("warning: {}; training goes on without this file", reason));
+  };
+  try {
+    action();
+  } catch (const Error& error) {
+    give_up(error.what());
+  } catch (const std::filesystem::filesystem_error& error) {
+    give_up(error.what());
+  }
+}
 
 void Progress::erase_live_line() {
   if (live_line_shown_) write_text(stderr, "\r\x1b[K");
@@ -144,7 +160,7 @@ void Progress::step(const StepReport& report) {
   curve_.train.push_back({report.step, report.loss});
   if (report.validation_loss) curve_.validation.push_back({report.step, *report.validation_loss});
   const std::string json = step_json(report) + "\n";
-  if (metrics_) metrics_->add(json);
+  if (metrics_) or_warn(metrics_, [&] { metrics_->add(json); });
   if (tensorboard_) {
     std::vector<TensorBoardScalar> scalars = {{"train/loss", report.loss},
                                               {"train/gradient_norm", report.gradient_norm},
@@ -152,7 +168,7 @@ void Progress::step(const StepReport& report) {
                                               {"speed/tokens_per_second", report.tokens_per_second},
                                               {"speed/flops_per_second", report.flops_per_second}};
     if (report.validation_loss) scalars.push_back({"validation/loss", *report.validation_loss});
-    tensorboard_->add(report.step, scalars);
+    or_warn(tensorboard_, [&] { tensorboard_->add(report.step, scalars); });
   }
   if (options_.json) return write_text(stdout, json);
   const TerminalTraits terminal = terminal_traits(stderr);
@@ -180,8 +196,11 @@ void Progress::finish() {
   }
   if (!options_.folder.empty()) {
     const std::filesystem::path folder(options_.folder);
-    write_loss_svg(curve_, options_.folder + "/loss.svg",
-                   (folder.has_filename() ? folder : folder.parent_path()).filename().string());
+    try {
+      write_loss_svg(curve_, options_.folder + "/loss.svg", (folder.has_filename() ? folder : folder.parent_path()).filename().string());
+    } catch (const Error& error) {
+      note(fmt::format("warning: {}", error.what()));
+    }
   }
 }
 

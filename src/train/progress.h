@@ -31,11 +31,12 @@ struct ProgressOptions {
 
 class Progress {
  public:
-  /// Errors: kIo when the files cannot be made.
+  /// A metrics or TensorBoard file that cannot be made or written is given up with a warning.
+  /// Errors: kIo when the folder cannot be made.
   explicit Progress(const ProgressOptions& options);
   ~Progress();
 
-  /// A step that is due to be reported. Errors: kIo when a file cannot be written; a closed pipe is ignored.
+  /// A step that is due to be reported; a closed pipe is ignored.
   void step(const StepReport& report);
 
   /// A line of its own ("checkpoint 120 saved in 0.2s") that the live line does not overwrite. Goes to stderr.
@@ -50,6 +51,8 @@ class Progress {
  private:
   class MetricsFile;
   void erase_live_line();
+  template <typename File, typename Action>
+  void or_warn(std::unique_ptr<File>& file, Action&& action);
 
   ProgressOptions options_;
   LossCurve curve_;

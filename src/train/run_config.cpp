@@ -442,7 +442,7 @@ RunConfig load_run_config(const std::string& path, std::span<const std::string> 
   std::ostringstream text;
   if (file) text << file.rdbuf();
   if (!file || file.bad() || std::filesystem::is_directory(path)) {
-    throw Error(ErrorCode::kInvalidArgument,
+    throw Error(errno == ENOENT || errno == ENOTDIR ? ErrorCode::kCorruptData : ErrorCode::kInvalidArgument,
                 "cannot read the run file {}: {}; to start from one: orrery examples llama-11m > run.toml", path,
                 std::filesystem::is_directory(path) ? "it is a folder" : std::strerror(errno != 0 ? errno : EIO));
   }

@@ -193,6 +193,8 @@ Plan plan_run(const RunSetup& setup) { return make_training_plan(setup.plan_opti
 std::string RunSetup::numerics_key() const {
   const TrainingPlanOptions& options = plan_options;
   Hash128 model_hash;
+  // Under a constant rate no step depends on how many follow: a run may be made longer.
+  const std::string steps = config.optimizer.schedule == LrScheduleName::kConstant ? "any" : fmt::format("{}", num_steps);
   model_hash.update(model_config_to_json(model, options.compute_dtype));
   return fmt::format(
       "numerics {} model {} dtype {} moments {} arithmetic {} seed {} data {} seq_len {} global_batch_size {} lanes {} tensor 1 context 1 expert 1 optimizer {} "
@@ -201,7 +203,7 @@ std::string RunSetup::numerics_key() const {
       dtype_name(options.optimizer.moment_dtype), options.compute_dtype == DType::kF32 ? "fma1" : arithmetic_name(engine.arithmetic), config.train.seed,
       train->manifest_hash().hex(), options.sequence_tokens, options.global_batch_size, options.lanes,
       config_names(OptimizerName{})[static_cast<size_t>(config.optimizer.name)], config.optimizer.lr,
-      config_names(LrScheduleName{})[static_cast<size_t>(config.optimizer.schedule)], config.optimizer.warmup_steps, num_steps, config.optimizer.beta1,
+      config_names(LrScheduleName{})[static_cast<size_t>(config.optimizer.schedule)], config.optimizer.warmup_steps, steps, config.optimizer.beta1,
       config.optimizer.beta2, config.optimizer.weight_decay, config.optimizer.clip);
 }
 

@@ -93,11 +93,16 @@ class Trainer {
 
   int run() {
     fmt::print(stderr, "{}", plan_to_text(plan_));
-    if (options_.fresh) set_aside_old_run(setup_.folder);
+    if (options_.fresh) {
+      // Before the old run is set aside: model.from may name it.
+      begin_weights();
+      set_aside_old_run(setup_.folder);
+    }
     const int64_t first_step = start_or_resume();
     write_run_file();
     if (first_step >= setup_.num_steps) {
-      fmt::print(stderr, "nothing to do: the run has {} of {} steps; to go on, raise train.steps and give --accept-changes\n", first_step, setup_.num_steps);
+      fmt::print(stderr, "nothing to do: the run has {} of {} steps; to go on, raise train.steps{}\n", first_step, setup_.num_steps,
+                 setup_.config.optimizer.schedule == LrScheduleName::kConstant ? "" : " and give --accept-changes (the learning rate's schedule ends elsewhere then)");
       print_next();
       return 0;
     }
@@ -126,6 +131,7 @@ class Trainer {
   static constexpr std::pair<StateField, std::string_view> kStateFields[] = {
       {StateField::kLow, ".low"}, {StateField::kMoment1, ".m"}, {StateField::kMoment2, ".v"}};
 
+  void begin_weights();
   int64_t start_or_resume();
   void load(const std::string& path);
   void write_run_file() const;
@@ -152,6 +158,13 @@ class Trainer {
   double peak_flops_ = 0;
 };
 
+void Trainer::begin_weights() {
+  if (setup_.base)
+    load_model(*setup_.base, physical(std::nullopt), physical(StateField::kLow));
+  else
+    engine_.initialize_weights(static_cast<uint64_t>(setup_.config.train.seed));
+}
+
 int64_t Trainer::start_or_resume() {
   const NewestCheckpoint newest = find_newest_checkpoint(setup_.folder);
   for (const SkippedCheckpoint& skipped : newest.skipped) fmt::print(stderr, "skipped   {}: {}\n", skipped.path, skipped.reason);
@@ -159,10 +172,7 @@ int64_t Trainer::start_or_resume() {
     if (!newest.skipped.empty())
       throw Error(ErrorCode::kCorruptData, "{} holds {} checkpoints and none verifies (see above); restore one, or start over with --fresh, which sets them aside",
                   setup_.folder, newest.skipped.size());
-    if (setup_.base)
-      load_model(*setup_.base, physical(std::nullopt), physical(StateField::kLow));
-    else
-      engine_.initialize_weights(static_cast<uint64_t>(setup_.config.train.seed));
+    if (!options_.fresh) begin_weights();
     return 0;
   }
   load(*newest.path);

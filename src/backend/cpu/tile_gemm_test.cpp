@@ -66,7 +66,8 @@ class TileGemmTest : public testing::Test {
 };
 
 constexpr int64_t kShapes[][3] = {{1, 16, 32},   {16, 32, 64}, {17, 16, 33}, {32, 48, 96},
-                                  {33, 64, 160}, {7, 80, 257}, {64, 32, 31}, {50, 33, 128}};
+                                  {33, 64, 160}, {7, 80, 257}, {64, 32, 31}, {50, 33, 128},
+                                  {1, 144, 96},  {2, 160, 64}, {3, 112, 96}, {4, 112, 64}, {69, 80, 1536}};
 
 TEST_F(TileGemmTest, OneArithmeticOneResult) {
   int num_native = 0;
