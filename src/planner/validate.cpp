@@ -77,12 +77,13 @@ struct Calibrated {
 
 void calibrate_source(const Rows& rows, Calibrated& out) {
   const std::string& source = rows.front()->source;
-  // Constants without the source: they are a sound start that no row of it has touched.
-  const CostConstants& constants = frozen_constants(source);
+  // A table that holds rows of the fit: constants without the source and no factors. Rows that no fit has seen, of a source that one
+  // has: what that fit learned from the source's other rows, shipped, is the start.
   const bool any_shipped = std::any_of(rows.begin(), rows.end(), [](const PublishedRun* run) { return is_shipped(*run); });
   bool known = false;
   CalibrationFactors start = shipped_factors(source, "", known);
   if (any_shipped || !known) start = {};
+  const CostConstants& constants = any_shipped ? frozen_constants(source) : default_constants();
   std::set<std::string> keys;
   for (const PublishedRun* run : rows) keys.insert(run->layout_key);
   std::map<std::string, size_t> fold_of;
