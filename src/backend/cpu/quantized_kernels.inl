@@ -133,6 +133,11 @@ void panel_rows(const std::byte* panel, int64_t k, const QuantizedBlock* x, floa
   const int64_t num_blocks = k / kQuantBlock;
   const auto* codes = reinterpret_cast<const uint8_t*>(panel);
   const uint8_t* scales = codes + quantized_code_bytes(kFormat, k);
+  // Panels lie one after the other: while this one is used, the next comes to L2. The processor's own prefetchers lose the thread where
+  // codes end and scales begin.
+  const auto* next = reinterpret_cast<const char*>(panel + quantized_panel_bytes(kFormat, k));
+  constexpr int64_t kStep = 64 * kInfo.bits;
+  const int64_t scale_lines = (quantized_panel_bytes(kFormat, k) - quantized_code_bytes(kFormat, k)) / 64;
   F32x16 acc[kRows];
   for (int r = 0; r < kRows; ++r) acc[r] = zero();
   F32x16 super_d = zero(), super_m = zero();
@@ -155,7 +160,10 @@ void panel_rows(const std::byte* panel, int64_t k, const QuantizedBlock* x, floa
     scales += quantized_block_scale_bytes(kFormat);
     Codes w[8];
     unpack_codes<kInfo.bits>(codes, w);
-    codes += 64 * kInfo.bits;
+    codes += kStep;
+#pragma GCC unroll 8
+    for (int line = 0; line < kInfo.bits; ++line) __builtin_prefetch(next + block * kStep + 64 * line, 0, 2);
+    if (block < scale_lines) __builtin_prefetch(next + num_blocks * kStep + 64 * block, 0, 2);
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
       const QuantizedBlock& a = x[r * num_blocks + block];
@@ -192,12 +200,15 @@ void panel_product_of(const std::byte* panel, int64_t k, const QuantizedBlock* x
       rows = kRows;
       panel_rows<kFormat, kRows>(panel, k, x, y, ldy);
     };
+#if ORRERY_SIMD_AVX512
     if (m >= 16 || m == 12) go.template operator()<12>();
     else if (m >= 8) go.template operator()<8>();
     else if (m >= 6) go.template operator()<6>();
-    else if (m >= 4) go.template operator()<4>();
-    else if (m == 3) go.template operator()<3>();
-    else if (m == 2) go.template operator()<2>();
+    else
+#endif
+    // Sixteen registers do not even hold a block's codes: more rows than 4 gain nothing with AVX2.
+    if (m >= 4) go.template operator()<4>();
+    else if (m >= 2) go.template operator()<2>();
     else go.template operator()<1>();
     m -= rows;
     x += rows * stride;
