@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """One run, one digest: `checkpoint hash --state` after 200 steps is the same for 1 and 2 threads, every micro-batch size, every
-recompute policy, and after SIGKILLs at random moments, saves included; and arithmetic ids emulated with f32 FMAs on AVX2 equal the
+recompute policy, data-parallel ranks as threads with ZeRO 0 and 1, and after SIGKILLs at random moments, saves included; and arithmetic ids emulated with f32 FMAs on AVX2 equal the
 native kernels. A small Llama-shaped and a small GPT-2-shaped model on text of this repository.
 
 bits_test.py ORRERY SOURCE [--kills N] [--seed S]      prints 'N passed, N failed, N skipped'
@@ -94,6 +94,23 @@ def kill_at_random_moments(bench, family, wanted, num_kills, rng):
         length *= 0.6  # the machine is quicker than it was when the length was taken
     bench.skip(f"{family}: {num_kills - kills} of {num_kills} kills", "the runs ended before them")
 
+def ranks_and_layouts(bench, family):
+    """Data-parallel ranks as threads against one rank, and one run killed and continued with 4, 3, 8 and 1 ranks."""
+    lanes = ["train.steps=40", "train.lanes=8", "checkpoint.every_steps=5"]
+    wanted = bench.train(family, lanes)
+    for ranks, zero in ((2, 0), (3, 1), (8, 0), (4, 1)):
+        bench.check(f"{family}: {ranks} ranks, ZeRO-{zero}", bench.train(family, lanes + [f"--ranks {ranks}", f"parallel.zero_stage={zero}"]), wanted)
+    for index, (ranks, zero) in enumerate(((4, 1), (3, 0), (8, 1), (1, 0))):
+        process, run = bench.start(family, lanes + [f"--ranks {ranks}", f"parallel.zero_stage={zero}"], name=f"{family}-relayout")
+        # Killed once it has saved a few steps more than it found; the last layout runs to the end.
+        until = 10 * (index + 1)
+        while index < 3 and process.poll() is None:
+            steps = [int(name[5:]) for name in os.listdir(run) if name.startswith("step-")] if os.path.isdir(run) else []
+            if steps and max(steps) >= until: process.send_signal(signal.SIGKILL)
+            time.sleep(0.002)
+        process.communicate(timeout=600)
+    bench.check(f"{family}: killed and continued with 4, 3, 8, 1 ranks", bench.digest(run), wanted)
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("orrery"); parser.add_argument("source")
@@ -115,6 +132,7 @@ def main():
             variants = [["--threads 2"], ["train.micro_batch_size=1"], ["train.micro_batch_size=2", "--threads 2", "train.recompute=selective"],
                         ["train.micro_batch_size=4", "train.recompute=full"], ["train.micro_batch_size=8", "train.recompute=full", "--threads 2"]]
             for variant in variants: bench.check(f"{family}: {' '.join(variant)}", bench.train(family, variant), wanted)
+            ranks_and_layouts(bench, family)
             kill_at_random_moments(bench, family, wanted, args.kills, rng)
         for arithmetic, flag in (("amx32", "amx_bf16"), ("dp2", "avx512_bf16")):
             if flag not in flags:

@@ -40,9 +40,11 @@ void LogicalView::copy_transposed(const Piece& piece, int64_t row_begin, int64_t
   const int64_t first = std::max(column_begin, piece.tensor_begin);
   const int64_t last = std::min(column_end, piece.tensor_begin + piece.count);
   for (int64_t j = first; j < last; ++j) {
-    std::byte* physical = piece.data + ((piece.row_begin + j - piece.tensor_begin) * rows_ + row_begin) * width;
-    std::byte* logical = bytes + (j - column_begin) * width;
-    const int64_t count = row_end - row_begin;
+    const int64_t element = (piece.row_begin + j - piece.tensor_begin) * rows_ + row_begin;
+    const int64_t from = std::max(element, piece.held_begin), count = std::min(element + row_end - row_begin, piece.held_end) - from;
+    if (count <= 0) continue;
+    std::byte* physical = piece.data + (from - piece.held_begin) * width;
+    std::byte* logical = bytes + ((from - element) * columns_ + j - column_begin) * width;
     switch (width) {
       case 1: move_column<kRead, 1>(physical, logical, count, columns_); break;
       case 2: move_column<kRead, 2>(physical, logical, count, columns_); break;
@@ -59,11 +61,11 @@ void LogicalView::copy(int64_t begin, std::byte* bytes, int64_t count) const {
   const int64_t end = begin + count;
   for (const Piece& piece : pieces_) {
     if (!piece.transpose) {
-      const int64_t first = std::max(begin, piece.tensor_begin * columns_);
-      const int64_t last = std::min(end, (piece.tensor_begin + piece.count) * columns_);
+      const int64_t to_physical = (piece.row_begin - piece.tensor_begin) * columns_;
+      const int64_t first = std::max({begin, piece.tensor_begin * columns_, piece.held_begin - to_physical});
+      const int64_t last = std::min({end, (piece.tensor_begin + piece.count) * columns_, piece.held_end - to_physical});
       if (first >= last) continue;
-      const int64_t physical = (piece.row_begin - piece.tensor_begin) * columns_ + first;
-      move_bytes<kRead>(piece.data + physical * width, bytes + (first - begin) * width, static_cast<size_t>((last - first) * width));
+      move_bytes<kRead>(piece.data + (to_physical + first - piece.held_begin) * width, bytes + (first - begin) * width, static_cast<size_t>((last - first) * width));
       continue;
     }
     // A range of a row-major matrix: the rest of a first row, whole rows, the start of a last row.
@@ -101,15 +103,28 @@ std::vector<LogicalView> logical_views(std::span<const PhysicalTensor> tensors) 
       }
       LogicalView& view = views[it->second];
       ORRERY_CHECK(view.dtype_ == tensor.dtype && view.shape_ == segment.tensor_shape, "{}: two different descriptions", segment.tensor);
-      view.pieces_.push_back({tensor.data, segment.transpose, segment.tensor_row_begin, segment.num_rows, segment.row_begin});
+      const int64_t held_end = tensor.element_end < 0 ? tensor.spec->num_elements() : tensor.element_end;
+      view.pieces_.push_back({tensor.data, tensor.element_begin, held_end, segment.transpose, segment.tensor_row_begin, segment.num_rows, segment.row_begin});
     }
   }
   for (LogicalView& view : views) {
-    std::sort(view.pieces_.begin(), view.pieces_.end(), [](const auto& a, const auto& b) { return a.tensor_begin < b.tensor_begin; });
-    int64_t next = 0;
-    for (const auto& piece : view.pieces_) {
+    std::sort(view.pieces_.begin(), view.pieces_.end(),
+              [](const auto& a, const auto& b) { return std::pair(a.tensor_begin, a.held_begin) < std::pair(b.tensor_begin, b.held_begin); });
+    int64_t next = 0, held = 0;  // rows seen so far; physical elements of the present rows that are held
+    for (size_t i = 0; i < view.pieces_.size(); ++i) {
+      const auto& piece = view.pieces_[i];
+      const int64_t width = piece.transpose ? view.rows_ : view.columns_;
+      const int64_t begin = piece.row_begin * width, end = (piece.row_begin + piece.count) * width;
+      if (held == 0) held = begin;
       ORRERY_CHECK(piece.tensor_begin == next, "{}: row {} wanted, {} found", view.name_, next, piece.tensor_begin);
+      const int64_t from = std::clamp(piece.held_begin, begin, end), to = std::clamp(piece.held_end, begin, end);
+      ORRERY_CHECK(from == to || from == held, "{}: element {} wanted, {} found", view.name_, held - begin, from - begin);
+      held = std::max(held, to);
+      const bool rows_done = i + 1 == view.pieces_.size() || view.pieces_[i + 1].tensor_begin != piece.tensor_begin;
+      if (!rows_done) continue;
+      ORRERY_CHECK(held == end, "{}: elements from {} on are held nowhere", view.name_, held - begin);
       next += piece.count;
+      held = 0;
     }
     const int64_t wanted = view.pieces_.front().transpose ? view.columns_ : view.rows_;
     ORRERY_CHECK(next == wanted, "{}: {} of {} rows are held", view.name_, next, wanted);

@@ -26,11 +26,13 @@ struct TensorSource {
   uint64_t bytes() const { return static_cast<uint64_t>(num_elements() * dtype_bytes(dtype)); }
 };
 
-/// A buffer that has the layout of `spec`: the weight, its low halves, a moment, a gradient. Not owned; `spec` must outlive the use.
+/// A buffer that holds elements [element_begin, element_end) of something with the layout of `spec`: the weight, its low halves, a
+/// moment, a gradient. element_end < 0: all elements. Not owned; `spec` must outlive the use.
 struct PhysicalTensor {
   const ParameterSpec* spec = nullptr;
-  std::byte* data = nullptr;
+  std::byte* data = nullptr;  // of element_begin
   DType dtype{};
+  int64_t element_begin = 0, element_end = -1;
 };
 
 /// One logical tensor held by physical tensors.
@@ -48,7 +50,8 @@ class LogicalView {
  private:
   friend std::vector<LogicalView> logical_views(std::span<const PhysicalTensor>);
   struct Piece {
-    std::byte* data = nullptr;
+    std::byte* data = nullptr;  // of physical element held_begin
+    int64_t held_begin = 0, held_end = 0;
     bool transpose = false;
     int64_t tensor_begin = 0, count = 0;  // logical rows, or columns when transposed
     int64_t row_begin = 0;                // first physical row
@@ -66,8 +69,8 @@ class LogicalView {
   std::vector<Piece> pieces_;
 };
 
-/// The logical tensors of these parameters, in order of first appearance. Aborts when a tensor is not covered exactly once: a bug in
-/// a model builder.
+/// The logical tensors of these parameters, in order of first appearance; a parameter may come in several buffers, the shards of a
+/// data-parallel group. Aborts when a tensor's elements are not covered exactly once: a bug in a model builder or a plan.
 std::vector<LogicalView> logical_views(std::span<const PhysicalTensor> tensors);
 
 /// As sources for a writer, their names followed by `suffix` ("", ".low", ".m", ".v").

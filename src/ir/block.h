@@ -82,7 +82,7 @@ struct Op {
   bool recomputed = false;  // put into the backward by the recompute pass
 };
 
-enum class Phase : uint8_t { kForward, kBackward, kMerge, kZero, kOptimizer, kEval, kCount };
+enum class Phase : uint8_t { kForward, kBackward, kMerge, kZero, kNorm, kOptimizer, kEval, kCount };
 std::string_view phase_name(Phase phase);
 
 struct Block {

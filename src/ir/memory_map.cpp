@@ -16,6 +16,18 @@ std::string_view memory_class_name(MemoryClass memory_class) {
   return kNames[static_cast<size_t>(memory_class)];
 }
 
+GradientLayout gradient_layout(const Stage& stage) {
+  GradientLayout layout;
+  layout.offset.assign(stage.parameters.size(), {-1, -1});
+  for (int accumulator = 0; accumulator < 2; ++accumulator)
+    for (size_t i = 0; i < stage.parameters.size(); ++i) {
+      if (accumulator >= stage.parameters[i].num_accumulators) continue;
+      layout.offset[i][static_cast<size_t>(accumulator)] = layout.num_elements;
+      layout.num_elements += align_up(stage.parameters[i].num_elements(), kArenaAlignment / 4);
+    }
+  return layout;
+}
+
 namespace {
 
 bool overlap_in_time(const PlacedBuffer& a, const PlacedBuffer& b) { return a.begin < b.end && b.begin < a.end; }
@@ -136,28 +148,27 @@ class Layout {
     // A weight that only packed products read exists in its packed form alone.
     for (size_t i = 0; i < count; ++i)
       if (plain[i]) map_.parameter_offset[i] = take(stage_.parameters[i].num_elements() * dtype_bytes(stage_.compute_dtype), MemoryClass::kWeights);
+    map_.state_range = options_.state_range;
+    if (map_.state_range.empty())
+      for (const ParameterSpec& spec : stage_.parameters) map_.state_range.push_back({0, spec.num_elements()});
     if (!trains()) return;
-    if (stage_.compute_dtype == DType::kBF16)
+    const auto take_state = [&](StateField field, DType dtype, MemoryClass memory_class) {
       for (size_t i = 0; i < count; ++i)
-        map_.state_offset[i][static_cast<size_t>(StateField::kLow)] = take(stage_.parameters[i].num_elements() * 2, MemoryClass::kMasterLow);
-    for (int moment = 0; moment < options_.num_moments; ++moment)
-      for (size_t i = 0; i < count; ++i)
-        map_.state_offset[i][static_cast<size_t>(StateField::kMoment1) + moment] =
-            take(stage_.parameters[i].num_elements() * dtype_bytes(options_.moment_dtype), MemoryClass::kMoments);
+        if (const int64_t kept = map_.state_range[i][1] - map_.state_range[i][0]; kept > 0)
+          map_.state_offset[i][static_cast<size_t>(field)] = take(kept * dtype_bytes(dtype), memory_class);
+    };
+    if (stage_.compute_dtype == DType::kBF16) take_state(StateField::kLow, DType::kI16, MemoryClass::kMasterLow);
+    for (StateField field : {StateField::kMoment1, StateField::kMoment2})
+      if (static_cast<int>(field) - static_cast<int>(StateField::kMoment1) < options_.num_moments) take_state(field, options_.moment_dtype, MemoryClass::kMoments);
   }
 
   void gradients() {
     if (!trains()) return;
-    map_.gradient_offset.assign(stage_.parameters.size(), {-1, -1});
-    int64_t offset = 0;
-    for (size_t i = 0; i < stage_.parameters.size(); ++i)
-      for (int accumulator = 0; accumulator < stage_.parameters[i].num_accumulators; ++accumulator) {
-        map_.gradient_offset[i][accumulator] = offset;
-        offset += align_up(stage_.parameters[i].num_elements() * 4, kArenaAlignment);
-      }
-    map_.gradient_buffer_bytes = offset;
+    const GradientLayout layout = gradient_layout(stage_);
+    for (const auto& offset : layout.offset) map_.gradient_offset.push_back({offset[0] < 0 ? -1 : offset[0] * 4, offset[1] < 0 ? -1 : offset[1] * 4});
+    map_.gradient_buffer_bytes = layout.num_elements * 4;
     for (int buffer = 0; buffer < schedule_.num_gradient_buffers; ++buffer)
-      map_.gradient_buffer_offset.push_back(take(offset, MemoryClass::kGradients));
+      map_.gradient_buffer_offset.push_back(take(map_.gradient_buffer_bytes, MemoryClass::kGradients));
   }
 
   void constants() {
@@ -222,7 +233,7 @@ void Layout::activations() {
   };
   std::vector<WorkspaceRef> workspaces;
   int64_t time = 0;
-  for (Phase phase : {Phase::kForward, Phase::kBackward, Phase::kEval, Phase::kZero, Phase::kMerge, Phase::kOptimizer}) {
+  for (Phase phase : {Phase::kForward, Phase::kBackward, Phase::kEval, Phase::kZero, Phase::kMerge, Phase::kNorm, Phase::kOptimizer}) {
     const std::vector<Op>& ops = stage_.block(phase).ops;
     auto& offsets = map_.workspace_offset[static_cast<size_t>(phase)];
     auto& sizes = map_.workspace_bytes[static_cast<size_t>(phase)];

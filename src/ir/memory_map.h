@@ -23,10 +23,19 @@ constexpr int64_t align_up(int64_t bytes, int64_t alignment) { return (bytes + a
 /// Workspace bytes of an op at the stage's bounds, for the machine the plan is made for. Pure (backend kernel traits).
 using WorkspaceBytes = std::function<int64_t(const Stage&, const Op&)>;
 
+/// Where each accumulator of each parameter starts inside a gradient buffer, in f32 elements, -1 where there is none; first uses in model
+/// order, then second uses. A function of the parameters alone, so that every rank and pass agrees.
+struct GradientLayout {
+  std::vector<std::array<int64_t, 2>> offset;
+  int64_t num_elements = 0;
+};
+GradientLayout gradient_layout(const Stage& stage);
+
 struct MemoryMap {
   /// Persistent buffers: bytes from the arena's start; -1 where there is none.
   std::vector<int64_t> parameter_offset;                // by parameter: the compute weight
-  std::vector<std::array<int64_t, 3>> state_offset;     // by parameter and StateField
+  std::vector<std::array<int64_t, 3>> state_offset;     // by parameter and StateField: of the first element that this rank keeps
+  std::vector<std::array<int64_t, 2>> state_range;      // by parameter: elements [begin, end) whose state this rank keeps
   std::vector<int64_t> gradient_buffer_offset;          // by gradient buffer
   std::vector<std::array<int64_t, 2>> gradient_offset;  // by parameter and accumulator, inside a gradient buffer
   int64_t gradient_buffer_bytes = 0;
@@ -51,6 +60,7 @@ struct MemoryMap {
 struct MemoryMapOptions {
   DType moment_dtype = DType::kF32;
   int num_moments = 2;                // AdamW 2, SGD with momentum and Lion 1
+  std::vector<std::array<int64_t, 2>> state_range;  // by parameter: elements whose state this rank keeps; empty: all of them
   int64_t batch_sequences = 0;        // the step's sequences on this rank (training and evaluation batches)
   int64_t sequence_tokens = 0;
   int64_t kv_blocks = 0;              // serving

@@ -20,6 +20,12 @@ Stream stream_of(ActionKind kind) {
   }
 }
 
+int64_t num_sequences(const Schedule& schedule) {
+  int64_t count = 0;
+  for (const MicroBatch& batch : schedule.micro_batches) count += batch.num_sequences;
+  return count;
+}
+
 std::string to_string(const Action& action, const Schedule& schedule) {
   const std::string stage =
       schedule.stage_of_chunk.size() > 1 ? fmt::format("{}", schedule.stage_of_chunk[static_cast<size_t>(action.chunk)]) : std::string();
@@ -32,6 +38,7 @@ std::string to_string(const Action& action, const Schedule& schedule) {
     case ActionKind::kBackwardWeight: return fmt::format("{}W{}", stage, action.micro_batch);
     case ActionKind::kZero: return fmt::format("{}Z{}", stage, action.gradient_buffer);
     case ActionKind::kMerge: return fmt::format("{}M{}>{}", stage, action.source_buffer, action.gradient_buffer);
+    case ActionKind::kNorm: return "NORM";
     case ActionKind::kOptimizer: return "OPT";
     case ActionKind::kSendActivation: return fmt::format("{}SF{}>{}", stage, action.micro_batch, action.peer);
     case ActionKind::kRecvActivation: return fmt::format("{}RF{}<{}", stage, action.micro_batch, action.peer);

@@ -25,7 +25,8 @@ enum class ActionKind : uint8_t {
   kBackwardWeight,  // W2
   kZero,            // Z0    zeroes the accumulators of gradient buffer 0 that are written row by row
   kMerge,           // M1>0  adds gradient buffer 1 to buffer 0
-  kOptimizer,       // OPT   norm, clip, update
+  kNorm,            // NORM  the second uses of tied matrices join; squared sums of the rank's part of the reduced gradients
+  kOptimizer,       // OPT   clip, update
   // ---- kPoint
   kSendActivation,  // SF2>1 output of a chunk for micro-batch 2, to rank 1
   kRecvActivation,  // RF2<0
@@ -78,13 +79,18 @@ struct Action {
 /// One rank's.
 struct Schedule {
   int64_t lanes = 1;  // NUMERICS rule 4: the order in which sequences' gradients meet
+  int64_t sequences_per_lane = 1;
+  int64_t first_lane = 0;  // of this rank's share, whose first sequence is sequence 0 of the micro-batches
   std::vector<MicroBatch> micro_batches;
   std::vector<Action> actions;
   std::vector<int32_t> stage_of_chunk = {0};  // which stage of the pipeline each chunk is
   std::vector<int32_t> num_slots;             // by chunk: micro-batches whose activations are alive at one time
   int32_t num_gradient_buffers = 0;
+  std::vector<int32_t> piece_buffers;  // that hold the sums of the rank's first chunk when its last backward is done: nodes of the lane tree, in lane order
   bool operator==(const Schedule&) const = default;
 };
+
+int64_t num_sequences(const Schedule& schedule);
 
 /// "F2"; with more than one chunk a rank the stage stands before it: "3F2", as in PyTorch's pipeline schedules.
 std::string to_string(const Action& action, const Schedule& schedule);

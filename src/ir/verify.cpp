@@ -93,7 +93,7 @@ class Verifier {
       persistent(spec.name, map_.parameter_offset[i], spec.num_elements() * dtype_bytes(stage_.compute_dtype));
       if (i < map_.state_offset.size())
         for (size_t field = 0; field < 3; ++field)
-          persistent(fmt::format("{} state {}", spec.name, field), map_.state_offset[i][field], spec.num_elements() * 2);
+          persistent(fmt::format("{} state {}", spec.name, field), map_.state_offset[i][field], (map_.state_range[i][1] - map_.state_range[i][0]) * 2);
     }
     for (const Value& value : stage_.values)
       if (value.kind == ValueKind::kParameter && value.sub == 1) persistent(value.name, map_.packed_offset[static_cast<size_t>(value.index)], value.bytes());
@@ -120,8 +120,8 @@ class Verifier {
     }
     for (size_t i = 0; i < progress.size(); ++i)
       if (progress[i] != 2) problem("micro-batch {} is not both run forward and backward", i);
-    if (!schedule_.actions.empty() && (num_optimizer != 1 || schedule_.actions.back().kind != ActionKind::kOptimizer))
-      problem("the schedule does not end in one OPT");
+    const auto last_compute = std::find_if(schedule_.actions.rbegin(), schedule_.actions.rend(), [](const Action& action) { return stream_of(action.kind) == Stream::kCompute; });
+    if (!schedule_.actions.empty() && (num_optimizer != 1 || last_compute->kind != ActionKind::kOptimizer)) problem("the schedule does not end in one OPT");
   }
 
   Range range_of(ValueId id) const {
@@ -214,17 +214,30 @@ class Verifier {
     filled_[action.gradient_buffer] = stack[0];
   }
 
-  void check_gradient_sum() {
-    if (filled_.size() != 1 || !filled_.count(0)) {
-      problem("OPT runs while {} gradient buffers hold sums; wanted buffer 0 alone", filled_.size());
+  // The nodes of the lane tree that make up this rank's lanes, each in the buffer that piece_buffers names, and nothing else.
+  void check_gradient_sums() {
+    const int64_t per_lane = schedule_.sequences_per_lane;
+    const int64_t count = num_sequences(schedule_);
+    if (per_lane < 1 || count % per_lane != 0) {
+      problem("{} sequences do not fill lanes of {}", count, per_lane);
       return;
     }
-    int64_t num_sequences = 0;
-    for (const MicroBatch& batch : schedule_.micro_batches) num_sequences += batch.num_sequences;
-    if (schedule_.lanes < 1 || num_sequences % schedule_.lanes != 0)
-      problem("{} sequences do not fill {} lanes", num_sequences, schedule_.lanes);
-    else if (filled_[0] != lane_tree(0, schedule_.lanes, num_sequences / schedule_.lanes))
-      problem("the gradient sum that reaches OPT is not the lane tree over {} sequences in {} lanes", num_sequences, schedule_.lanes);
+    if (filled_.size() != schedule_.piece_buffers.size()) {
+      problem("NORM runs while {} gradient buffers hold sums; wanted {}", filled_.size(), schedule_.piece_buffers.size());
+      return;
+    }
+    const int64_t end = schedule_.first_lane + count / per_lane;
+    int64_t lane = schedule_.first_lane;
+    for (int32_t buffer : schedule_.piece_buffers) {
+      int64_t size = 1;
+      while (lane % (2 * size) == 0 && lane + 2 * size <= end) size *= 2;
+      if (lane >= end || !filled_.count(buffer) || filled_[buffer] != lane_tree(lane - schedule_.first_lane, size, per_lane)) {
+        problem("the sum in gradient buffer {} is not the lane tree over lanes {} to {} of {}", buffer, lane, lane + size - 1, schedule_.lanes);
+        return;
+      }
+      lane += size;
+    }
+    if (lane != end) problem("lanes {} to {} reach no gradient buffer", lane, end - 1);
   }
 
   void run_action(const Action& action) {
@@ -265,8 +278,20 @@ class Verifier {
         filled_[action.gradient_buffer] = node(filled_[action.gradient_buffer], filled_[action.source_buffer]);
         filled_.erase(action.source_buffer);
         return;
+      case ActionKind::kNorm:
+        check_gradient_sums();
+        if (schedule_.piece_buffers.empty() || action.gradient_buffer != schedule_.piece_buffers.front()) problem("{} reads gradient buffer {}, which is not where the sum is", name, action.gradient_buffer);
+        owners_.clear();
+        run_ops(Phase::kNorm, name);
+        normed_ = true;
+        return;
+      case ActionKind::kReduceScatterGradients:
+      case ActionKind::kExchangeSums:
+      case ActionKind::kAllGatherGradients:
+      case ActionKind::kAllGatherParameters: return;  // between ranks: verify_schedules.h
       case ActionKind::kOptimizer:
-        check_gradient_sum();
+        if (!normed_) problem("OPT comes before NORM");
+        if (schedule_.piece_buffers.empty() || action.gradient_buffer != schedule_.piece_buffers.front()) problem("{} reads gradient buffer {}, which is not where the sum is", name, action.gradient_buffer);
         owners_.clear();
         run_ops(Phase::kOptimizer, name);
         return;
@@ -282,6 +307,7 @@ class Verifier {
   std::map<int32_t, uint64_t> filled_;  // gradient buffer -> hash of the sum it holds
   std::set<int32_t> zeroed_;
   Action forward_;
+  bool normed_ = false;
   std::vector<std::string> problems_;
 };
 

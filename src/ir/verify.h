@@ -14,7 +14,7 @@ namespace orrery {
 ///   - an op reads only bytes that hold the value it means, written earlier for the same micro-batch (no read before write, no
 ///     reuse while live), and its outputs and workspace overlap none of its inputs unless they are the same value in place;
 ///   - each micro-batch has one forward, then one backward, and OPT comes last, once;
-///   - gradient buffers: zeroed before row-wise accumulation, and the sum that reaches OPT in buffer 0 is that of all sequences, in
+///   - gradient buffers: zeroed before row-wise accumulation, and the sums that reach NORM are those of the rank's lanes, in
 ///     the association that NUMERICS rules 3 and 4 fix; forward and backward of a micro-batch add to the same buffer.
 /// Cost: O(actions * operands * log(buffers)).
 std::vector<std::string> verify_plan(const Stage& stage, const Schedule& schedule, const MemoryMap& map);

@@ -1,14 +1,26 @@
 #include "parallel/lanes.h"
 
+#include "base/error.h"
 #include "parallel/lower_pipeline.h"
 
 namespace orrery {
 
+int64_t first_lane_of(const LaneSchedule& options, int64_t rank) { return rank * options.lanes / options.num_ranks; }
+
 Schedule lane_schedule(const LaneSchedule& options, bool needs_zero) {
-  const LaneShare share{options.global_batch_size, options.lanes, options.micro_batch_size};
+  if (options.num_ranks > options.lanes)
+    throw Error(ErrorCode::kInvalidConfig,
+                "parallel.data_parallel_size = {} is more than train.lanes = {}: each data-parallel rank holds at least one lane; use at most {} ranks, or set train.lanes to a "
+                "larger power of two that divides train.global_batch_size = {}",
+                options.num_ranks, options.lanes, options.lanes, options.global_batch_size);
+  LaneShare share{options.global_batch_size, options.lanes, options.micro_batch_size};
+  share.first_lane = first_lane_of(options, options.rank);
+  share.num_lanes = first_lane_of(options, options.rank + 1) - share.first_lane;
   PipelineOptions pipeline;
   pipeline.num_micro_batches = static_cast<int32_t>(lane_folds(share).micro_batches.size());
-  return lower_pipeline(pipeline_order(pipeline), {.share = share, .needs_zero = needs_zero}).front();
+  Schedule schedule = lower_pipeline(pipeline_order(pipeline), {.share = share, .needs_zero = needs_zero}).front();
+  schedule.actions.pop_back();  // OPT: what comes before it between ranks is append_update's (data.h)
+  return schedule;
 }
 
 }  // namespace orrery

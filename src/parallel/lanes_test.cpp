@@ -24,7 +24,8 @@ std::string tree_sum(int64_t first, int64_t count, int64_t per_lane) {
   return "(" + tree_sum(first, count / 2, per_lane) + "+" + tree_sum(first + count / 2, count / 2, per_lane) + ")";
 }
 
-std::string run(const Schedule& schedule) {
+// The sums that are left, in lane order.
+std::vector<std::string> run(const Schedule& schedule) {
   std::map<int, std::string> buffers;
   for (const Action& action : schedule.actions) {
     if (action.kind == ActionKind::kMerge)
@@ -45,7 +46,9 @@ std::string run(const Schedule& schedule) {
     EXPECT_EQ(stack.size(), 1u);
     buffers[action.gradient_buffer] = stack[0];
   }
-  return buffers.at(0);
+  std::vector<std::string> sums;
+  for (int32_t buffer : schedule.piece_buffers) sums.push_back(buffers.at(buffer));
+  return sums;
 }
 
 TEST(LaneSchedule, SameSumForEveryMicroBatchSize) {
@@ -53,7 +56,7 @@ TEST(LaneSchedule, SameSumForEveryMicroBatchSize) {
     for (int64_t per_lane : {1, 2, 3, 4, 5})
       for (int64_t micro_batch = 1; micro_batch <= lanes * per_lane; ++micro_batch) {
         const Schedule schedule = lane_schedule({lanes * per_lane, lanes, micro_batch}, false);
-        EXPECT_EQ(run(schedule), tree_sum(0, lanes, per_lane)) << lanes << " " << per_lane << " " << micro_batch;
+        EXPECT_EQ(run(schedule), std::vector{tree_sum(0, lanes, per_lane)}) << lanes << " " << per_lane << " " << micro_batch;
         const int64_t whole = micro_batch >= per_lane ? std::min<int64_t>(lanes, std::bit_floor(static_cast<uint64_t>(micro_batch / per_lane))) : 0;
         const int log_lanes = std::countr_zero(static_cast<uint64_t>(lanes));
         const int bound = whole ? std::max(1, log_lanes - std::countr_zero(static_cast<uint64_t>(whole))) : log_lanes + 1;
@@ -61,14 +64,42 @@ TEST(LaneSchedule, SameSumForEveryMicroBatchSize) {
       }
 }
 
+// A rank that holds lanes [begin, end) ends with the largest nodes of the lane tree inside them, and no sum reaches beyond its share.
+TEST(LaneSchedule, SharesOfRanksAreNodesOfTheTree) {
+  for (int64_t lanes : {1, 2, 4, 8, 16})
+    for (int64_t ranks = 1; ranks <= lanes; ++ranks)
+      for (int64_t per_lane : {1, 2, 3})
+        for (int64_t micro_batch : {1, 2, 3, 4, 7, 16}) {
+          int64_t expected_first = 0;
+          for (int64_t rank = 0; rank < ranks; ++rank) {
+            const LaneSchedule options{lanes * per_lane, lanes, micro_batch, ranks, rank};
+            const Schedule schedule = lane_schedule(options, false);
+            const int64_t begin = first_lane_of(options, rank), end = first_lane_of(options, rank + 1);
+            EXPECT_EQ(begin, expected_first);
+            expected_first = end;
+            EXPECT_EQ(num_sequences(schedule), (end - begin) * per_lane);
+            std::vector<std::string> wanted;
+            for (int64_t lane = begin; lane < end;) {
+              int64_t size = 1;
+              while (lane % (2 * size) == 0 && lane + 2 * size <= end) size *= 2;
+              wanted.push_back(tree_sum(lane - begin, size, per_lane));  // sequences are counted from the rank's first
+              lane += size;
+            }
+            EXPECT_EQ(run(schedule), wanted) << lanes << " lanes, rank " << rank << " of " << ranks << ", " << per_lane << " a lane, micro-batch " << micro_batch;
+          }
+          EXPECT_EQ(expected_first, lanes);
+        }
+}
+
 TEST(LaneSchedule, RefusesLanesThatDoNotDivide) {
+  EXPECT_THROW(lane_schedule({4, 2, 1, 3, 0}, false), Error);
   EXPECT_THROW(lane_schedule({6, 4, 1}, false), Error);
   EXPECT_THROW(lane_schedule({6, 3, 1}, false), Error);
 }
 
 TEST(LaneSchedule, PrintsActions) {
-  EXPECT_EQ(to_string(lane_schedule({2, 2, 1}, true)), "Z0 F0 B0 F1 B1 OPT");
-  EXPECT_EQ(to_string(lane_schedule({4, 2, 1}, false)), "F0 B0 F1 B1 F2 B2 F3 B3 M1>0 OPT");
+  EXPECT_EQ(to_string(lane_schedule({2, 2, 1}, true)), "Z0 F0 B0 F1 B1");
+  EXPECT_EQ(to_string(lane_schedule({4, 2, 1}, false)), "F0 B0 F1 B1 F2 B2 F3 B3 M1>0");
 }
 
 }  // namespace

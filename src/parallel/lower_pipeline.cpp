@@ -19,6 +19,8 @@ class RankLowering {
   RankLowering(const PipelineOrder& order, int32_t rank, const LaneFolds& folds, const LowerOptions& options)
       : order_(order), steps_(order.steps[static_cast<size_t>(rank)]), rank_(rank), folds_(folds), options_(options) {
     schedule_.lanes = options.share.lanes;
+    schedule_.sequences_per_lane = options.share.global_batch_size / options.share.lanes;
+    schedule_.first_lane = options.share.first_lane;
     schedule_.micro_batches = folds.micro_batches;
     schedule_.stage_of_chunk.clear();
     for (int32_t stage = 0; stage < order.num_stages(); ++stage)
@@ -38,6 +40,7 @@ class RankLowering {
         backward(step);
       for (const auto& [chunk, micro_batch] : released_at_[position]) release(chunk, micro_batch);
     }
+    for (const FinishedSum& finished : folds_.finished) schedule_.piece_buffers.push_back(chunk(0).buffer_of_sum[static_cast<size_t>(finished.sum)]);
     Action optimizer;
     optimizer.kind = ActionKind::kOptimizer;
     schedule_.actions.push_back(optimizer);

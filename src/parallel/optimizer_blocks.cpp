@@ -22,40 +22,40 @@ ValueId step_value(BlockBuilder& builder, StepField field, const std::string& na
   return builder.add_value(std::move(value));
 }
 
-ValueId state_value(BlockBuilder& builder, int32_t parameter, StateField field, DType dtype) {
-  const ParameterSpec& spec = builder.stage().parameters[parameter];
+// The state that this rank keeps of a parameter: `count` elements, whose first one the memory map places.
+ValueId state_value(BlockBuilder& builder, int32_t parameter, StateField field, DType dtype, int64_t count) {
   Value value;
-  value.name = spec.name + (field == StateField::kLow ? ".low" : field == StateField::kMoment1 ? ".m" : ".v");
+  value.name = builder.stage().parameters[parameter].name + (field == StateField::kLow ? ".low" : field == StateField::kMoment1 ? ".m" : ".v");
   value.dtype = dtype;
-  value.shape = {{spec.num_elements()}};
+  value.shape = {{count}};
   value.kind = ValueKind::kState;
   value.index = parameter;
   value.sub = static_cast<int32_t>(field);
   return builder.add_value(std::move(value));
 }
 
-// A flat view of rows of a parameter's gradient (role 0, accumulator 0).
-ValueId gradient_rows(BlockBuilder& builder, int32_t parameter, int64_t row_begin, int64_t num_rows, const std::string& name) {
-  const ParameterSpec& spec = builder.stage().parameters[parameter];
+// Elements of a parameter's gradient as a vector.
+ValueId gradient_elements(BlockBuilder& builder, int32_t parameter, int32_t accumulator, OwnedElements range, const std::string& name) {
   Value value;
   value.name = "d" + name;
   value.dtype = DType::kF32;
-  value.shape = {{num_rows * spec.columns()}};
+  value.shape = {{range.size()}};
   value.kind = ValueKind::kGradient;
   value.index = parameter;
-  value.element_offset = row_begin * spec.columns();
+  value.sub = accumulator;
+  value.element_offset = range.begin;
   return builder.add_value(std::move(value));
 }
 
-// The compute weight as a flat vector, for elementwise kernels.
-ValueId flat_weight(BlockBuilder& builder, int32_t parameter) {
-  const ParameterSpec& spec = builder.stage().parameters[parameter];
+// Elements of the compute weight as a vector, for elementwise kernels.
+ValueId weight_elements(BlockBuilder& builder, int32_t parameter, OwnedElements range) {
   Value value;
-  value.name = spec.name + ".flat";
+  value.name = builder.stage().parameters[parameter].name + ".flat";
   value.dtype = builder.stage().compute_dtype;
-  value.shape = {{spec.num_elements()}};
+  value.shape = {{range.size()}};
   value.kind = ValueKind::kParameter;
   value.index = parameter;
+  value.element_offset = range.begin;
   return builder.add_value(std::move(value));
 }
 
@@ -68,43 +68,58 @@ bool needs_zeroed_gradients(const Stage& stage) {
   return std::any_of(ops.begin(), ops.end(), [](const Op& op) { return op.kind == OpKind::kEmbeddingGrad; });
 }
 
-void build_optimizer_blocks(Stage& stage, const OptimizerBlockOptions& options) {
-  BlockBuilder zero(stage, Phase::kZero), merge(stage, Phase::kMerge), optimizer(stage, Phase::kOptimizer);
+int64_t build_optimizer_blocks(Stage& stage, const OptimizerBlockOptions& options, const std::vector<OwnedElements>& owned, int zero_stage, int64_t num_exchanged) {
+  BlockBuilder zero(stage, Phase::kZero), merge(stage, Phase::kMerge), norm(stage, Phase::kNorm), optimizer(stage, Phase::kOptimizer);
   const std::vector<Op> backward = stage.block(Phase::kBackward).ops;
   for (const Op& op : backward)
     if (op.kind == OpKind::kEmbeddingGrad) zero.emit(OpKind::kZero, {}, NoAttributes{}, {op.outputs[0]});
 
-  for (int32_t parameter = 0; parameter < static_cast<int32_t>(stage.parameters.size()); ++parameter)
+  const auto num_parameters = static_cast<int32_t>(stage.parameters.size());
+  for (int32_t parameter = 0; parameter < num_parameters; ++parameter)
     for (int32_t accumulator = 0; accumulator < stage.parameters[parameter].num_accumulators; ++accumulator)
       merge.emit(OpKind::kAccumulate, {gradient_value(stage, parameter, accumulator, 1)}, NoAttributes{},
                  {gradient_value(stage, parameter, accumulator, 0)});
 
   // The two uses of a tied matrix meet after the lane tree (NUMERICS rule 6).
-  for (int32_t parameter = 0; parameter < static_cast<int32_t>(stage.parameters.size()); ++parameter)
-    for (int32_t accumulator = 1; accumulator < stage.parameters[parameter].num_accumulators; ++accumulator)
-      optimizer.emit(OpKind::kAccumulate, {gradient_value(stage, parameter, accumulator)}, NoAttributes{}, {gradient_value(stage, parameter, 0)});
+  for (int32_t parameter = 0; parameter < num_parameters; ++parameter)
+    for (int32_t accumulator = 1; accumulator < stage.parameters[parameter].num_accumulators; ++accumulator) {
+      const OwnedElements range = owned[static_cast<size_t>(parameter)];
+      const std::string& name = stage.parameters[parameter].name;
+      if (range.size() == 0) continue;
+      const ValueId first = gradient_elements(norm, parameter, 0, range, name), second = gradient_elements(norm, parameter, accumulator, range, name);
+      norm.emit(OpKind::kAccumulate, {second}, NoAttributes{}, {first});
+    }
 
   // Norm, in model order of the logical tensors.
   struct Piece {
     int32_t parameter;
-    int64_t row_begin, num_rows;
+    OwnedElements elements;  // of the whole tensor in the parameter
     std::string tensor;
   };
   std::map<int32_t, Piece> pieces;
-  for (int32_t parameter = 0; parameter < static_cast<int32_t>(stage.parameters.size()); ++parameter)
+  for (int32_t parameter = 0; parameter < num_parameters; ++parameter) {
+    const int64_t columns = stage.parameters[parameter].columns();
     for (const ParameterSegment& segment : stage.parameters[parameter].segments) {
-      const bool fresh = pieces.emplace(segment.tensor_index, Piece{parameter, segment.row_begin, segment.num_rows, segment.tensor}).second;
+      const OwnedElements elements{segment.row_begin * columns, (segment.row_begin + segment.num_rows) * columns};
+      const bool fresh = pieces.emplace(segment.tensor_index, Piece{parameter, elements, segment.tensor}).second;
       ORRERY_CHECK(fresh, "tensor {} fills two places", segment.tensor);
     }
+  }
+  const auto num_blocks_of = [](int64_t count) { return (count + kNormBlock - 1) / kNormBlock; };
   int64_t num_blocks = 0;
   for (const auto& [index, piece] : pieces) {
-    const ValueId gradient = gradient_rows(optimizer, piece.parameter, piece.row_begin, piece.num_rows, piece.tensor);
-    const int64_t count = (num_elements(stage.value(gradient).shape) + kNormBlock - 1) / kNormBlock;
-    const ValueId sums = step_value(optimizer, StepField::kSquaredSums, "sums." + piece.tensor, DType::kF64, count, num_blocks);
-    optimizer.emit(OpKind::kSquaredSums, {gradient}, NoAttributes{}, {sums});
-    num_blocks += count;
+    const OwnedElements mine{std::max(piece.elements.begin, owned[static_cast<size_t>(piece.parameter)].begin), std::min(piece.elements.end, owned[static_cast<size_t>(piece.parameter)].end)};
+    if (mine.begin < mine.end) {
+      const int64_t before = mine.begin - piece.elements.begin;
+      ORRERY_CHECK(before % kNormBlock == 0 && (mine.end == piece.elements.end || (mine.end - piece.elements.begin) % kNormBlock == 0), "{} is cut inside a norm block", piece.tensor);
+      const ValueId gradient = gradient_elements(norm, piece.parameter, 0, mine, piece.tensor);
+      const ValueId sums = step_value(norm, StepField::kSquaredSums, "sums." + piece.tensor, DType::kF64, num_blocks_of(mine.size()), num_blocks + before / kNormBlock);
+      norm.emit(OpKind::kSquaredSums, {gradient}, NoAttributes{}, {sums});
+    }
+    num_blocks += num_blocks_of(piece.elements.size());
   }
   const ValueId sums = step_value(optimizer, StepField::kSquaredSums, "sums", DType::kF64, num_blocks);
+  if (num_exchanged > 0) step_value(optimizer, StepField::kSquaredSums, "exchanged", DType::kF64, num_exchanged, num_blocks);
   const ValueId num_valid = step_value(optimizer, StepField::kNumValid, "num_valid", DType::kI32, 1);
   const ValueId hyper = step_value(optimizer, StepField::kHyper, "hyper", DType::kU8, sizeof(OptimizerHyper));
   const ValueId scale = step_value(optimizer, StepField::kScale, "scale", DType::kF32, 2);
@@ -112,15 +127,17 @@ void build_optimizer_blocks(Stage& stage, const OptimizerBlockOptions& options) 
   optimizer.emit(OpKind::kOptimizerScale, {sums, num_valid, hyper}, NoAttributes{}, {scale, stats});
 
   const OpKind update = options.kind == OptimizerKind::kAdamW ? OpKind::kAdamW : options.kind == OptimizerKind::kSgd ? OpKind::kSgd : OpKind::kLion;
-  for (int32_t parameter = 0; parameter < static_cast<int32_t>(stage.parameters.size()); ++parameter) {
-    const ParameterSpec& spec = stage.parameters[parameter];
-    std::vector<ValueId> outputs = {flat_weight(optimizer, parameter)};
-    if (stage.compute_dtype == DType::kBF16) outputs.push_back(state_value(optimizer, parameter, StateField::kLow, DType::kI16));
-    outputs.push_back(state_value(optimizer, parameter, StateField::kMoment1, options.moment_dtype));
-    if (num_moments(options.kind) > 1) outputs.push_back(state_value(optimizer, parameter, StateField::kMoment2, options.moment_dtype));
-    const ValueId gradient = gradient_rows(optimizer, parameter, 0, spec.rows(), spec.name);
-    optimizer.emit(update, {gradient, scale, hyper}, OptimizerAttributes{spec.decay}, outputs);
+  for (int32_t parameter = 0; parameter < num_parameters; ++parameter) {
+    const OwnedElements range = zero_stage >= 1 ? owned[static_cast<size_t>(parameter)] : OwnedElements{0, stage.parameters[parameter].num_elements()};
+    if (range.size() == 0) continue;
+    std::vector<ValueId> outputs = {weight_elements(optimizer, parameter, range)};
+    if (stage.compute_dtype == DType::kBF16) outputs.push_back(state_value(optimizer, parameter, StateField::kLow, DType::kI16, range.size()));
+    outputs.push_back(state_value(optimizer, parameter, StateField::kMoment1, options.moment_dtype, range.size()));
+    if (num_moments(options.kind) > 1) outputs.push_back(state_value(optimizer, parameter, StateField::kMoment2, options.moment_dtype, range.size()));
+    const ValueId gradient = gradient_elements(optimizer, parameter, 0, range, stage.parameters[parameter].name);
+    optimizer.emit(update, {gradient, scale, hyper}, OptimizerAttributes{stage.parameters[parameter].decay}, outputs);
   }
+  return num_blocks;
 }
 
 }  // namespace orrery

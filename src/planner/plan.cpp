@@ -51,7 +51,6 @@ Stage build_stage(const TrainingPlanOptions& options, int64_t micro_batch_size, 
     fuse_forward(stage, Phase::kEval);
   }
   remove_copies(stage);
-  build_optimizer_blocks(stage, options.optimizer);
   return stage;
 }
 
@@ -61,11 +60,18 @@ Plan build_plan(const TrainingPlanOptions& options, int64_t micro_batch_size, Re
   plan.micro_batch_size = micro_batch_size;
   plan.recompute = recompute;
   plan.stage = build_stage(options, micro_batch_size, recompute);
-  plan.schedule = lane_schedule({options.global_batch_size, options.lanes, micro_batch_size}, needs_zeroed_gradients(plan.stage));
+  plan.units = parameter_units(plan.stage, options.data.size);
+  const std::vector<OwnedElements> owned = owned_elements(plan.stage, plan.units, options.data.rank);
+  // The losses of all sequences and the count of valid tokens travel with the sums.
+  plan.num_norm_blocks = build_optimizer_blocks(plan.stage, options.optimizer, owned, options.data.zero_stage, options.global_batch_size + 1);
+  plan.schedule = lane_schedule({options.global_batch_size, options.lanes, micro_batch_size, options.data.size, options.data.rank}, needs_zeroed_gradients(plan.stage));
+  append_update(plan.schedule, plan.stage, plan.units, options.data);
   MemoryMapOptions memory;
   memory.moment_dtype = options.optimizer.moment_dtype;
   memory.num_moments = num_moments(options.optimizer.kind);
-  memory.batch_sequences = options.global_batch_size;
+  memory.batch_sequences = num_sequences(plan.schedule);
+  if (options.data.zero_stage >= 1)
+    for (const OwnedElements& range : owned) memory.state_range.push_back({range.begin, range.end});
   memory.sequence_tokens = options.sequence_tokens;
   memory.batch_copies = options.evaluates ? 3 : 2;
   memory.checkpoint_buffer_bytes = kCheckpointBufferBytes;
@@ -84,9 +90,12 @@ void count_work(Plan& plan) {
 
 // The sizes worth trying, largest first: halves of the batch down to one sequence.
 std::vector<int64_t> micro_batch_candidates(const TrainingPlanOptions& options) {
-  if (options.micro_batch_size) return {std::min(*options.micro_batch_size, options.global_batch_size)};
+  // The largest share of a rank.
+  const int64_t share = (options.lanes + options.data.size - 1) / options.data.size * (options.global_batch_size / std::max<int64_t>(1, options.lanes));
+  const int64_t most = std::max<int64_t>(1, std::min(options.global_batch_size, share));
+  if (options.micro_batch_size) return {std::min(*options.micro_batch_size, most)};
   std::vector<int64_t> sizes;
-  for (int64_t size = options.global_batch_size; size >= 1; size /= 2)
+  for (int64_t size = most; size >= 1; size /= 2)
     if (size == 1 || size * options.sequence_tokens <= kMicroBatchTokens) sizes.push_back(size);
   return sizes;
 }
@@ -116,6 +125,26 @@ Plan make_training_plan(const TrainingPlanOptions& options, const WorkspaceBytes
               "or optimizer.state_dtype = \"bf16\"{}",
               static_cast<double>(options.memory_budget_bytes) / kMiB, static_cast<double>(least_bytes) / kMiB,
               options.micro_batch_size || options.recompute ? "; train.micro_batch_size and train.recompute = \"auto\" let the plan choose" : "");
+}
+
+std::vector<Plan> make_training_plans(const TrainingPlanOptions& options, const WorkspaceBytes& workspace_bytes) {
+  const int64_t size = options.data.size;
+  if (size < 1) throw Error(ErrorCode::kInvalidConfig, "parallel.data_parallel_size = {}: wanted at least 1", size);
+  if (options.data.zero_stage < 0 || options.data.zero_stage > 1)
+    throw Error(ErrorCode::kInvalidConfig, "parallel.zero_stage = {}: 0 (every rank keeps all state) and 1 (optimizer state in shards) can run; use one of them", options.data.zero_stage);
+  // The last rank's share is the largest when shares differ, so it decides what the others follow.
+  TrainingPlanOptions chosen = options;
+  chosen.data.rank = size - 1;
+  std::vector<Plan> plans(static_cast<size_t>(size));
+  plans.back() = make_training_plan(chosen, workspace_bytes);
+  chosen.micro_batch_size = plans.back().micro_batch_size;
+  chosen.recompute = plans.back().recompute;
+  for (chosen.data.rank = 0; chosen.data.rank + 1 < size; ++chosen.data.rank) plans[static_cast<size_t>(chosen.data.rank)] = make_training_plan(chosen, workspace_bytes);
+  return plans;
+}
+
+SequenceShare sequence_share(const Plan& plan) {
+  return {plan.schedule.first_lane * plan.schedule.sequences_per_lane, num_sequences(plan.schedule)};
 }
 
 }  // namespace orrery

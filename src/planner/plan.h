@@ -8,6 +8,8 @@
 #include "ir/memory_map.h"
 #include "ir/schedule.h"
 #include "model/model_config.h"
+#include "parallel/data.h"
+#include "parallel/lanes.h"
 #include "parallel/optimizer_blocks.h"
 #include "parallel/recompute.h"
 
@@ -24,7 +26,8 @@ struct TrainingPlanOptions {
   int64_t segments_per_sequence = 1;        // most documents that meet in one window
   bool evaluates = false;
   OptimizerBlockOptions optimizer;
-  int64_t memory_budget_bytes = 0;          // of the arena; 0: no limit
+  int64_t memory_budget_bytes = 0;          // of one rank's arena; 0: no limit
+  DataParallel data;                        // how many ranks hold different sequences, and which of them the plan is for
 };
 
 struct Plan {
@@ -34,6 +37,8 @@ struct Plan {
   Stage stage;
   Schedule schedule;
   MemoryMap memory;
+  std::vector<ParameterUnit> units;  // what is reduced in one collective
+  int64_t num_norm_blocks = 0;       // f64 sums in the step field kSquaredSums; behind them the losses of all sequences and a count
 
   int64_t num_parameters = 0;
   double flops_per_step = 0;        // of the model: matrix products and attention, recomputation not counted
@@ -44,6 +49,16 @@ struct Plan {
 /// recompute that fits the budget), builds the blocks, the schedule and the memory map, and verifies the result.
 /// Errors: kInvalidConfig when nothing fits: says the least bytes that would do.
 Plan make_training_plan(const TrainingPlanOptions& options, const WorkspaceBytes& workspace_bytes);
+
+/// One plan for each data-parallel rank, in rank order, all with the micro-batch size and recompute that the neediest rank can hold.
+/// Errors: as make_training_plan; kInvalidConfig for a zero_stage that is not 0 or 1.
+std::vector<Plan> make_training_plans(const TrainingPlanOptions& options, const WorkspaceBytes& workspace_bytes);
+
+/// Sequences [first, first + count) of the global batch that the plan's rank trains on.
+struct SequenceShare {
+  int64_t first = 0, count = 0;
+};
+SequenceShare sequence_share(const Plan& plan);
 
 /// The whole plan as JSON: options, blocks op by op, schedule, every buffer's offset. Two equal plans print equally.
 std::string plan_to_json(const Plan& plan);

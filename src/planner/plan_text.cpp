@@ -84,7 +84,7 @@ std::string plan_to_json(const Plan& plan) {
       {"num_parameters", plan.num_parameters},
       {"batch",
        {{"global_batch_size", options.global_batch_size}, {"sequence_tokens", options.sequence_tokens}, {"lanes", options.lanes}, {"micro_batch_size", plan.micro_batch_size}}},
-      {"layout", {{"ranks", 1}, {"recompute", recompute_name(plan.recompute)}}},
+      {"layout", {{"ranks", options.data.size}, {"data_parallel_rank", options.data.rank}, {"zero_stage", options.data.zero_stage}, {"recompute", recompute_name(plan.recompute)}}},
       {"flops_per_step", plan.flops_per_step},
       {"recompute_flops_per_step", plan.recompute_flops_per_step},
       {"stage", stage_json(plan.stage)},
@@ -102,7 +102,9 @@ std::string plan_to_text(const Plan& plan) {
                                  model.head_dim, model.vocab_size, model.tie_embeddings ? ", tied head" : "");
   text += fmt::format("batch     {} sequences x {} tokens, {} lanes; {} micro-batch{} of {}\n", options.global_batch_size, options.sequence_tokens, options.lanes,
                       plan.schedule.micro_batches.size(), plan.schedule.micro_batches.size() == 1 ? "" : "es", plan.micro_batch_size);
-  text += fmt::format("layout    1 rank, {} compute, recompute {}, {:.2f} TFLOP a step{}\n", dtype_name(options.compute_dtype), recompute_name(plan.recompute),
+  const DataParallel& data = options.data;
+  const std::string ranks = data.size == 1 ? "1 rank" : fmt::format("data parallel {}, ZeRO-{}; rank {} of them below", data.size, data.zero_stage, data.rank);
+  text += fmt::format("layout    {}, {} compute, recompute {}, {:.2f} TFLOP a step{}\n", ranks, dtype_name(options.compute_dtype), recompute_name(plan.recompute),
                       plan.flops_per_step / 1e12,
                       plan.recompute_flops_per_step > 0 ? fmt::format(" + {:.2f} recomputed", plan.recompute_flops_per_step / 1e12) : "");
   const MemoryMap& memory = plan.memory;
@@ -120,7 +122,7 @@ std::string plan_to_text(const Plan& plan) {
   text += fmt::format("memory    {:<18}{}   one arena, nothing else\n", "total", mib(memory.total_bytes));
   std::string schedule = to_string(plan.schedule);
   constexpr size_t kScheduleWidth = 110;
-  if (schedule.size() > kScheduleWidth) schedule = schedule.substr(0, kScheduleWidth - 8) + " ... OPT";
+  if (schedule.size() > kScheduleWidth) schedule = schedule.substr(0, kScheduleWidth - 8) + " ...";
   text += fmt::format("schedule  {}\n", schedule);
   text += fmt::format("verified  {} actions, {} ops forward, {} backward, {} optimizer\n", plan.schedule.actions.size(),
                       plan.stage.block(Phase::kForward).ops.size(), plan.stage.block(Phase::kBackward).ops.size(), plan.stage.block(Phase::kOptimizer).ops.size());

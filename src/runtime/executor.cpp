@@ -109,7 +109,7 @@ TensorView Executor::view(ValueId id, const ActionBinding& binding) const {
   return view;
 }
 
-void Executor::run(Phase phase, const ActionBinding& binding) {
+void Executor::run(Phase phase, const ActionBinding& binding, std::atomic<int64_t>* done) {
   const auto phase_index = static_cast<size_t>(phase);
   const std::vector<Op>& ops = stage_.block(phase).ops;
   std::array<TensorView, kMaxOperands> inputs, outputs;
@@ -134,6 +134,10 @@ void Executor::run(Phase phase, const ActionBinding& binding) {
     times_[phase_index][i].seconds += std::chrono::duration<double>(after - before).count();
     ++times_[phase_index][i].calls;
     before = after;
+    if (done != nullptr) {
+      done->fetch_add(1, std::memory_order_release);
+      done->notify_all();
+    }
   }
 }
 

@@ -2,6 +2,7 @@
 // decides nothing and allocates nothing after construction.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <span>
@@ -41,8 +42,9 @@ class Executor {
   /// Resolves every kernel; fails with kUnsupported before anything runs when one is missing. `stage`, `map` and `arena` outlive it.
   Executor(const Stage& stage, const MemoryMap& map, const Arena& arena, const KernelContext& context, int64_t sequence_tokens);
 
-  /// Runs all ops of a phase, in order. No heap allocation.
-  void run(Phase phase, const ActionBinding& binding);
+  /// Runs all ops of a phase, in order. No heap allocation. `done`, when given, is raised by one and notified after each op, for
+  /// other streams that wait for a part of the action.
+  void run(Phase phase, const ActionBinding& binding, std::atomic<int64_t>* done = nullptr);
 
   /// The memory of a value under a binding: for the trainer (batch in, losses out), checkpoints and tests.
   TensorView view(ValueId id, const ActionBinding& binding) const;

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "base/error.h"
 #include "ir/block.h"
 #include "planner/validate.h"
 #include "tools/cluster_plan.h"
@@ -37,7 +38,8 @@ void add_plan_command(CLI::App& app, int& exit_code) {
   struct Options {
     std::string path;
     std::vector<std::string> overrides;
-    int threads = 0;
+    RunResources resources;
+    int rank = -1;
     bool json = false, ops = false;
     ClusterPlanOptions cluster;
   };
@@ -45,7 +47,9 @@ void add_plan_command(CLI::App& app, int& exit_code) {
   CLI::App* command = app.add_subcommand("plan", "layout, bytes and schedule of a run, verified, before it starts");
   command->add_option("file", options->path, "the run file");
   command->add_option("--set", options->overrides, "section.key=value over the file's value; may be repeated")->allow_extra_args(false);
-  command->add_option("--threads", options->threads, "compute threads; 0 for every core");
+  command->add_option("--threads", options->resources.num_threads, "compute threads of all ranks together; 0 for every core");
+  command->add_option("--ranks", options->resources.num_ranks, "ranks to plan for")->check(CLI::Range(1, 1024));
+  command->add_option("--rank", options->rank, "which rank's memory and schedule to print; by default the last, which has the most to hold");
   command->add_flag("--json", options->json, "the whole plan as JSON: blocks, schedule, every offset");
   command->add_flag("--ops", options->ops, "also print the ops of each block, one a line");
   ClusterPlanOptions& cluster = options->cluster;
@@ -69,8 +73,11 @@ void add_plan_command(CLI::App& app, int& exit_code) {
       return;
     }
     const RunConfig config = load_run_config(options->path, options->overrides);
-    const RunSetup setup = prepare_run(config, options->threads, [](std::string_view line) { fmt::print(stderr, "{}\n", line); });
-    const Plan plan = plan_run(setup);
+    const RunSetup setup = prepare_run(config, options->resources, [](std::string_view line) { fmt::print(stderr, "{}\n", line); });
+    const std::vector<Plan> plans = plan_run(setup);
+    const auto num_plans = static_cast<int>(plans.size());
+    if (options->rank >= num_plans) throw Error(ErrorCode::kInvalidArgument, "--rank {}: the plan has ranks 0 to {}", options->rank, num_plans - 1);
+    const Plan& plan = plans[static_cast<size_t>(options->rank >= 0 ? options->rank : num_plans - 1)];
     if (options->json) {
       fmt::print("{}\n", plan_to_json(plan));
     } else {

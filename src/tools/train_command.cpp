@@ -21,7 +21,8 @@ void add_train_command(CLI::App& app, int& exit_code) {
   command->add_option("--set", options->overrides, "section.key=value over the file's value; may be repeated")->allow_extra_args(false);
   command->add_flag("--fresh", options->train.fresh, "start over: what the run's folder holds moves into old-1, old-2, ...");
   command->add_flag("--accept-changes", options->train.accept_changes, "go on although settings that decide the bits have changed");
-  command->add_option("--threads", options->train.num_threads, "compute threads; 0 for every core");
+  command->add_option("--threads", options->train.num_threads, "compute threads of all ranks together; 0 for every core");
+  command->add_option("--ranks", options->train.num_ranks, "ranks, as threads of this process; those that [parallel] does not assign are data parallel")->check(CLI::Range(1, 1024));
   command->add_flag("--json", options->train.json, "JSON lines on stdout, one a report");
   command->add_flag("--op-table", options->train.op_table, "at the end, print where each millisecond of a step went");
   command->footer(

@@ -15,6 +15,7 @@ namespace orrery {
 namespace {
 
 constexpr int kEvalCopy = 2;
+constexpr int64_t kActionDone = int64_t{1} << 62;
 
 int usable_cores() {
   cpu_set_t set;
@@ -33,6 +34,8 @@ EngineOptions default_engine_options(int num_threads) {
   return options;
 }
 
+int rank_threads(int num_threads, int num_ranks) { return std::max(1, num_threads / num_ranks); }
+
 DeviceSpec device_spec(const EngineOptions& options) {
   return {options.isa, options.arithmetic, options.native_arithmetic, options.num_threads};
 }
@@ -41,17 +44,38 @@ WorkspaceBytes workspace_traits(const EngineOptions& options, int64_t sequence_t
   return [device = device_spec(options), sequence_tokens](const Stage& stage, const Op& op) { return op_workspace_bytes(device, stage, op, sequence_tokens); };
 }
 
-TrainingEngine::TrainingEngine(const Plan& plan, const EngineOptions& options)
+TrainingEngine::TrainingEngine(const Plan& plan, const EngineOptions& options, Communicator* communicator)
     : plan_(plan),
       pool_(options.num_threads, options.pin_threads),
       arena_(plan.memory.total_bytes),
-      executor_(plan.stage, plan.memory, arena_, {&pool_, options.isa, options.arithmetic, options.native_arithmetic}, plan.options.sequence_tokens) {
+      executor_(plan.stage, plan.memory, arena_, {&pool_, options.isa, options.arithmetic, options.native_arithmetic}, plan.options.sequence_tokens),
+      communicator_(communicator),
+      done_(plan.schedule.actions.size()) {
   set_floating_point_mode();
+  const auto sequences = static_cast<size_t>(sequence_share(plan).count);
   const size_t copies = plan.options.evaluates ? 3 : 2;
-  segment_starts_.assign(copies * static_cast<size_t>(plan.options.global_batch_size * plan.options.segments_per_sequence + 1), 0);
-  segment_counts_.assign(copies * static_cast<size_t>(plan.options.global_batch_size), 1);
+  segment_starts_.assign(copies * (sequences * static_cast<size_t>(plan.options.segments_per_sequence) + 1), 0);
+  segment_counts_.assign(copies * sequences, 1);
   for (size_t i = 0; i < plan.stage.constants.size(); ++i)
     fill_rope_table(plan.stage.constants[i], reinterpret_cast<float*>(arena_.data() + plan.memory.constant_offset[i]));
+  const DataParallel& data = plan.options.data;
+  ORRERY_CHECK((communicator == nullptr && data.size == 1) || (communicator != nullptr && communicator->size() == data.size && communicator->rank() == data.rank),
+               "a plan for rank {} of {}", data.rank, data.size);
+  if (communicator == nullptr) return;
+  reduction_ = contiguous_lanes_plan(static_cast<int>(data.size), plan.options.lanes);
+  ORRERY_CHECK(reduction_.outputs.size() == 1 && reduction_.pieces[static_cast<size_t>(data.rank)].size() == plan.schedule.piece_buffers.size(),
+               "{} pieces planned", plan.schedule.piece_buffers.size());
+  for (const Action& action : plan.schedule.actions) labels_.push_back(to_string(action, plan.schedule));
+  ranges_.resize(static_cast<size_t>(data.size));
+  collective_thread_ = std::thread([this] { collective_thread(); });
+}
+
+TrainingEngine::~TrainingEngine() {
+  if (!collective_thread_.joinable()) return;
+  stopping_ = true;
+  steps_started_.fetch_add(1);
+  steps_started_.notify_all();
+  collective_thread_.join();
 }
 
 std::byte* TrainingEngine::parameter_data(size_t parameter) const { return arena_.data() + plan_.memory.parameter_offset[parameter]; }
@@ -68,13 +92,20 @@ std::byte* TrainingEngine::batch_data(BatchField field, int copy) const {
 }
 
 void TrainingEngine::initialize_weights(uint64_t seed) {
-  for (size_t i = 0; i < plan_.stage.parameters.size(); ++i)
-    initialize_parameter(plan_.stage.parameters[i], seed, plan_.stage.compute_dtype, parameter_data(i),
-                         reinterpret_cast<int16_t*>(state_data(i, StateField::kLow)));
+  std::vector<int16_t> whole;  // low halves of a parameter of which this rank keeps a part
+  for (size_t i = 0; i < plan_.stage.parameters.size(); ++i) {
+    const ParameterSpec& spec = plan_.stage.parameters[i];
+    auto* low = reinterpret_cast<int16_t*>(state_data(i, StateField::kLow));
+    const auto& [begin, end] = plan_.memory.state_range[i];
+    const bool partly = low != nullptr && end - begin < spec.num_elements();
+    if (partly) whole.resize(static_cast<size_t>(spec.num_elements()));
+    initialize_parameter(spec, seed, plan_.stage.compute_dtype, parameter_data(i), partly ? whole.data() : low);
+    if (partly) std::copy(whole.begin() + begin, whole.begin() + end, low);
+  }
 }
 
 BatchView TrainingEngine::batch(int copy) {
-  const auto sequences = static_cast<size_t>(plan_.options.global_batch_size);
+  const auto sequences = static_cast<size_t>(sequence_share(plan_).count);
   const size_t tokens = sequences * static_cast<size_t>(plan_.options.sequence_tokens);
   const size_t starts = sequences * static_cast<size_t>(plan_.options.segments_per_sequence) + 1;
   const auto field = [&](BatchField name) { return std::span(reinterpret_cast<int32_t*>(batch_data(name, copy)), tokens); };
@@ -117,41 +148,172 @@ ActionBinding TrainingEngine::bind(const Action& action, int copy) {
   return binding;
 }
 
-double TrainingEngine::sum_losses(int copy, int64_t num_tokens) const {
-  const auto* losses = reinterpret_cast<const float*>(batch_data(BatchField::kTokenLoss, copy));
+double TrainingEngine::sequence_loss(int copy, int64_t sequence) const {
+  const int64_t tokens = plan_.options.sequence_tokens;
+  const auto* losses = reinterpret_cast<const float*>(batch_data(BatchField::kTokenLoss, copy)) + sequence * tokens;
   double sum = 0;
-  for (int64_t i = 0; i < num_tokens; ++i) sum += static_cast<double>(losses[i]);
+  for (int64_t i = 0; i < tokens; ++i) sum += static_cast<double>(losses[i]);
   return sum;
 }
 
-int64_t TrainingEngine::count_valid(int copy, int64_t num_tokens) {
+int64_t TrainingEngine::count_valid(int copy, int64_t num_sequences) {
   const auto targets = batch(copy).targets;
-  return std::count_if(targets.begin(), targets.begin() + num_tokens, [](int32_t target) { return target >= 0; });
+  return std::count_if(targets.begin(), targets.begin() + num_sequences * plan_.options.sequence_tokens, [](int32_t target) { return target >= 0; });
 }
 
-StepResult TrainingEngine::step(int copy, const OptimizerHyper& hyper, const std::function<void()>& before_update) {
-  const int64_t num_tokens = plan_.options.global_batch_size * plan_.options.sequence_tokens;
-  StepResult result;
-  result.num_valid = count_valid(copy, num_tokens);
-  std::memcpy(step_data(StepField::kHyper), &hyper, sizeof hyper);
-  const auto num_valid = static_cast<int32_t>(result.num_valid);
-  std::memcpy(step_data(StepField::kNumValid), &num_valid, sizeof num_valid);
-  for (const Action& action : plan_.schedule.actions) {
+std::span<double> TrainingEngine::exchanged() const {
+  return {reinterpret_cast<double*>(step_data(StepField::kSquaredSums)), static_cast<size_t>(plan_.num_norm_blocks + plan_.options.global_batch_size + 1)};
+}
+
+std::byte* TrainingEngine::gradient_data(int32_t buffer, int64_t element) const {
+  return arena_.data() + plan_.memory.gradient_buffer_offset[static_cast<size_t>(buffer)] + element * 4;
+}
+
+// What each rank owns of the unit's elements [origin, end), counted from `origin` and multiplied by `scale`.
+std::span<const ElementRange> TrainingEngine::owners(const ParameterUnit& unit, int64_t origin, int64_t end, int64_t scale) {
+  for (size_t rank = 0; rank < ranges_.size(); ++rank)
+    ranges_[rank] = {(std::clamp(unit.cuts[rank], origin, end) - origin) * scale, (std::clamp(unit.cuts[rank + 1], origin, end) - origin) * scale};
+  return ranges_;
+}
+
+void TrainingEngine::wait_for(const Action& action) {
+  for (const Wait& wait : action.waits) {
+    const int64_t needed = wait.after_op == Wait::kWhole ? kActionDone : wait.after_op + 1;
+    std::atomic<int64_t>& done = done_[static_cast<size_t>(wait.action)];
+    for (int64_t seen = done.load(std::memory_order_acquire); seen < needed; seen = done.load(std::memory_order_acquire)) done.wait(seen, std::memory_order_acquire);
+  }
+}
+
+void TrainingEngine::mark_done(size_t action) {
+  done_[action].store(kActionDone, std::memory_order_release);
+  done_[action].notify_all();
+}
+
+// Nothing waits any more; the caller's thread throws the error when it has come to its end.
+void TrainingEngine::fail(std::exception_ptr error) {
+  error_ = std::move(error);
+  failed_.store(true, std::memory_order_release);
+  for (size_t i = 0; i < done_.size(); ++i) mark_done(i);
+}
+
+void TrainingEngine::compute(int copy, const std::function<void()>& before_update) {
+  const Schedule& schedule = plan_.schedule;
+  const std::span<double> sums = exchanged();
+  for (size_t i = 0; i < schedule.actions.size(); ++i) {
+    const Action& action = schedule.actions[i];
+    if (stream_of(action.kind) != Stream::kCompute) continue;
+    wait_for(action);
+    if (failed_.load(std::memory_order_acquire)) return;
     const ActionBinding binding = bind(action, copy);
     switch (action.kind) {
-      case ActionKind::kForward: executor_.run(Phase::kForward, binding); break;
-      case ActionKind::kBackward: executor_.run(Phase::kBackward, binding); break;
+      case ActionKind::kForward: executor_.run(Phase::kForward, binding, &done_[i]); break;
+      case ActionKind::kBackward: executor_.run(Phase::kBackward, binding, &done_[i]); break;
       case ActionKind::kZero: executor_.run(Phase::kZero, binding); break;
       case ActionKind::kMerge: executor_.run(Phase::kMerge, binding); break;
-      case ActionKind::kOptimizer:
+      case ActionKind::kNorm: {
+        // Each number is made by one rank and zero on the others, so that their sum is exact in any order.
+        std::fill(sums.begin(), sums.end(), 0.0);
+        executor_.run(Phase::kNorm, binding);
+        const SequenceShare share = sequence_share(plan_);
+        for (int64_t sequence = 0; sequence < share.count; ++sequence)
+          sums[static_cast<size_t>(plan_.num_norm_blocks + share.first + sequence)] = sequence_loss(copy, sequence);
+        sums.back() = static_cast<double>(count_valid(copy, share.count));
+        break;
+      }
+      case ActionKind::kOptimizer: {
+        const auto num_valid = static_cast<int32_t>(sums.back());
+        std::memcpy(step_data(StepField::kNumValid), &num_valid, sizeof num_valid);
         if (before_update) before_update();
         executor_.run(Phase::kOptimizer, binding);
         break;
-      default: ORRERY_CHECK(false, "{} is not an action of one rank", to_string(action, plan_.schedule));
+      }
+      default: ORRERY_CHECK(false, "{} is not run here", to_string(action, schedule));
     }
+    mark_done(i);
+  }
+}
+
+void TrainingEngine::run_collective(const Action& action) {
+  Communicator& group = *communicator_;
+  const std::string_view label = labels_[static_cast<size_t>(&action - plan_.schedule.actions.data())];
+  if (action.kind == ActionKind::kExchangeSums) {
+    group.all_reduce(std::as_writable_bytes(exchanged()), DType::kF64, label);
+    return;
+  }
+  const ParameterUnit& unit = plan_.units[static_cast<size_t>(action.unit)];
+  const int64_t begin = unit.cuts.front(), end = unit.cuts.back();
+  switch (action.kind) {
+    case ActionKind::kReduceScatterGradients: {
+      std::array<const std::byte*, GradFold::kMaxDepth> pieces;
+      const std::vector<int32_t>& buffers = plan_.schedule.piece_buffers;
+      for (size_t i = 0; i < buffers.size(); ++i) pieces[i] = gradient_data(buffers[i], begin);
+      std::byte* const sum = gradient_data(action.gradient_buffer, unit.cuts[static_cast<size_t>(group.rank())]);
+      group.reduce_scatter(reduction_, DType::kF32, {pieces.data(), buffers.size()}, owners(unit, begin, end, 1), {&sum, 1}, label);
+      return;
+    }
+    case ActionKind::kAllGatherGradients:
+      group.all_gather_ranges({gradient_data(action.gradient_buffer, begin), static_cast<size_t>(end - begin) * 4}, owners(unit, begin, end, 4), label);
+      return;
+    case ActionKind::kAllGatherParameters: {
+      const auto& offsets = plan_.memory.gradient_offset;
+      const int64_t width = dtype_bytes(plan_.stage.compute_dtype);
+      for (auto parameter = static_cast<size_t>(unit.first); parameter < static_cast<size_t>(unit.first + unit.count); ++parameter) {
+        const int64_t first = offsets[parameter][0] / 4, count = plan_.stage.parameters[parameter].num_elements();
+        group.all_gather_ranges({parameter_data(parameter), static_cast<size_t>(count * width)}, owners(unit, first, first + count, width), label);
+      }
+      return;
+    }
+    default: ORRERY_CHECK(false, "{} is no collective", label);
+  }
+}
+
+void TrainingEngine::collect() {
+  for (size_t i = 0; i < plan_.schedule.actions.size(); ++i) {
+    const Action& action = plan_.schedule.actions[i];
+    if (stream_of(action.kind) != Stream::kCollective) continue;
+    wait_for(action);
+    if (failed_.load(std::memory_order_acquire)) return;
+    run_collective(action);
+    mark_done(i);
+  }
+}
+
+void TrainingEngine::collective_thread() {
+  set_floating_point_mode();
+  for (uint64_t seen = 0;;) {
+    steps_started_.wait(seen, std::memory_order_acquire);
+    ++seen;
+    if (stopping_) return;
+    try {
+      collect();
+    } catch (...) {
+      fail(std::current_exception());
+    }
+    steps_collected_.store(seen, std::memory_order_release);
+    steps_collected_.notify_all();
+  }
+}
+
+StepResult TrainingEngine::step(int copy, const OptimizerHyper& hyper, const std::function<void()>& before_update) {
+  std::memcpy(step_data(StepField::kHyper), &hyper, sizeof hyper);
+  for (std::atomic<int64_t>& done : done_) done.store(0, std::memory_order_relaxed);
+  if (communicator_ != nullptr) {
+    communicator_->set_step(check_context().step);
+    steps_started_.fetch_add(1, std::memory_order_release);
+    steps_started_.notify_all();
+  }
+  compute(copy, before_update);
+  if (communicator_ != nullptr) {
+    const uint64_t started = steps_started_.load(std::memory_order_relaxed);
+    for (uint64_t seen = steps_collected_.load(std::memory_order_acquire); seen != started; seen = steps_collected_.load(std::memory_order_acquire))
+      steps_collected_.wait(seen, std::memory_order_acquire);
+    if (error_) std::rethrow_exception(error_);
   }
   ++num_steps_timed_;
-  result.loss_sum = sum_losses(copy, num_tokens);
+  StepResult result;
+  const std::span<double> sums = exchanged();
+  for (int64_t sequence = 0; sequence < plan_.options.global_batch_size; ++sequence) result.loss_sum += sums[static_cast<size_t>(plan_.num_norm_blocks + sequence)];
+  result.num_valid = static_cast<int64_t>(sums.back());
   float scale[2];
   double stats[4];
   std::memcpy(scale, step_data(StepField::kScale), sizeof scale);
@@ -161,8 +323,8 @@ StepResult TrainingEngine::step(int copy, const OptimizerHyper& hyper, const std
   return result;
 }
 
-StepResult TrainingEngine::evaluate(int64_t num_sequences) {
-  ORRERY_CHECK(plan_.options.evaluates && num_sequences <= plan_.options.global_batch_size, "evaluation of {} sequences", num_sequences);
+int64_t TrainingEngine::evaluate(int64_t num_sequences, std::span<double> loss_sums) {
+  ORRERY_CHECK(plan_.options.evaluates && num_sequences <= sequence_share(plan_).count, "evaluation of {} sequences", num_sequences);
   for (int64_t first = 0; first < num_sequences; first += plan_.micro_batch_size) {
     const MicroBatch batch{first, std::min(plan_.micro_batch_size, num_sequences - first)};
     ActionBinding binding;
@@ -173,10 +335,8 @@ StepResult TrainingEngine::evaluate(int64_t num_sequences) {
     binding.fold = {batch.num_sequences, plan_.options.sequence_tokens, nullptr, false};
     executor_.run(Phase::kEval, binding);
   }
-  StepResult result;
-  result.num_valid = count_valid(kEvalCopy, num_sequences * plan_.options.sequence_tokens);
-  result.loss_sum = sum_losses(kEvalCopy, num_sequences * plan_.options.sequence_tokens);
-  return result;
+  for (int64_t sequence = 0; sequence < num_sequences; ++sequence) loss_sums[static_cast<size_t>(sequence)] = sequence_loss(kEvalCopy, sequence);
+  return count_valid(kEvalCopy, num_sequences);
 }
 
 std::span<std::byte> TrainingEngine::checkpoint_buffer() const {
@@ -196,7 +356,7 @@ std::string TrainingEngine::op_table() const {
   std::map<std::string, Row> rows;
   double total = 0;
   const double mean_context = static_cast<double>(plan_.options.sequence_tokens + 1) / 2;
-  for (Phase phase : {Phase::kZero, Phase::kForward, Phase::kBackward, Phase::kMerge, Phase::kOptimizer}) {
+  for (Phase phase : {Phase::kZero, Phase::kForward, Phase::kBackward, Phase::kMerge, Phase::kNorm, Phase::kOptimizer}) {
     const auto& ops = plan_.stage.block(phase).ops;
     const auto& times = executor_.op_times(phase);
     for (size_t i = 0; i < ops.size(); ++i) {

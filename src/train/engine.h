@@ -1,15 +1,19 @@
-// A plan in motion on this machine: the arena, the executor and the step loop over the schedule's actions. It knows nothing of
-// files, configuration or reporting; the trainer (trainer.h) does.
+// One rank's plan in motion: the arena, the executor, and the walk over the schedule's actions, compute on the caller's thread and
+// collectives on one of its own. It knows nothing of files, configuration or reporting; the trainer (trainer.h) does.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <span>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "backend/kernel.h"
+#include "comm/communicator.h"
 #include "planner/plan.h"
 #include "runtime/arena.h"
 #include "runtime/executor.h"
@@ -26,28 +30,35 @@ struct EngineOptions {
 
 /// The processor's own choice of instruction set and arithmetic, `num_threads` <= 0 meaning every core this process may use.
 EngineOptions default_engine_options(int num_threads = 0);
+/// Threads of each of `num_ranks` ranks that share `num_threads`: at least one.
+int rank_threads(int num_threads, int num_ranks);
 DeviceSpec device_spec(const EngineOptions& options);
 /// The kernel traits bound to a device: what make_training_plan asks for.
 WorkspaceBytes workspace_traits(const EngineOptions& options, int64_t sequence_tokens);
 
-/// One step's batch: token-shaped arrays of B * L in the arena (B global_batch_size, L sequence_tokens), and the documents in them.
+/// The rank's part of a step's batch: token-shaped arrays of B * L in the arena (B its sequences, L sequence_tokens), and the documents
+/// in them.
 struct BatchView {
   std::span<int32_t> ids, targets, positions;
-  std::span<int32_t> segment_starts;  // [B * segments_per_sequence + 1]: first token of each document, in the whole batch, ascending
+  std::span<int32_t> segment_starts;  // [B * segments_per_sequence + 1]: first token of each document, counted from the rank's first, ascending
   std::span<int32_t> segment_counts;  // [B]: documents of each sequence, at least 1
 };
 
 struct StepResult {
-  double loss_sum = 0;      // over valid tokens, added in f64 in token order
-  int64_t num_valid = 0;
+  double loss_sum = 0;      // of all ranks' valid tokens: in f64, each sequence's in token order, then the sequences in order
+  int64_t num_valid = 0;    // of all ranks
   double gradient_norm = 0;  // of the mean gradient, before clipping
   bool skipped = false;      // no valid token, or a non-finite gradient (NUMERICS rule 7)
 };
 
 class TrainingEngine {
  public:
-  /// Allocates the arena and resolves every kernel; all later calls allocate nothing.
-  TrainingEngine(const Plan& plan, const EngineOptions& options);
+  /// Allocates the arena and resolves every kernel; all later calls allocate nothing. `communicator`: the data-parallel group, rank and
+  /// size as in plan.options.data; null for one rank. Both outlive the engine.
+  TrainingEngine(const Plan& plan, const EngineOptions& options, Communicator* communicator = nullptr);
+  ~TrainingEngine();
+  TrainingEngine(const TrainingEngine&) = delete;
+  TrainingEngine& operator=(const TrainingEngine&) = delete;
 
   const Plan& plan() const { return plan_; }
   const Arena& arena() const { return arena_; }
@@ -58,11 +69,12 @@ class TrainingEngine {
   /// Copies 0 and 1 alternate between steps, so that a loader may fill one while the other trains; copy 2 is for evaluation.
   BatchView batch(int copy);
 
-  /// One optimizer step on a copy of the batch. `before_update` runs when the weights are about to change: a save that still reads
-  /// them makes the step wait there.
+  /// One optimizer step on a copy of the batch; every rank of the group takes it. `before_update` runs when the weights are about to
+  /// change: a save that still reads them makes the step wait there. Errors: the communicator's (kPeerLost, kTimeout).
   StepResult step(int copy, const OptimizerHyper& hyper, const std::function<void()>& before_update = {});
-  /// Loss of the first `num_sequences` sequences of the evaluation copy; weights are only read.
-  StepResult evaluate(int64_t num_sequences);
+  /// Losses of the first `num_sequences` sequences of the evaluation copy, one sum a sequence, into `loss_sums`; returns the number of
+  /// valid tokens. Weights are only read; no other rank takes part.
+  int64_t evaluate(int64_t num_sequences, std::span<double> loss_sums);
 
   /// Addresses of a parameter's weight and state: for checkpoints.
   std::byte* parameter_data(size_t parameter) const;
@@ -78,8 +90,20 @@ class TrainingEngine {
  private:
   ActionBinding bind(const Action& action, int copy);
   int64_t write_segments(int copy, const MicroBatch& batch, int32_t micro_batch);
-  double sum_losses(int copy, int64_t num_tokens) const;
-  int64_t count_valid(int copy, int64_t num_tokens);
+  double sequence_loss(int copy, int64_t sequence) const;
+  int64_t count_valid(int copy, int64_t num_sequences);
+
+  // The two streams of a step. Each walks its own actions in order and waits for the other's through done_.
+  void compute(int copy, const std::function<void()>& before_update);
+  void collect();
+  void run_collective(const Action& action);
+  void collective_thread();
+  void wait_for(const Action& action);
+  void mark_done(size_t action);
+  void fail(std::exception_ptr error);
+  std::span<double> exchanged() const;  // block sums of all ranks, losses of all sequences, count of valid tokens
+  std::byte* gradient_data(int32_t buffer, int64_t element) const;
+  std::span<const ElementRange> owners(const ParameterUnit& unit, int64_t origin, int64_t end, int64_t scale);
   std::byte* step_data(StepField field) const { return arena_.data() + plan_.memory.step_offset[static_cast<size_t>(field)]; }
   std::byte* batch_data(BatchField field, int copy) const;
 
@@ -90,6 +114,16 @@ class TrainingEngine {
   std::vector<int32_t> segment_starts_;  // [copy][B * segments_per_sequence + 1]
   std::vector<int32_t> segment_counts_;  // [copy][B]
   int64_t num_steps_timed_ = 0;
+
+  Communicator* communicator_;
+  ReductionPlan reduction_;
+  std::vector<std::string> labels_;       // by action: its text
+  std::vector<ElementRange> ranges_;      // of the collective in progress
+  std::vector<std::atomic<int64_t>> done_;  // by action: ops done, kActionDone once it is whole
+  std::atomic<uint64_t> steps_started_{0}, steps_collected_{0};
+  std::atomic<bool> stopping_{false}, failed_{false};
+  std::exception_ptr error_;  // of the collective stream
+  std::thread collective_thread_;  // last: it uses everything above
 };
 
 }  // namespace orrery

@@ -230,7 +230,8 @@ void add_parallel_keys(TomlSchema<RunConfig>& schema) {
       .key("layout", &S::layout,
            {.help = "auto: the plan chooses; manual: the sizes below; a size that is given wins over auto"})
       .key("data_parallel_size", &S::data_parallel_size,
-           needs(kParallel, "ranks that hold different sequences", {"dp", "data_parallel"}))
+           at_least(1, "ranks", "ranks that hold different sequences; absent: those that the other sizes leave", "the rest",
+                    {"dp", "data_parallel"}))
       .key("tensor_parallel_size", &S::tensor_parallel_size,
            needs(kParallel, "ranks that share each matrix", {"tp", "tensor_parallel", "tensor_model_parallel_size"}))
       .key("pipeline_parallel_size", &S::pipeline_parallel_size,
@@ -240,7 +241,10 @@ void add_parallel_keys(TomlSchema<RunConfig>& schema) {
       .key("expert_parallel_size", &S::expert_parallel_size,
            needs(kParallel, "ranks that share the experts", {"ep", "expert_parallel"}))
       .key("zero_stage", &S::zero_stage,
-           needs(kParallel, "what data-parallel ranks shard: 1 optimizer state, 2 gradients, 3 weights", {"zero", "fsdp"}))
+           {.help = "what data-parallel ranks shard: 0 nothing, 1 optimizer state (2 gradients and 3 weights are not built yet)",
+            .min = 0,
+            .max = 3,
+            .also_called = {"zero", "fsdp"}})
       .key("hybrid_shard_size", &S::hybrid_shard_size, needs(kParallel, "ranks in one shard group; 0 for all", {"hsdp"}))
       .key("schedule", &S::schedule,
            needs(kParallel, "pipeline schedule: gpipe, 1f1b, interleaved, zb-h1, zb-v, dualpipe-v, 2bw, or a file",

@@ -138,6 +138,20 @@ void resolve_plan_options(RunSetup& setup) {
   options.memory_budget_bytes = memory.bytes > 0 ? memory.bytes : static_cast<int64_t>(memory.fraction * static_cast<double>(available_memory_bytes()));
 }
 
+// Ranks that the run file does not assign are data parallel.
+void resolve_layout(RunSetup& setup, int num_ranks) {
+  const ParallelSection& parallel = setup.config.parallel;
+  DataParallel& data = setup.plan_options.data;
+  data.size = parallel.data_parallel_size.value_or(num_ranks);
+  data.zero_stage = static_cast<int>(parallel.zero_stage);
+  if (data.size != num_ranks)
+    throw Error(ErrorCode::kInvalidConfig, "parallel.data_parallel_size = {} for {} rank{}; start with --ranks {}, or leave data_parallel_size out", data.size, num_ranks,
+                num_ranks == 1 ? "" : "s", data.size);
+  if (data.zero_stage > 1)
+    throw Error(ErrorCode::kUnsupported, "parallel.zero_stage = {}: sharded gradients (2) and weights (3) are not built yet; use 0 or 1", data.zero_stage);
+  setup.plan_options.memory_budget_bytes /= num_ranks;  // the ranks share this machine's memory
+}
+
 void prepare_datasets(RunSetup& setup, const SetupNote& note) {
   const RunConfig& config = setup.config;
   PrepareOptions options;
@@ -165,12 +179,12 @@ void prepare_datasets(RunSetup& setup, const SetupNote& note) {
 
 }  // namespace
 
-RunSetup prepare_run(const RunConfig& config, int num_threads, const SetupNote& note) {
+RunSetup prepare_run(const RunConfig& config, const RunResources& resources, const SetupNote& note) {
   RunSetup setup;
   setup.config = config;
   setup.folder = config.checkpoint.dir;
   fs::create_directories(setup.folder);
-  resolve_engine(setup, num_threads);
+  resolve_engine(setup, resources.num_threads);
   if (config.model.from) setup.base.emplace(open_model(*config.model.from));
   setup.tokenizer = resolve_tokenizer(setup, note);
   setup.model = model_of(config.model, setup.base);
@@ -183,12 +197,17 @@ RunSetup prepare_run(const RunConfig& config, int num_threads, const SetupNote& 
   resolve(setup.model);
   validate(setup.model, "run.toml");
   resolve_plan_options(setup);
+  resolve_layout(setup, resources.num_ranks);
   resolve_steps(setup);
   prepare_datasets(setup, note);
   return setup;
 }
 
-Plan plan_run(const RunSetup& setup) { return make_training_plan(setup.plan_options, workspace_traits(setup.engine, setup.plan_options.sequence_tokens)); }
+std::vector<Plan> plan_run(const RunSetup& setup) {
+  EngineOptions each = setup.engine;
+  each.num_threads = rank_threads(setup.engine.num_threads, static_cast<int>(setup.plan_options.data.size));
+  return make_training_plans(setup.plan_options, workspace_traits(each, setup.plan_options.sequence_tokens));
+}
 
 std::string RunSetup::numerics_key() const {
   const TrainingPlanOptions& options = plan_options;

@@ -22,6 +22,12 @@ namespace orrery {
 /// A line for the user while a run is set up ("tokenizer trained: ..."), without a line end.
 using SetupNote = std::function<void(std::string_view)>;
 
+/// What the command line gives a run.
+struct RunResources {
+  int num_threads = 0;  // of all ranks together; <= 0: every core
+  int num_ranks = 1;
+};
+
 struct RunSetup {
   RunConfig config;
   std::string folder;  // the run's: checkpoints, data, tokenizer, metrics
@@ -41,9 +47,10 @@ struct RunSetup {
 };
 
 /// Reads and prepares everything; makes the run's folder, trains the tokenizer and builds shards where the files ask for it.
-/// `num_threads` <= 0: every core. Errors: those of the parts, kInvalidConfig for values that do not fit together.
-RunSetup prepare_run(const RunConfig& config, int num_threads, const SetupNote& note);
+/// Errors: those of the parts, kInvalidConfig for values that do not fit together.
+RunSetup prepare_run(const RunConfig& config, const RunResources& resources, const SetupNote& note);
 
-Plan plan_run(const RunSetup& setup);
+/// By rank.
+std::vector<Plan> plan_run(const RunSetup& setup);
 
 }  // namespace orrery

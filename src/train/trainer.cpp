@@ -15,11 +15,11 @@
 #include "base/units.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/checkpoint_writer.h"
-#include "data/prefetcher.h"
 #include "runtime/arena.h"
 #include "runtime/machine_probe.h"
 #include "train/lr_schedule.h"
 #include "train/progress.h"
+#include "train/rank_group.h"
 #include "train/run_setup.h"
 #include "train/signals.h"
 
@@ -29,20 +29,9 @@ namespace {
 namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 
-constexpr int kEvalCopy = 2;
 constexpr double kDefaultSaveSeconds = 1800;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-BatchBuffers buffers_of(const BatchView& view) {
-  return {view.ids.data(), view.targets.data(), view.positions.data(), view.segment_starts.data(), view.segment_counts.data()};
-}
-
-std::vector<int> all_sequences(int64_t count) {
-  std::vector<int> sequences(static_cast<size_t>(count));
-  for (size_t i = 0; i < sequences.size(); ++i) sequences[i] = static_cast<int>(i);
-  return sequences;
-}
 
 // A fresh start keeps what was there: checkpoints and metrics move into old-K.
 void set_aside_old_run(const fs::path& folder) {
@@ -89,7 +78,7 @@ std::string numerics_difference(const std::string& there, const std::string& her
 class Trainer {
  public:
   Trainer(RunSetup setup, const TrainOptions& options)
-      : setup_(std::move(setup)), options_(options), plan_(plan_run(setup_)), engine_(plan_, setup_.engine) {}
+      : setup_(std::move(setup)), options_(options), ranks_(plan_run(setup_), setup_.engine), plan_(ranks_.plan()) {}
 
   int run() {
     fmt::print(stderr, "{}", plan_to_text(plan_));
@@ -111,23 +100,12 @@ class Trainer {
     progress_.emplace(ProgressOptions{setup_.folder, options_.json, first_step});
     const int status = loop(first_step);
     progress_->finish();
-    if (options_.op_table) fmt::print(stderr, "{}", engine_.op_table());
+    if (options_.op_table) fmt::print(stderr, "{}", ranks_.engine(0).op_table());
     if (status == 0) print_next();
     return status;
   }
 
  private:
-  std::vector<PhysicalTensor> physical(std::optional<StateField> field) const {
-    std::vector<PhysicalTensor> tensors;
-    for (size_t i = 0; i < plan_.stage.parameters.size(); ++i) {
-      std::byte* data = field ? engine_.state_data(i, *field) : engine_.parameter_data(i);
-      if (data == nullptr) continue;
-      const DType dtype = !field ? plan_.stage.compute_dtype : *field == StateField::kLow ? DType::kI16 : plan_.options.optimizer.moment_dtype;
-      tensors.push_back({&plan_.stage.parameters[i], data, dtype});
-    }
-    return tensors;
-  }
-
   static constexpr std::pair<StateField, std::string_view> kStateFields[] = {
       {StateField::kLow, ".low"}, {StateField::kMoment1, ".m"}, {StateField::kMoment2, ".v"}};
 
@@ -146,8 +124,8 @@ class Trainer {
 
   RunSetup setup_;
   TrainOptions options_;
-  Plan plan_;
-  TrainingEngine engine_;
+  RankGroup ranks_;
+  const Plan& plan_;  // of rank 0: what is common to all ranks is read here
   std::optional<CheckpointWriter> writer_;
   std::optional<Progress> progress_;
   Clock::time_point start_ = Clock::now();
@@ -160,9 +138,9 @@ class Trainer {
 
 void Trainer::begin_weights() {
   if (setup_.base)
-    load_model(*setup_.base, physical(std::nullopt), physical(StateField::kLow));
+    for (int rank = 0; rank < ranks_.size(); ++rank) load_model(*setup_.base, ranks_.weights(rank), ranks_.state(StateField::kLow, rank));
   else
-    engine_.initialize_weights(static_cast<uint64_t>(setup_.config.train.seed));
+    ranks_.initialize_weights(static_cast<uint64_t>(setup_.config.train.seed));
 }
 
 int64_t Trainer::start_or_resume() {
@@ -190,9 +168,12 @@ int64_t Trainer::start_or_resume() {
 
 void Trainer::load(const std::string& path) {
   const CheckpointReader reader(path);
-  reader.load(physical(std::nullopt), "");
-  for (const auto& [field, suffix] : kStateFields)
-    if (const auto tensors = physical(field); !tensors.empty()) reader.load(tensors, suffix);
+  for (int rank = 0; rank < ranks_.size(); ++rank) {
+    reader.load(ranks_.weights(rank), "");
+    if (rank > 0 && ranks_.shards_state()) continue;  // the shards of all ranks were filled together
+    for (const auto& [field, suffix] : kStateFields)
+      if (const auto tensors = ranks_.state(field, rank); !tensors.empty()) reader.load(tensors, suffix);
+  }
 }
 
 // The settings that the folder's newest state is made with: not before they were accepted.
@@ -208,11 +189,11 @@ void Trainer::open_writer() {
   CheckpointOptions options;
   options.directory = setup_.folder;
   options.keep = static_cast<int>(setup_.config.checkpoint.keep);
-  options.buffer = engine_.checkpoint_buffer();
+  options.buffer = ranks_.engine(0).checkpoint_buffer();
   CheckpointContent content;
-  content.model = tensor_sources(physical(std::nullopt), "");
+  content.model = tensor_sources(ranks_.weights(0), "");
   for (const auto& [field, suffix] : kStateFields)
-    for (TensorSource& source : tensor_sources(physical(field), suffix)) content.state.push_back(std::move(source));
+    for (TensorSource& source : tensor_sources(ranks_.state(field, 0), suffix)) content.state.push_back(std::move(source));
   content.documents = setup_.documents();
   content.position_names = {"next_sample"};
   content.numerics_key = setup_.numerics_key();
@@ -255,19 +236,9 @@ std::optional<double> Trainer::validate() {
   if (!setup_.validation) return std::nullopt;
   double loss_sum = 0;
   int64_t num_valid = 0;
-  const BatchView view = engine_.batch(kEvalCopy);
-  const int64_t tokens = plan_.options.sequence_tokens;
   const auto num_samples = static_cast<int64_t>(setup_.validation->num_samples());
   for (int64_t first = 0; first < num_samples; first += plan_.options.global_batch_size) {
-    const int64_t count = std::min(plan_.options.global_batch_size, num_samples - first);
-    int num_segments = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      const SampleBuffers row{view.ids.data() + i * tokens, view.targets.data() + i * tokens, view.positions.data() + i * tokens};
-      view.segment_counts[static_cast<size_t>(i)] = setup_.validation->fill_sample(
-          static_cast<uint64_t>(first + i), row, static_cast<int32_t>(i * tokens), view.segment_starts.data() + num_segments);
-      num_segments += view.segment_counts[static_cast<size_t>(i)];
-    }
-    const StepResult result = engine_.evaluate(count);
+    const StepResult result = ranks_.evaluate(*setup_.validation, first, std::min(plan_.options.global_batch_size, num_samples - first));
     loss_sum += result.loss_sum;
     num_valid += result.num_valid;
   }
@@ -287,7 +258,7 @@ StepReport Trainer::report(int64_t step, const StepResult& result, int64_t inter
   report.flops_per_second = static_cast<double>(interval_steps) * plan_.flops_per_step / interval_seconds;
   report.peak_flops_per_second = peak_flops_;
   report.memory_bytes = resident_memory_bytes();
-  report.planned_bytes = plan_.memory.total_bytes;
+  report.planned_bytes = ranks_.planned_bytes();
   report.elapsed_seconds = seconds_since(start_);
   report.eta_seconds = report.elapsed_seconds / static_cast<double>(step - first_step) * static_cast<double>(setup_.num_steps - step);
   report.skipped_steps = skipped_steps_;
@@ -296,11 +267,7 @@ StepReport Trainer::report(int64_t step, const StepResult& result, int64_t inter
 
 int Trainer::loop(int64_t first_step) {
   StopSignals signals;
-  Prefetcher::Options prefetch;
-  prefetch.first_step = static_cast<uint64_t>(first_step);
-  prefetch.global_batch_size = static_cast<uint64_t>(plan_.options.global_batch_size);
-  prefetch.sequences = all_sequences(plan_.options.global_batch_size);
-  Prefetcher prefetcher(*setup_.train, prefetch, {buffers_of(engine_.batch(0)), buffers_of(engine_.batch(1))});
+  ranks_.start_data(*setup_.train, first_step);
   const TrainSection& train = setup_.config.train;
   const CheckpointSection& checkpoint = setup_.config.checkpoint;
   const double save_seconds = checkpoint.every_seconds.value_or(checkpoint.every_steps ? INFINITY : kDefaultSaveSeconds);
@@ -311,10 +278,7 @@ int Trainer::loop(int64_t first_step) {
   Clock::time_point last_save = start_, last_report = start_;
   int64_t reported_step = first_step;
   for (int64_t step = first_step; step < setup_.num_steps;) {
-    check_context().step = step;
-    const Prefetcher::Batch batch = prefetcher.next();
-    const int copy = batch.buffers->ids == engine_.batch(0).ids.data() ? 0 : 1;
-    const StepResult result = engine_.step(copy, optimizer_hyper(setup_.config.optimizer, step, setup_.num_steps), before_update);
+    const StepResult result = ranks_.step(step, optimizer_hyper(setup_.config.optimizer, step, setup_.num_steps), before_update);
     ++step;
     const bool finite = std::isfinite(result.loss_sum) && std::isfinite(result.gradient_norm);
     if (result.skipped) ++skipped_steps_;
@@ -361,7 +325,7 @@ int train_run(const RunConfig& config, const TrainOptions& options) {
   fs::create_directories(folder, failure);
   if (failure) throw Error(ErrorCode::kIo, "cannot make the run's folder {}: {}; choose another checkpoint.dir", folder.string(), failure.message());
   const DirectoryLock lock(folder.string());
-  RunSetup setup = prepare_run(config, options.num_threads, [](std::string_view line) { fmt::print(stderr, "{}\n", line); });
+  RunSetup setup = prepare_run(config, {options.num_threads, options.num_ranks}, [](std::string_view line) { fmt::print(stderr, "{}\n", line); });
   return Trainer(std::move(setup), options).run();
 }
 

@@ -12,7 +12,8 @@ struct TrainOptions {
   bool fresh = false;     // begin anew: what the folder holds moves into a subfolder
   bool accept_changes = false;  // resume although the numerics key differs: the bits will not be those of an undisturbed run
   bool json = false;      // JSON lines on stdout
-  int num_threads = 0;    // 0: every core
+  int num_threads = 0;    // of all ranks together; 0: every core
+  int num_ranks = 1;      // as threads of this process
   bool op_table = false;  // print where the time went, op by op
 };
 

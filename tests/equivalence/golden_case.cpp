@@ -60,12 +60,10 @@ std::map<std::string, std::vector<double>> read_gradients(const Training& traini
   std::vector<PhysicalTensor> physical;
   for (size_t i = 0; i < plan.stage.parameters.size(); ++i) {
     const ParameterSpec& spec = plan.stage.parameters[i];
-    std::vector<float> sum(static_cast<size_t>(spec.num_elements()), 0.0f);
-    for (int accumulator = 0; accumulator < spec.num_accumulators; ++accumulator) {
-      const int64_t offset = plan.memory.gradient_buffer_offset[0] + plan.memory.gradient_offset[i][static_cast<size_t>(accumulator)];
-      const auto* from = reinterpret_cast<const float*>(training.engine->arena().data() + offset);
-      for (size_t j = 0; j < sum.size(); ++j) sum[j] += from[j];
-    }
+    // NORM has added the second use of a tied matrix to the first.
+    const int64_t offset = plan.memory.gradient_buffer_offset[0] + plan.memory.gradient_offset[i][0];
+    const auto* from = reinterpret_cast<const float*>(training.engine->arena().data() + offset);
+    std::vector<float> sum(from, from + spec.num_elements());
     sums.push_back(std::move(sum));
   }
   for (size_t i = 0; i < sums.size(); ++i) physical.push_back({&plan.stage.parameters[i], reinterpret_cast<std::byte*>(sums[i].data()), DType::kF32});

@@ -1,0 +1,75 @@
+// The data-parallel ranks of a run as threads of this process: one engine, one data reader and one communicator each. It takes a step
+// on all of them at one time, and shows their memory to whoever saves and loads. A group of one rank has no threads of its own.
+#pragma once
+
+#include <condition_variable>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <thread>
+#include <vector>
+
+#include "checkpoint/tensor_map.h"
+#include "data/dataset.h"
+#include "data/prefetcher.h"
+#include "train/engine.h"
+
+namespace orrery {
+
+class RankGroup {
+ public:
+  /// One rank a plan, in order. `options.num_threads` are those of all ranks together.
+  RankGroup(std::vector<Plan> plans, const EngineOptions& options);
+  ~RankGroup();
+  RankGroup(const RankGroup&) = delete;
+  RankGroup& operator=(const RankGroup&) = delete;
+
+  int size() const { return static_cast<int>(ranks_.size()); }
+  const Plan& plan(int rank = 0) const { return ranks_[static_cast<size_t>(rank)]->plan; }
+  TrainingEngine& engine(int rank) { return *ranks_[static_cast<size_t>(rank)]->engine; }
+  /// Of a group of several ranks: its counters.
+  const Communicator& communicator(int rank) const { return *ranks_[static_cast<size_t>(rank)]->communicator; }
+  int64_t planned_bytes() const;  // of all arenas
+
+  void initialize_weights(uint64_t seed);
+  /// Begins to read batches from `first_step` on.
+  void start_data(const Dataset& dataset, int64_t first_step);
+  /// The next step on every rank. Errors: the first rank's that had one; the group is of no use after it.
+  StepResult step(int64_t step, const OptimizerHyper& hyper, const std::function<void()>& before_update);
+  /// Loss of samples [first, first + count) of `dataset`, count at most the global batch, cut among the ranks as a batch is.
+  StepResult evaluate(const Dataset& dataset, int64_t first, int64_t count);
+
+  /// Rank `rank`'s weights: each rank has all of them.
+  std::vector<PhysicalTensor> weights(int rank) const;
+  /// The ranks' shards of a state field, which together hold every element once; rank `rank`'s own copy where state is not sharded.
+  std::vector<PhysicalTensor> state(StateField field, int rank) const;
+  bool shards_state() const { return plan().options.data.zero_stage >= 1 && size() > 1; }
+
+ private:
+  struct Rank {
+    Plan plan;
+    std::unique_ptr<Communicator> communicator;
+    std::unique_ptr<TrainingEngine> engine;
+    std::optional<Prefetcher> data;
+    std::exception_ptr error;
+    std::thread thread;
+  };
+  void on_every_rank(const std::function<void(int)>& body);
+  void rank_thread(int rank);
+  void run_on(int rank);
+
+  std::vector<std::unique_ptr<Rank>> ranks_;
+  std::vector<StepResult> results_;
+  std::vector<double> evaluated_;  // by sequence of the global batch
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  const std::function<void(int)>* body_ = nullptr;
+  uint64_t generation_ = 0;
+  int num_running_ = 0;
+  bool stopping_ = false;
+};
+
+}  // namespace orrery
