@@ -1,5 +1,5 @@
 // Serving speed of a model file beside llama.cpp's benchmarks: the same prompts, batches and numbers of tokens as llama-bench (pp512) and
-// llama-batched-bench (-npp 128 -ntg 64 -npl 1,8,32). bench/decode_vs_llama_cpp.py runs both in turns. Also the perplexity of a text as
+// llama-batched-bench (-npp 128 -ntg 64 -npl 1,8,32). Also the perplexity of a text as
 // llama-perplexity counts it: chunks of 512 tokens, the second half of each.
 //   decode_bench MODEL [--dtype bf16|f32] [--threads N] [--repeat 3] [--ops] [--only pp512|1|8|32]
 //   decode_bench MODEL --perplexity TEXT [--chunks 20]
