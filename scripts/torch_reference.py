@@ -57,6 +57,9 @@ def make_weights(config, seed):
                 value = noise * (2.0 / math.sqrt(config.hidden_size))
         else:
             value = 0.1 * noise + (1.0 if "norm" in name or ".ln_" in name and name.endswith("weight") else 0.0)
+            if config.model_type.startswith("gemma"):
+                # Stored less 1; of steps that 1 + weight does not round away.
+                value = (noise * 16).round() / 128
         weights[name] = value.to(torch.bfloat16)
     return weights
 

@@ -11,7 +11,7 @@
 namespace orrery {
 namespace {
 
-constexpr std::string_view kSupported = "gpt2, llama, qwen2, qwen3";
+constexpr std::string_view kSupported = "gpt2, llama, qwen2, qwen3, gemma3";
 
 /// The decimal number that was meant by a float: 1e-5, not 9.99999975e-06, so that a config survives the way through GGUF.
 double meant_by(double value) { return std::strtod(fmt::format("{}", static_cast<float>(value)).c_str(), nullptr); }
@@ -26,6 +26,10 @@ constexpr NamePair kLlamaParts[] = {
     {"self_attn.k_norm", "attn_k_norm"}, {"post_attention_layernorm", "ffn_norm"}, {"mlp.gate_proj", "ffn_gate"},
     {"mlp.up_proj", "ffn_up"},           {"mlp.down_proj", "ffn_down"},
 };
+/// Before kLlamaParts: what Hugging Face calls post_attention_layernorm is another norm in Gemma 3.
+constexpr NamePair kGemma3Parts[] = {
+    {"post_attention_layernorm", "post_attention_norm"}, {"pre_feedforward_layernorm", "ffn_norm"}, {"post_feedforward_layernorm", "post_ffw_norm"},
+};
 constexpr NamePair kGpt2Parts[] = {
     {"ln_1", "attn_norm"}, {"attn.c_attn", "attn_qkv"}, {"attn.c_proj", "attn_output"}, {"ln_2", "ffn_norm"}, {"mlp.c_fc", "ffn_up"}, {"mlp.c_proj", "ffn_down"},
 };
@@ -35,7 +39,8 @@ constexpr NamePair kWholeModel[] = {
     {"transformer.ln_f.weight", "output_norm.weight"},  {"transformer.ln_f.bias", "output_norm.bias"},
 };
 
-std::string gguf_name_of(const std::string& hf, bool gpt2) {
+std::string gguf_name_of(const std::string& hf, ModelFamily family) {
+  const bool gpt2 = family == ModelFamily::kGpt2;
   for (const NamePair& pair : kWholeModel) {
     if (hf == pair.hf) return std::string(pair.gguf);
   }
@@ -44,6 +49,11 @@ std::string gguf_name_of(const std::string& hf, bool gpt2) {
   const size_t dot = hf.find('.', prefix.size());
   const size_t last = hf.rfind('.');
   const std::string_view part = std::string_view(hf).substr(dot + 1, last - dot - 1);
+  if (family == ModelFamily::kGemma3) {
+    for (const NamePair& pair : kGemma3Parts) {
+      if (part == pair.hf) return fmt::format("blk.{}.{}{}", hf.substr(prefix.size(), dot - prefix.size()), pair.gguf, hf.substr(last));
+    }
+  }
   const std::span<const NamePair> parts = gpt2 ? std::span<const NamePair>(kGpt2Parts) : std::span<const NamePair>(kLlamaParts);
   const auto it = std::find_if(parts.begin(), parts.end(), [&](const NamePair& pair) { return pair.hf == part; });
   ORRERY_CHECK(it != parts.end(), "{}", hf);
@@ -134,7 +144,7 @@ std::vector<GgufTensorMapping> gguf_tensor_mapping(const ModelConfig& config, st
   std::vector<GgufTensorMapping> mapping;
   for (LogicalTensor& tensor : logical_tensors(config)) {
     GgufTensorMapping entry;
-    entry.gguf_name = gguf_name_of(tensor.name, config.family == ModelFamily::kGpt2);
+    entry.gguf_name = gguf_name_of(tensor.name, config.family);
     if (architecture == "llama") {
       if (tensor.name.find("self_attn.q_proj.") != std::string::npos) entry.permuted_heads = config.num_heads;
       if (tensor.name.find("self_attn.k_proj.") != std::string::npos) entry.permuted_heads = config.num_kv_heads;
@@ -161,13 +171,13 @@ std::string gguf_architecture(const ModelConfig& config) {
 
 ModelConfig model_config_from_gguf(const GgufReader& file) {
   const std::string arch = file.text("general.architecture").value_or("");
-  if (arch != "gpt2" && arch != "llama" && arch != "qwen2" && arch != "qwen3") {
+  if (arch != "gpt2" && arch != "llama" && arch != "qwen2" && arch != "qwen3" && arch != "gemma3") {
     throw Error(ErrorCode::kUnsupported, "{}: architecture \"{}\" is not supported; supported: {}", file.path(), arch, kSupported);
   }
   if (file.integer(arch + ".expert_count").value_or(0) > 0) {
     throw Error(ErrorCode::kUnsupported, "{}: a mixture of experts ({} experts) is not supported", file.path(), *file.integer(arch + ".expert_count"));
   }
-  ModelConfig config = default_model_config(arch == "gpt2" ? ModelFamily::kGpt2 : ModelFamily::kLlama);
+  ModelConfig config = default_model_config(arch == "gpt2" ? ModelFamily::kGpt2 : arch == "gemma3" ? ModelFamily::kGemma3 : ModelFamily::kLlama);
   config.hidden_size = required_integer(file, arch + ".embedding_length");
   config.num_layers = required_integer(file, arch + ".block_count");
   config.num_heads = uniform_integer(file, arch + ".attention.head_count").value_or(0);
@@ -188,15 +198,23 @@ ModelConfig model_config_from_gguf(const GgufReader& file) {
     config.norm_eps = meant_by(file.number(arch + ".attention.layer_norm_epsilon").value_or(1e-5));
   } else {
     config.norm_eps = meant_by(file.number(arch + ".attention.layer_norm_rms_epsilon").value_or(1e-5));
-    config.qk_norm = arch == "qwen3";
+    config.qk_norm = arch == "qwen3" || arch == "gemma3";
     config.attention_bias = has_bias(file, "attn_q");
     config.attention_output_bias = has_bias(file, "attn_output");
     config.mlp_bias = has_bias(file, "ffn_down");
     config.sliding_window = file.integer(arch + ".attention.sliding_window").value_or(0);
     validate(config, file.path());
     read_rope(file, arch, config);
+    if (arch == "gemma3") {
+      // The file does not say it: every sixth layer sees everything.
+      config.rope_local_theta = meant_by(file.number(arch + ".rope.freq_base_swa").value_or(10000.0));
+      if (config.sliding_window > 0)
+        for (int64_t layer = 0; layer < config.num_layers; ++layer) config.sliding_layers.push_back((layer + 1) % 6 != 0);
+      if (config.num_layers == 62 && config.head_dim == 128)
+        throw Error(ErrorCode::kUnsupported, "{}: Gemma 3 27B scales attention by another factor than its head, which is not supported", file.path());
+    }
     config.architecture = arch == "qwen2" ? "Qwen2ForCausalLM" : arch == "qwen3" ? "Qwen3ForCausalLM" : "";
-    config.architecture = export_architecture(config);
+    if (arch != "gemma3") config.architecture = export_architecture(config);
   }
   config.bos_token_id = file.integer("tokenizer.ggml.bos_token_id");
   if (const auto eos = file.integer("tokenizer.ggml.eos_token_id")) config.eos_token_ids.push_back(*eos);

@@ -7,7 +7,7 @@
 namespace orrery {
 namespace {
 constexpr std::array<std::string_view, static_cast<size_t>(OpKind::kCount)> kNames = {
-    "embedding", "add", "mul", "silu", "gelu", "split", "concat", "rms_norm", "layer_norm", "linear", "rope", "attention",
+    "embedding", "add", "mul", "scale", "silu", "gelu", "split", "concat", "rms_norm", "layer_norm", "linear", "rope", "attention",
     "gather_rows", "linear_cross_entropy",
     "embedding_grad", "silu_grad", "gelu_grad", "rms_norm_grad", "layer_norm_grad", "linear_grad_input", "linear_grad_weight",
     "bias_grad", "rope_grad", "attention_grad", "linear_cross_entropy_grad",

@@ -25,6 +25,7 @@ enum class OpKind : uint8_t {
   kEmbedding,   // (ids [T] i32, table [V, D]) -> x [T, D]
   kAdd,         // (a, b) -> a + b
   kMul,         // (a, b) -> a * b
+  kScale,       // (x) -> ScaleAttributes::factor * x
   kSilu,        // (x) -> x / (1 + exp(-x))
   kGelu,        // (x) -> 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))
   kSplit,       // (x [T, sum widths]) -> one [T, width_i] per SplitAttributes::widths
@@ -129,13 +130,17 @@ struct PackedLinearAttributes {
   std::vector<PackedSegment> segments;  // empty: dense panels in the compute dtype
   bool operator==(const PackedLinearAttributes&) const = default;
 };
+struct ScaleAttributes {
+  float factor = 1;
+  bool operator==(const ScaleAttributes&) const = default;
+};
 struct OptimizerAttributes {
   bool decay = false;  // weight decay applies: matrices, not norms, biases or embeddings
   bool operator==(const OptimizerAttributes&) const = default;
 };
 
 using Attributes = std::variant<NoAttributes, SplitAttributes, NormAttributes, RopeAttributes, AttentionAttributes, PackedLinearAttributes,
-                                OptimizerAttributes>;
+                                ScaleAttributes, OptimizerAttributes>;
 
 /// The step's scalars that optimizer kernels read: an input value of kOptimizerScale and the update ops, written by the trainer
 /// into the arena before OPT. Bias corrections are computed once, in f64, by the trainer.

@@ -36,6 +36,7 @@ std::vector<ValueType> infer_types(OpKind kind, const Attributes& attributes, co
     case OpKind::kMul:
       ORRERY_CHECK(in[0].shape == in[1].shape, "{} of {} and {}", op_name(kind), to_string(in[0].shape), to_string(in[1].shape));
       return {in[0]};
+    case OpKind::kScale:
     case OpKind::kSilu:
     case OpKind::kGelu:
     case OpKind::kRope: return {in[0]};

@@ -114,6 +114,7 @@ void Differentiator::apply_rule(const Op& op) {
       contribute(in[0], builder_.emit_one(OpKind::kMul, {dy, in[1]}, NoAttributes{}, d(in[0])));
       contribute(in[1], builder_.emit_one(OpKind::kMul, {dy, in[0]}, NoAttributes{}, d(in[1])));
       return;
+    case OpKind::kScale: contribute(in[0], builder_.emit_one(OpKind::kScale, {dy}, op.attributes, d(in[0]))); return;
     case OpKind::kSilu: contribute(in[0], builder_.emit_one(OpKind::kSiluGrad, {dy, in[0]}, NoAttributes{}, d(in[0]))); return;
     case OpKind::kGelu: contribute(in[0], builder_.emit_one(OpKind::kGeluGrad, {dy, in[0]}, NoAttributes{}, d(in[0]))); return;
     case OpKind::kSplit: {

@@ -65,6 +65,14 @@ ValueId DecoderParts::embedding_table(const std::string& tensor, bool tied) {
   return builder_.parameter(std::move(spec));
 }
 
+ValueId DecoderParts::rms_norm(ValueId x, const std::string& name, const std::string& tensor, int64_t group_width) {
+  const ValueId weight = vector(name, {tensor}, InitKind::kOnes);
+  NormAttributes attributes;
+  attributes.eps = static_cast<float>(config_.norm_eps);
+  attributes.group_width = group_width;
+  return builder_.emit(OpKind::kRmsNorm, {x, weight}, attributes, {}, name)[0];
+}
+
 ValueId DecoderParts::linear(ValueId x, ValueId weight, ValueId bias, const std::string& name) {
   std::vector<ValueId> inputs = {x, weight};
   if (bias != kNoValue) inputs.push_back(bias);
@@ -122,6 +130,7 @@ void build_forward(const ModelConfig& config, const ForwardOptions& options, Sta
   switch (config.family) {
     case ModelFamily::kGpt2: build_gpt2(parts); break;
     case ModelFamily::kLlama: build_llama(parts); break;
+    case ModelFamily::kGemma3: build_gemma3(parts); break;
   }
 }
 

@@ -28,6 +28,9 @@ class DecoderParts {
   /// The embedding table; with tied embeddings it has two gradient accumulators (NUMERICS rule 6).
   ValueId embedding_table(const std::string& tensor, bool tied);
 
+  /// RMSNorm in groups of `group_width` with a weight of its own.
+  ValueId rms_norm(ValueId x, const std::string& name, const std::string& tensor, int64_t group_width);
+
   /// x weight^T (+ bias).
   ValueId linear(ValueId x, ValueId weight, ValueId bias, const std::string& name);
 
@@ -50,6 +53,7 @@ class DecoderParts {
 /// The families, one file each.
 void build_gpt2(DecoderParts& parts);
 void build_llama(DecoderParts& parts);
+void build_gemma3(DecoderParts& parts);
 
 /// Standard deviation of the initialization (GPT-2's and Llama's 0.02), and that of projections into the residual stream, which
 /// is divided by sqrt(2 * num_layers) so that the stream's variance does not grow with depth (Radford et al. 2019, section 2.3).

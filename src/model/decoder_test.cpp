@@ -58,5 +58,22 @@ TEST(Decoder, LlamaVariantsHaveEveryTensorOnce) {
       }
 }
 
+// Two layers of the kind that five in six are, and one that sees everything: both rope tables are read.
+TEST(Decoder, Gemma3HasEveryTensorOnce) {
+  ModelConfig config = small(ModelFamily::kGemma3);
+  config.num_layers = 3;
+  config.sliding_window = 7;
+  config.sliding_layers = {true, true, false};
+  expect_complete(config);
+  Stage stage;
+  ForwardOptions options;
+  options.max_tokens = 64;
+  options.max_segments = 8;
+  build_forward(config, options, stage, Phase::kForward);
+  ASSERT_EQ(stage.constants.size(), 2u);
+  EXPECT_EQ(stage.constants[0].theta, 1e6);
+  EXPECT_EQ(stage.constants[1].theta, 1e4);
+}
+
 }  // namespace
 }  // namespace orrery

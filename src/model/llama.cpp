@@ -5,14 +5,6 @@
 namespace orrery {
 namespace {
 
-ValueId rms_norm(DecoderParts& parts, ValueId x, const std::string& name, const std::string& tensor, int64_t group_width) {
-  const ValueId weight = parts.vector(name, {tensor}, InitKind::kOnes);
-  NormAttributes attributes;
-  attributes.eps = static_cast<float>(parts.config().norm_eps);
-  attributes.group_width = group_width;
-  return parts.builder().emit(OpKind::kRmsNorm, {x, weight}, attributes, {}, name)[0];
-}
-
 RopeTable rope_table(const ModelConfig& config) {
   RopeTable table;
   table.max_positions = config.max_seq_len;
@@ -41,8 +33,8 @@ ValueId attention_block(DecoderParts& parts, ValueId x, ValueId table, int64_t l
   const auto split = builder.emit(OpKind::kSplit, {qkv}, SplitAttributes{{config.query_size(), config.kv_size(), config.kv_size()}}, {}, "split");
   ValueId q = split[0], k = split[1];
   if (config.qk_norm) {
-    q = rms_norm(parts, q, physical + "q_norm", logical + "q_norm.weight", config.head_dim);
-    k = rms_norm(parts, k, physical + "k_norm", logical + "k_norm.weight", config.head_dim);
+    q = parts.rms_norm(q, physical + "q_norm", logical + "q_norm.weight", config.head_dim);
+    k = parts.rms_norm(k, physical + "k_norm", logical + "k_norm.weight", config.head_dim);
   }
   RopeAttributes rope;
   rope.head_dim = rope.rotary_dim = config.head_dim;
@@ -84,13 +76,13 @@ void build_llama(DecoderParts& parts) {
     builder.set_layer(static_cast<int32_t>(layer));
     const std::string physical = "layers." + std::to_string(layer) + ".";
     const std::string logical = "model.layers." + std::to_string(layer) + ".";
-    const ValueId normed = rms_norm(parts, x, physical + "attention_norm", logical + "input_layernorm.weight", config.hidden_size);
+    const ValueId normed = parts.rms_norm(x, physical + "attention_norm", logical + "input_layernorm.weight", config.hidden_size);
     x = builder.emit_one(OpKind::kAdd, {x, attention_block(parts, normed, table, layer)}, NoAttributes{}, "x_mid");
-    const ValueId mlp_normed = rms_norm(parts, x, physical + "mlp_norm", logical + "post_attention_layernorm.weight", config.hidden_size);
+    const ValueId mlp_normed = parts.rms_norm(x, physical + "mlp_norm", logical + "post_attention_layernorm.weight", config.hidden_size);
     x = builder.emit_one(OpKind::kAdd, {x, mlp_block(parts, mlp_normed, layer)}, NoAttributes{}, "x");
   }
   builder.set_layer(-1);
-  const ValueId normed = rms_norm(parts, x, "final_norm", "model.norm.weight", config.hidden_size);
+  const ValueId normed = parts.rms_norm(x, "final_norm", "model.norm.weight", config.hidden_size);
   parts.head(normed, config.tie_embeddings ? embedding : parts.matrix("head", {"lm_head.weight"}, init_std()));
 }
 

@@ -77,7 +77,9 @@ void check_gpt2(const ModelConfig& config, std::string_view where) {
 
 }  // namespace
 
-std::string_view model_family_name(ModelFamily family) { return family == ModelFamily::kGpt2 ? "gpt2" : "llama"; }
+std::string_view model_family_name(ModelFamily family) {
+  return family == ModelFamily::kGpt2 ? "gpt2" : family == ModelFamily::kGemma3 ? "gemma3" : "llama";
+}
 
 std::optional<ModelFamily> parse_model_family(std::string_view name) {
   if (name == "gpt2") return ModelFamily::kGpt2;
@@ -91,6 +93,11 @@ ModelConfig default_model_config(ModelFamily family) {
   if (family == ModelFamily::kGpt2) {
     config.tie_embeddings = true;
     config.attention_bias = config.attention_output_bias = config.mlp_bias = true;
+  }
+  if (family == ModelFamily::kGemma3) {
+    config.tie_embeddings = config.qk_norm = true;
+    config.norm_eps = 1e-6;
+    config.rope_theta = 1e6;
   }
   return config;
 }
@@ -138,6 +145,11 @@ void validate(const ModelConfig& config, std::string_view where) {
   } else {
     check_rope(config, where);
   }
+  if (config.family == ModelFamily::kGemma3) {
+    check_real(where, "rope_local_theta", config.rope_local_theta);
+    if (config.attention_bias || config.attention_output_bias || config.mlp_bias || !config.qk_norm)
+      throw Error(ErrorCode::kInvalidConfig, "{}: gemma3 has q and k norms and no biases", where);
+  }
 }
 
 int64_t LogicalTensor::num_elements() const {
@@ -176,7 +188,9 @@ std::vector<LogicalTensor> gpt2_tensors(const ModelConfig& config) {
   return tensors;
 }
 
+// Gemma 3's list too: it has two norms more a layer.
 std::vector<LogicalTensor> llama_tensors(const ModelConfig& config) {
+  const bool gemma = config.family == ModelFamily::kGemma3;
   std::vector<LogicalTensor> tensors;
   const int64_t hidden = config.hidden_size;
   const auto vector = [&](std::string name, int64_t size) { tensors.push_back({std::move(name), {size}}); };
@@ -197,9 +211,11 @@ std::vector<LogicalTensor> llama_tensors(const ModelConfig& config) {
     }
     linear(prefix + "self_attn.o_proj", hidden, config.query_size(), config.attention_output_bias);
     vector(prefix + "post_attention_layernorm.weight", hidden);
+    if (gemma) vector(prefix + "pre_feedforward_layernorm.weight", hidden);
     linear(prefix + "mlp.gate_proj", config.intermediate_size, hidden, config.mlp_bias);
     linear(prefix + "mlp.up_proj", config.intermediate_size, hidden, config.mlp_bias);
     linear(prefix + "mlp.down_proj", hidden, config.intermediate_size, config.mlp_bias);
+    if (gemma) vector(prefix + "post_feedforward_layernorm.weight", hidden);
   }
   vector("model.norm.weight", hidden);
   if (!config.tie_embeddings) tensors.push_back({"lm_head.weight", {config.vocab_size, hidden}});

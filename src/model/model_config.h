@@ -13,9 +13,10 @@
 namespace orrery {
 
 /// kGpt2: learned positions, LayerNorm with bias, gelu (tanh form) MLP, all biases. kLlama: rotary positions, RMSNorm, SwiGLU,
-/// grouped heads: Llama 2 and 3, Mistral, SmolLM2, Qwen2, Qwen3.
-enum class ModelFamily : uint8_t { kGpt2, kLlama };
-std::string_view model_family_name(ModelFamily family);  // "gpt2", "llama"
+/// grouped heads: Llama 2 and 3, Mistral, SmolLM2, Qwen2, Qwen3. kGemma3: Gemma 3's text models: scaled embedding, norms before and after
+/// each block, GeGLU, q and k norms, layers with and without window that turn positions at two speeds; read from GGUF, to be served.
+enum class ModelFamily : uint8_t { kGpt2, kLlama, kGemma3 };
+std::string_view model_family_name(ModelFamily family);  // "gpt2", "llama", "gemma3"
 std::optional<ModelFamily> parse_model_family(std::string_view name);
 
 /// kLinear divides positions by `factor`; kLlama3 divides low frequencies by it and blends between the two wave lengths
@@ -46,6 +47,7 @@ struct ModelConfig {
   int64_t max_seq_len = 0;
 
   double rope_theta = 10000.0;
+  double rope_local_theta = 10000.0;  // gemma3: of the layers with a window
   RopeScaling rope_scaling;
   double norm_eps = 1e-5;
   bool tie_embeddings = false;

@@ -301,6 +301,7 @@ void write_llama(const ModelConfig& config, const std::string& architecture, Jso
 }
 
 bool fits(const ModelConfig& config, std::string_view architecture) {
+  if (config.family == ModelFamily::kGemma3) return false;
   if (config.family == ModelFamily::kGpt2) return architecture == "GPT2LMHeadModel";
   const bool both_or_no_biases = config.attention_bias == config.attention_output_bias;
   const bool square = config.head_dim * config.num_heads == config.hidden_size;
@@ -344,6 +345,8 @@ std::string export_architecture(const ModelConfig& config) {
   for (const std::string_view candidate : {"GPT2LMHeadModel", "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}) {
     if (fits(config, candidate)) return std::string(candidate);
   }
+  if (config.family == ModelFamily::kGemma3)
+    throw Error(ErrorCode::kUnsupported, "a gemma3 model is read from GGUF and served; it cannot be trained or exported yet");
   throw Error(ErrorCode::kUnsupported,
               "no Hugging Face architecture has this combination: attention_bias={}, attention_output_bias={}, mlp_bias={}, qk_norm={}, "
               "sliding_window={}, head_dim={}, num_heads={}, hidden_size={}",

@@ -88,6 +88,17 @@ void fill_bpe(const GgufTokenizerData& data, TokenizerSpec* spec) {
   add_gguf_tokens(data, spec);
 }
 
+std::string with_escaped_spaces(std::string_view text) {
+  std::string escaped;
+  for (const char c : text) {
+    if (c == ' ')
+      escaped += "\xE2\x96\x81";
+    else
+      escaped += c;
+  }
+  return escaped;
+}
+
 void fill_sentencepiece(const GgufTokenizerData& data, TokenizerSpec* spec) {
   if (data.scores.size() != data.tokens.size() || data.token_types.size() != data.tokens.size()) {
     throw Error(ErrorCode::kCorruptData, "GGUF tokenizer '{}': {} tokens, {} scores, {} types", data.model, data.tokens.size(),
@@ -99,6 +110,8 @@ void fill_sentencepiece(const GgufTokenizerData& data, TokenizerSpec* spec) {
     if (type < 1 || type > 6) throw Error(ErrorCode::kCorruptData, "GGUF tokenizer: token type {}", type);
     spec->piece_types.push_back(static_cast<uint8_t>(type));
     if (type == 6) spec->byte_fallback = true;
+    // Converters write user-defined pieces as they stand in a text (Gemma's runs of spaces); SentencePiece has every space escaped.
+    if (type == 4) spec->tokens[spec->piece_types.size() - 1] = with_escaped_spaces(spec->tokens[spec->piece_types.size() - 1]);
   }
   SentencePieceOptions options;
   options.precompiled_charsmap = data.precompiled_charsmap;

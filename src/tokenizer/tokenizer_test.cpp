@@ -341,6 +341,32 @@ TEST(TokenizerBadInput, GgufVocabularies) {
   expect_error(ErrorCode::kCorruptData, "scores", with([](auto* d) { d->model = "llama"; }));
 }
 
+// Gemma's files: user-defined pieces that are runs of spaces and line ends, written as they stand in a text. The longest run goes first.
+TEST(Tokenizer, GgufUserDefinedPiecesWithSpaces) {
+  GgufTokenizerData data;
+  data.model = "llama";
+  const auto add = [&](const char* token, int32_t type, float score) {
+    data.tokens.push_back(token);
+    data.token_types.push_back(type);
+    data.scores.push_back(score);
+  };
+  add("<unk>", 2, 0);
+  add("\xE2\x96\x81", 1, -1);
+  add("a", 1, -2);
+  add("\xE2\x96\x81" "a", 1, -3);
+  add("  ", 4, -1000);
+  add("   ", 4, -1000);
+  add("\n\n", 4, -1000);
+  data.unk_id = 0;
+  data.add_bos = false;
+  data.add_space_prefix = false;
+  const Tokenizer tokenizer = load_gguf_tokenizer(data);
+  const std::string text = "a a    a  \n\na";
+  const std::vector<int32_t> ids = tokenizer.encode(text);
+  EXPECT_EQ(ids, (std::vector<int32_t>{2, 3, 5, 3, 4, 6, 2}));
+  EXPECT_EQ(tokenizer.decode(ids), text);
+}
+
 TEST(TokenizerFuzz, Files) {
   const std::string small = small_json().dump();
   run_mutations(fuzz_tokenizer_json, {small.substr(0, 4000), small, golden("unigram")["file"].get<std::string>()}, 300, 1);

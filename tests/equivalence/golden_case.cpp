@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <filesystem>
 #include <memory>
 
 #include "base/error.h"
@@ -78,7 +79,8 @@ std::map<std::string, std::vector<double>> read_gradients(const Training& traini
 
 }  // namespace
 
-GoldenCase::GoldenCase(const std::string& folder, int num_threads) : num_threads_(num_threads), source_(open_model(folder)) {
+GoldenCase::GoldenCase(const std::string& folder, int num_threads)
+    : num_threads_(num_threads), source_(open_model(std::filesystem::exists(folder + "/model.gguf") ? folder + "/model.gguf" : folder)) {
   const FileSource file(folder + "/golden.safetensors");
   const SafetensorsHeader header = read_safetensors_header(file);
   optimizer_ = header.metadata;

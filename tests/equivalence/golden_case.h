@@ -1,5 +1,5 @@
 // A model beside what PyTorch computes from the same weights: folders made by scripts/torch_reference.py (config.json,
-// model.safetensors, golden.safetensors). The test holds small ones to NUMERICS rule 14; compare_golden prints real ones.
+// model.safetensors or a model.gguf instead of both; golden.safetensors). The test holds small ones to NUMERICS rule 14; compare_golden prints real ones.
 #pragma once
 
 #include <cstdint>

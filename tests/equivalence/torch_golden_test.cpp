@@ -28,6 +28,13 @@ TEST_P(TorchGolden, Gradients) {
     for (const Measurement& measurement : golden.gradients(dtype)) expect_within(measurement, dtype);
 }
 
+// gemma3: read from GGUF, served, not trained. A window of 7 in six of seven layers, two rope tables, one kv head.
+using TorchLogits = TorchGolden;
+
+TEST_P(TorchLogits, Logits) {
+  for (DType dtype : {DType::kF32, DType::kBF16}) expect_within(golden.logits(dtype), dtype);
+}
+
 using TorchLossCurve = TorchGolden;
 
 TEST_P(TorchLossCurve, FiftySteps) {
@@ -39,6 +46,7 @@ TEST_P(TorchLossCurve, FiftySteps) {
 // qwen2: biases on q, k, v. llama3: rope scaling. mistral: a window of 7 in 32 tokens.
 constexpr auto kName = [](const auto& model) { return model.param; };
 INSTANTIATE_TEST_SUITE_P(Models, TorchGolden, ::testing::Values("gpt2", "llama", "qwen3", "qwen2", "llama3", "mistral"), kName);
+INSTANTIATE_TEST_SUITE_P(Models, TorchLogits, ::testing::Values("gemma3"), kName);
 INSTANTIATE_TEST_SUITE_P(Models, TorchLossCurve, ::testing::Values("gpt2", "llama", "qwen3"), kName);
 
 }  // namespace

@@ -2,6 +2,7 @@
 // SwiGLU, whose rows may be strided. Bits: independent of threads and instruction set.
 #include "backend/cpu/ops.h"
 #include "backend/cpu/row_kernels.h"
+#include "base/bfloat16.h"
 
 namespace orrery {
 namespace {
@@ -39,6 +40,21 @@ void run_unary(const KernelContext& context, const OpCall& call) {
   });
 }
 
+void run_scale(const KernelContext& context, const OpCall& call) {
+  check_elementwise(call);
+  const TensorView &x = call.in(0), &y = call.out(0);
+  const float factor = call.attribute<ScaleAttributes>().factor;
+  const bool bf16 = y.dtype == DType::kBF16;
+  context.pool->parallel_for(y.num_elements(), kBytesWorthAThread / dtype_bytes(y.dtype), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      if (bf16)
+        y.as<uint16_t>()[i] = f32_to_bf16(factor * bf16_to_f32(x.as<uint16_t>()[i]));
+      else
+        y.as<float>()[i] = factor * x.as<float>()[i];
+    }
+  });
+}
+
 void run_swiglu(const KernelContext& context, const OpCall& call) {
   const TensorView &gate_up = call.in(0), &h = call.out(0);
   const int64_t width = h.row_width(), size = dtype_bytes(h.dtype);
@@ -73,6 +89,8 @@ constexpr KernelEntry kEntries[] = {
     {OpKind::kAdd, DType::kF32, run_binary<&RowKernels::add>},
     {OpKind::kMul, DType::kBF16, run_binary<&RowKernels::mul>},
     {OpKind::kMul, DType::kF32, run_binary<&RowKernels::mul>},
+    {OpKind::kScale, DType::kBF16, run_scale},
+    {OpKind::kScale, DType::kF32, run_scale},
     {OpKind::kSilu, DType::kBF16, run_unary<&RowKernels::silu>},
     {OpKind::kSilu, DType::kF32, run_unary<&RowKernels::silu>},
     {OpKind::kGelu, DType::kBF16, run_unary<&RowKernels::gelu>},

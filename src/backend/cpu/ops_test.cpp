@@ -83,6 +83,19 @@ TEST_P(OpsTest, Elementwise) {
     }
 }
 
+TEST_P(OpsTest, Scale) {
+  const DType dtype = GetParam();
+  for (const Shape2& shape : kShapes) {
+    const Tensor x = Tensor::random(dtype, {shape.rows, shape.width}, 1);
+    std::vector<Tensor> y = {Tensor(dtype, {shape.rows, shape.width})};
+    const ScaleAttributes attributes{25.25f};
+    run_everywhere(OpKind::kScale, dtype, attributes, {x}, y);
+    // One product in f32, one rounding to the type.
+    expect_near(y[0], reference::scale(x.array(), 25.25), 1, 1, 0, "scale");
+    expect_rows_independent(OpKind::kScale, dtype, attributes, {x}, 1, y);
+  }
+}
+
 TEST_P(OpsTest, GatherSplitConcat) {
   const DType dtype = GetParam();
   const Tensor table = Tensor::random(dtype, {11, 37}, 1);

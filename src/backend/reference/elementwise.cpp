@@ -31,6 +31,9 @@ Array add(const Array& a, const Array& b) {
 Array mul(const Array& a, const Array& b) {
   return map(a, b, [](double x, double y) { return x * y; });
 }
+Array scale(const Array& x, double factor) {
+  return map(x, [factor](double v) { return factor * v; });
+}
 Array silu(const Array& x) { return map(x, silu_of); }
 Array gelu(const Array& x) {
   return map(x, [](double v) { return 0.5 * v * (1 + std::tanh(kRoot * (v + 0.044715 * v * v * v))); });

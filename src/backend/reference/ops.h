@@ -15,6 +15,7 @@ using Ids = std::vector<int32_t>;
 
 Array add(const Array& a, const Array& b);
 Array mul(const Array& a, const Array& b);
+Array scale(const Array& x, double factor);
 Array silu(const Array& x);
 Array gelu(const Array& x);
 Array silu_grad(const Array& dy, const Array& x);
