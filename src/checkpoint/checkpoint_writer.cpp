@@ -138,6 +138,8 @@ struct CheckpointWriter::Impl {
   std::vector<int64_t> position;
   CheckpointResult result;
   std::exception_ptr error;
+  uint64_t num_portions_read = 0;  // of the save in progress
+  bool source_failed = false;
   bool hidden_is_old = false;  // the hidden directory holds what the save replaces, and must not be removed
   std::thread thread;
 
@@ -149,10 +151,7 @@ struct CheckpointWriter::Impl {
     sort_for_file(content.model);
     sort_for_file(content.state);
     position.resize(content.position_names.size());
-    if (!is_directory(options.directory)) files.make_directory(options.directory);
-    for (const std::string& name : list_directory(options.directory)) {
-      if (name.starts_with(kHiddenPrefix)) remove_flat_directory(files, join_path(options.directory, name));
-    }
+    if (options.role != CheckpointOptions::Role::kReader) clean_directory();
     thread = std::thread([this] { run(); });
     pthread_setname_np(thread.native_handle(), "orrery-ckpt");
   }
@@ -165,6 +164,13 @@ struct CheckpointWriter::Impl {
     }
     changed.notify_all();
     thread.join();
+  }
+
+  void clean_directory() {
+    if (!is_directory(options.directory)) files.make_directory(options.directory);
+    for (const std::string& name : list_directory(options.directory)) {
+      if (name.starts_with(kHiddenPrefix)) remove_flat_directory(files, join_path(options.directory, name));
+    }
   }
 
   void run() {
@@ -195,9 +201,30 @@ struct CheckpointWriter::Impl {
     changed.notify_all();
   }
 
+  uint64_t chunk_bytes() const { return options.buffer.size() / 8 * 8; }  // whole elements of every type
+
+  // Every source from first to last, but for the first `num_done` portions.
+  void read_sources(uint64_t num_done) {
+    for (const auto* tensors : {&content.model, &content.state})
+      for (const TensorSource& tensor : *tensors)
+        for (uint64_t offset = 0; offset < tensor.bytes(); offset += chunk_bytes()) {
+          if (num_done > 0) {
+            --num_done;
+            continue;
+          }
+          tensor.read(offset, options.buffer.first(std::min(chunk_bytes(), tensor.bytes() - offset)));
+        }
+  }
+
   CheckpointResult save() {
+    num_portions_read = 0;
+    if (options.role == CheckpointOptions::Role::kReader) {
+      read_sources(0);
+      return {};
+    }
     const std::string hidden = join_path(options.directory, std::string(kHiddenPrefix) + checkpoint_name(step));
     hidden_is_old = false;
+    source_failed = false;
     try {
       CheckpointResult made;
       write_directory(hidden, made);
@@ -206,10 +233,15 @@ struct CheckpointWriter::Impl {
       return made;
     } catch (...) {
       const std::exception_ptr reason = std::current_exception();
+      // The first failure is the one to tell; the next writer removes what is left.
       try {
         if (!hidden_is_old && is_directory(hidden)) remove_flat_directory(files, hidden);
       } catch (const Error&) {
-        // The first failure is the one to tell; the next writer removes what is left.
+      }
+      try {
+        // A source that threw has no more to give.
+        if (options.role == CheckpointOptions::Role::kWriter && !source_failed) read_sources(num_portions_read);
+      } catch (const Error&) {
       }
       std::rethrow_exception(reason);
     }
@@ -244,10 +276,12 @@ struct CheckpointWriter::Impl {
 
   std::string write_tensor(HashedFile& file, const TensorSource& tensor) {
     Hash128 hash;
-    const size_t chunk_bytes = options.buffer.size() / 8 * 8;  // whole elements of every type
-    for (uint64_t offset = 0; offset < tensor.bytes(); offset += chunk_bytes) {
-      const std::span<std::byte> chunk = options.buffer.first(std::min<uint64_t>(chunk_bytes, tensor.bytes() - offset));
+    for (uint64_t offset = 0; offset < tensor.bytes(); offset += chunk_bytes()) {
+      const std::span<std::byte> chunk = options.buffer.first(std::min(chunk_bytes(), tensor.bytes() - offset));
+      source_failed = true;
       tensor.read(offset, chunk);
+      source_failed = false;
+      ++num_portions_read;
       hash.update(chunk);
       file.write(chunk);
     }

@@ -29,6 +29,9 @@ struct CheckpointOptions {
   uint64_t max_file_bytes = uint64_t{4} << 30;  // of tensors in one safetensors file
   std::span<std::byte> buffer;  // the caller's; at least kMinCheckpointBuffer. Tensors pass through it
   FileSystem* files = nullptr;  // null: the real one
+  // How processes save together: every one of them starts the same save, one writes, the others only read their sources, in the same
+  // order and portions, to send what they hold. The writer reads to the end even when a file could not be written, so that nobody waits.
+  enum class Role { kAlone, kWriter, kReader } role = Role::kAlone;
 };
 constexpr size_t kMinCheckpointBuffer = 4096;
 

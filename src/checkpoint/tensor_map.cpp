@@ -11,20 +11,24 @@
 namespace orrery {
 namespace {
 
-template <bool kRead>
-void move_bytes(std::byte* physical, std::byte* logical, size_t bytes) {
-  if constexpr (kRead) {
-    std::memcpy(logical, physical, bytes);
-  } else {
-    std::memcpy(physical, logical, bytes);
-  }
+/// A column of the logical matrix: contiguous in physical memory, strided in the logical one.
+template <size_t kBytes>
+void move_column(const std::byte* from, int64_t from_stride, std::byte* to, int64_t to_stride, int64_t count) {
+  for (int64_t i = 0; i < count; ++i)
+    std::memcpy(to + i * to_stride * static_cast<int64_t>(kBytes), from + i * from_stride * static_cast<int64_t>(kBytes), kBytes);
 }
 
-/// A column of the logical matrix: contiguous in physical memory, strided in the logical one.
-template <bool kRead, size_t kBytes>
-void move_column(std::byte* physical, std::byte* logical, int64_t count, int64_t logical_stride) {
-  for (int64_t i = 0; i < count; ++i) {
-    move_bytes<kRead>(physical + i * static_cast<int64_t>(kBytes), logical + i * logical_stride * static_cast<int64_t>(kBytes), kBytes);
+/// `count` elements of `width` bytes; strides in elements.
+void move_elements(const std::byte* from, int64_t from_stride, std::byte* to, int64_t to_stride, int64_t count, int64_t width) {
+  if (from_stride == 1 && to_stride == 1) {
+    std::memcpy(to, from, static_cast<size_t>(count * width));
+    return;
+  }
+  switch (width) {
+    case 1: move_column<1>(from, from_stride, to, to_stride, count); break;
+    case 2: move_column<2>(from, from_stride, to, to_stride, count); break;
+    case 4: move_column<4>(from, from_stride, to, to_stride, count); break;
+    default: move_column<8>(from, from_stride, to, to_stride, count); break;
   }
 }
 
@@ -32,40 +36,30 @@ void move_column(std::byte* physical, std::byte* logical, int64_t count, int64_t
 
 int64_t TensorSource::num_elements() const { return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>()); }
 
-template <bool kRead>
-void LogicalView::copy_transposed(const Piece& piece, int64_t row_begin, int64_t row_end, int64_t column_begin, int64_t column_end,
-                                  std::byte* bytes) const {
-  // `bytes` is the logical element (row_begin, column_begin). Logical (i, j) is physical (row_begin + j - tensor_begin, i).
-  const int64_t width = dtype_bytes(dtype_);
+// Logical (i, j) is physical (piece.row_begin + j - tensor_begin, i); `at` is logical (row_begin, column_begin), counted from the first
+// element asked for.
+template <typename Visit>
+void LogicalView::for_each_column(const Piece& piece, int64_t row_begin, int64_t row_end, int64_t column_begin, int64_t column_end, int64_t at,
+                                  Visit&& visit) const {
   const int64_t first = std::max(column_begin, piece.tensor_begin);
   const int64_t last = std::min(column_end, piece.tensor_begin + piece.count);
   for (int64_t j = first; j < last; ++j) {
     const int64_t element = (piece.row_begin + j - piece.tensor_begin) * rows_ + row_begin;
     const int64_t from = std::max(element, piece.held_begin), count = std::min(element + row_end - row_begin, piece.held_end) - from;
-    if (count <= 0) continue;
-    std::byte* physical = piece.data + (from - piece.held_begin) * width;
-    std::byte* logical = bytes + ((from - element) * columns_ + j - column_begin) * width;
-    switch (width) {
-      case 1: move_column<kRead, 1>(physical, logical, count, columns_); break;
-      case 2: move_column<kRead, 2>(physical, logical, count, columns_); break;
-      case 4: move_column<kRead, 4>(physical, logical, count, columns_); break;
-      default: move_column<kRead, 8>(physical, logical, count, columns_); break;
-    }
+    if (count > 0) visit(piece, from - piece.held_begin, at + (from - element) * columns_ + j - column_begin, count, columns_);
   }
 }
 
-template <bool kRead>
-void LogicalView::copy(int64_t begin, std::byte* bytes, int64_t count) const {
+template <typename Visit>
+void LogicalView::for_each_run(int64_t begin, int64_t count, Visit&& visit) const {
   ORRERY_CHECK(begin >= 0 && count >= 0 && begin + count <= num_elements(), "{}: elements {} + {} of {}", name_, begin, count, num_elements());
-  const int64_t width = dtype_bytes(dtype_);
   const int64_t end = begin + count;
   for (const Piece& piece : pieces_) {
     if (!piece.transpose) {
       const int64_t to_physical = (piece.row_begin - piece.tensor_begin) * columns_;
       const int64_t first = std::max({begin, piece.tensor_begin * columns_, piece.held_begin - to_physical});
       const int64_t last = std::min({end, (piece.tensor_begin + piece.count) * columns_, piece.held_end - to_physical});
-      if (first >= last) continue;
-      move_bytes<kRead>(piece.data + (to_physical + first - piece.held_begin) * width, bytes + (first - begin) * width, static_cast<size_t>((last - first) * width));
+      if (first < last) visit(piece, to_physical + first - piece.held_begin, first - begin, last - first, int64_t{1});
       continue;
     }
     // A range of a row-major matrix: the rest of a first row, whole rows, the start of a last row.
@@ -74,17 +68,55 @@ void LogicalView::copy(int64_t begin, std::byte* bytes, int64_t count) const {
       const int64_t row = at / columns_, column = at % columns_;
       const int64_t whole_rows = column == 0 ? (end - at) / columns_ : 0;
       const int64_t column_end = whole_rows > 0 ? columns_ : std::min(columns_, column + (end - at));
-      copy_transposed<kRead>(piece, row, row + std::max<int64_t>(whole_rows, 1), column, column_end, bytes + (at - begin) * width);
+      for_each_column(piece, row, row + std::max<int64_t>(whole_rows, 1), column, column_end, at - begin, visit);
       at += whole_rows > 0 ? whole_rows * columns_ : column_end - column;
     }
   }
 }
 
 void LogicalView::read(int64_t begin, std::span<std::byte> out) const {
-  copy<true>(begin, out.data(), static_cast<int64_t>(out.size()) / dtype_bytes(dtype_));
+  const int64_t width = dtype_bytes(dtype_);
+  for_each_run(begin, static_cast<int64_t>(out.size()) / width, [&](const Piece& piece, int64_t element, int64_t at, int64_t count, int64_t stride) {
+    if (piece.data != nullptr) move_elements(piece.data + element * width, 1, out.data() + at * width, stride, count, width);
+  });
 }
+
 void LogicalView::write(int64_t begin, std::span<const std::byte> in) const {
-  copy<false>(begin, const_cast<std::byte*>(in.data()), static_cast<int64_t>(in.size()) / dtype_bytes(dtype_));
+  const int64_t width = dtype_bytes(dtype_);
+  for_each_run(begin, static_cast<int64_t>(in.size()) / width, [&](const Piece& piece, int64_t element, int64_t at, int64_t count, int64_t stride) {
+    if (piece.data != nullptr) move_elements(in.data() + at * width, stride, piece.data + element * width, 1, count, width);
+  });
+}
+
+int64_t LogicalView::held_elements(int holder, int64_t begin, int64_t count) const {
+  int64_t held = 0;
+  for_each_run(begin, count, [&](const Piece& piece, int64_t, int64_t, int64_t run, int64_t) { held += piece.holder == holder ? run : 0; });
+  return held;
+}
+
+bool LogicalView::holds_any(int64_t begin, int64_t count) const {
+  bool held = false;
+  for_each_run(begin, count, [&](const Piece& piece, int64_t, int64_t, int64_t, int64_t) { held = held || piece.data != nullptr; });
+  return held;
+}
+
+void LogicalView::pack(int holder, int64_t begin, int64_t count, std::byte* packed) const {
+  const int64_t width = dtype_bytes(dtype_);
+  for_each_run(begin, count, [&](const Piece& piece, int64_t element, int64_t, int64_t run, int64_t) {
+    if (piece.holder != holder) return;
+    ORRERY_CHECK(piece.data != nullptr, "{}: rank {} does not hold what it is to send", name_, holder);
+    std::memcpy(packed, piece.data + element * width, static_cast<size_t>(run * width));
+    packed += run * width;
+  });
+}
+
+void LogicalView::unpack(int holder, int64_t begin, const std::byte* packed, std::span<std::byte> out) const {
+  const int64_t width = dtype_bytes(dtype_);
+  for_each_run(begin, static_cast<int64_t>(out.size()) / width, [&](const Piece& piece, int64_t, int64_t at, int64_t run, int64_t stride) {
+    if (piece.holder != holder) return;
+    move_elements(packed, 1, out.data() + at * width, stride, run, width);
+    packed += run * width;
+  });
 }
 
 std::vector<LogicalView> logical_views(std::span<const PhysicalTensor> tensors) {
@@ -104,7 +136,7 @@ std::vector<LogicalView> logical_views(std::span<const PhysicalTensor> tensors) 
       LogicalView& view = views[it->second];
       ORRERY_CHECK(view.dtype_ == tensor.dtype && view.shape_ == segment.tensor_shape, "{}: two different descriptions", segment.tensor);
       const int64_t held_end = tensor.element_end < 0 ? tensor.spec->num_elements() : tensor.element_end;
-      view.pieces_.push_back({tensor.data, tensor.element_begin, held_end, segment.transpose, segment.tensor_row_begin, segment.num_rows, segment.row_begin});
+      view.pieces_.push_back({tensor.data, tensor.holder, tensor.element_begin, held_end, segment.transpose, segment.tensor_row_begin, segment.num_rows, segment.row_begin});
     }
   }
   for (LogicalView& view : views) {

@@ -30,9 +30,10 @@ struct TensorSource {
 /// moment, a gradient. element_end < 0: all elements. Not owned; `spec` must outlive the use.
 struct PhysicalTensor {
   const ParameterSpec* spec = nullptr;
-  std::byte* data = nullptr;  // of element_begin
+  std::byte* data = nullptr;  // of element_begin; null: `holder`, another process, has it
   DType dtype{};
   int64_t element_begin = 0, element_end = -1;
+  int holder = 0;             // rank
 };
 
 /// One logical tensor held by physical tensors.
@@ -43,24 +44,34 @@ class LogicalView {
   DType dtype() const { return dtype_; }
   int64_t num_elements() const { return rows_ * columns_; }
 
-  /// Copies elements [begin, begin + out bytes / element size) of the logical tensor out of, or into, physical memory. No heap.
+  /// Copies elements [begin, begin + out bytes / element size) of the logical tensor out of, or into, physical memory. What other
+  /// processes hold is left alone. No heap.
   void read(int64_t begin, std::span<std::byte> out) const;
   void write(int64_t begin, std::span<const std::byte> in) const;
+
+  /// What `holder` holds of elements [begin, begin + count), for its way to another process: how much it is, the same elements packed
+  /// one after the other (from this process's memory), and packed elements put into their places in `out`, which starts at `begin`.
+  bool holds_any(int64_t begin, int64_t count) const;  // this process
+  int64_t held_elements(int holder, int64_t begin, int64_t count) const;
+  void pack(int holder, int64_t begin, int64_t count, std::byte* packed) const;
+  void unpack(int holder, int64_t begin, const std::byte* packed, std::span<std::byte> out) const;
 
  private:
   friend std::vector<LogicalView> logical_views(std::span<const PhysicalTensor>);
   struct Piece {
-    std::byte* data = nullptr;  // of physical element held_begin
+    std::byte* data = nullptr;  // of physical element held_begin; null in another process
+    int holder = 0;
     int64_t held_begin = 0, held_end = 0;
     bool transpose = false;
     int64_t tensor_begin = 0, count = 0;  // logical rows, or columns when transposed
     int64_t row_begin = 0;                // first physical row
   };
-  template <bool kRead>
-  void copy(int64_t begin, std::byte* bytes, int64_t count) const;
-  template <bool kRead>
-  void copy_transposed(const Piece& piece, int64_t row_begin, int64_t row_end, int64_t column_begin, int64_t column_end,
-                       std::byte* bytes) const;
+  // Calls visit(piece, element from piece.held_begin, logical element from `begin`, count, logical stride) for each run of physically
+  // consecutive elements, always in the same order.
+  template <typename Visit>
+  void for_each_run(int64_t begin, int64_t count, Visit&& visit) const;
+  template <typename Visit>
+  void for_each_column(const Piece& piece, int64_t row_begin, int64_t row_end, int64_t column_begin, int64_t column_end, int64_t at, Visit&& visit) const;
 
   std::string name_;
   std::vector<int64_t> shape_;

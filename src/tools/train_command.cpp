@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "tools/commands.h"
+#include "train/launch_hosts.h"
 #include "train/trainer.h"
 
 namespace orrery {
@@ -13,6 +14,7 @@ void add_train_command(CLI::App& app, int& exit_code) {
   struct Options {
     std::string path;
     std::vector<std::string> overrides;
+    std::string hosts;
     TrainOptions train;
   };
   auto options = std::make_shared<Options>();
@@ -21,14 +23,22 @@ void add_train_command(CLI::App& app, int& exit_code) {
   command->add_option("--set", options->overrides, "section.key=value over the file's value; may be repeated")->allow_extra_args(false);
   command->add_flag("--fresh", options->train.fresh, "start over: what the run's folder holds moves into old-1, old-2, ...");
   command->add_flag("--accept-changes", options->train.accept_changes, "go on although settings that decide the bits have changed");
-  command->add_option("--threads", options->train.num_threads, "compute threads of all ranks together; 0 for every core");
-  command->add_option("--ranks", options->train.num_ranks, "ranks, as threads of this process; those that [parallel] does not assign are data parallel")->check(CLI::Range(1, 1024));
+  command->add_option("--threads", options->train.num_threads, "compute threads of all ranks of a machine together; 0 for every core");
+  command->add_option("--ranks", options->train.num_ranks, "ranks, as threads of this process; those that [parallel] does not assign are data parallel; absent: as the launcher (mpirun, srun) says")
+      ->check(CLI::Range(1, 1024));
+  command->add_option("--hosts", options->hosts, "start ranks over ssh on these machines, NAME or NAME:RANKS separated by commas; they share checkpoint.dir");
   command->add_flag("--json", options->train.json, "JSON lines on stdout, one a report");
   command->add_flag("--op-table", options->train.op_table, "at the end, print where each millisecond of a step went");
   command->footer(
       "Examples:\n  orrery train run.toml\n  orrery train run.toml --set train.steps=1k --set optimizer.lr=3e-4\n"
+      "  orrery train run.toml --ranks 2            two ranks as threads\n"
+      "  mpirun -n 4 orrery train run.toml          four as processes; srun likewise\n"
+      "  orrery train run.toml --hosts node1,node2  one on each of two machines\n"
       "The first Ctrl-C saves a checkpoint and stops, the second stops at once.\n");
-  command->callback([options, &exit_code] { exit_code = train_run(load_run_config(options->path, options->overrides), options->train); });
+  command->callback([options, &exit_code] {
+    const RunConfig config = load_run_config(options->path, options->overrides);
+    exit_code = options->hosts.empty() ? train_run(config, options->train) : launch_on_hosts(options->hosts, process_arguments(), config.checkpoint.dir);
+  });
 }
 
 }  // namespace orrery

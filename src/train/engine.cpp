@@ -204,6 +204,7 @@ void TrainingEngine::compute(int copy, const std::function<void()>& before_updat
     if (stream_of(action.kind) != Stream::kCompute) continue;
     wait_for(action);
     if (failed_.load(std::memory_order_acquire)) return;
+    if (communicator_ != nullptr) communicator_->set_activity(labels_[i]);
     const ActionBinding binding = bind(action, copy);
     switch (action.kind) {
       case ActionKind::kForward: executor_.run(Phase::kForward, binding, &done_[i]); break;

@@ -16,22 +16,24 @@ BatchBuffers buffers_of(const BatchView& view) {
 
 }  // namespace
 
-RankGroup::RankGroup(std::vector<Plan> plans, const EngineOptions& options) : results_(plans.size()) {
-  const auto size = static_cast<int>(plans.size());
+RankGroup::RankGroup(std::vector<Plan> plans, const EngineOptions& options, ProcessWorld* world)
+    : world_(world), plans_(std::move(plans)), first_local_(world != nullptr ? world->rank() : 0), results_(plans_.size()) {
+  ORRERY_CHECK(world == nullptr || world->size() == size(), "{} processes, {} plans", world->size(), size());
+  const int num_local = world != nullptr ? 1 : size();
   EngineOptions each = options;
-  each.num_threads = rank_threads(options.num_threads, size);
-  each.pin_threads = options.pin_threads && size == 1;
+  each.num_threads = rank_threads(options.num_threads, num_local);
+  each.pin_threads = options.pin_threads && size() == 1;
   std::vector<std::unique_ptr<Communicator>> communicators;
-  if (size > 1) communicators = make_local_communicators(size);
-  for (int rank = 0; rank < size; ++rank) {
+  if (num_local > 1) communicators = make_local_communicators(num_local);
+  for (int index = 0; index < num_local; ++index) {
     auto entry = std::make_unique<Rank>();
-    entry->plan = std::move(plans[static_cast<size_t>(rank)]);
-    if (size > 1) entry->communicator = std::move(communicators[static_cast<size_t>(rank)]);
-    entry->engine = std::make_unique<TrainingEngine>(entry->plan, each, entry->communicator.get());
+    if (num_local > 1) entry->communicator = std::move(communicators[static_cast<size_t>(index)]);
+    entry->group = world != nullptr ? &world->steps() : entry->communicator.get();
+    entry->engine = std::make_unique<TrainingEngine>(plan(first_local_ + index), each, entry->group);
     ranks_.push_back(std::move(entry));
   }
   evaluated_.resize(static_cast<size_t>(plan().options.global_batch_size));
-  for (int rank = 1; rank < size; ++rank) ranks_[static_cast<size_t>(rank)]->thread = std::thread([this, rank] { rank_thread(rank); });
+  for (int index = 1; index < num_local; ++index) local(first_local_ + index).thread = std::thread([this, rank = first_local_ + index] { rank_thread(rank); });
 }
 
 RankGroup::~RankGroup() {
@@ -45,20 +47,20 @@ RankGroup::~RankGroup() {
 }
 
 int64_t RankGroup::planned_bytes() const {
-  return std::accumulate(ranks_.begin(), ranks_.end(), int64_t{0}, [](int64_t sum, const auto& rank) { return sum + rank->plan.memory.total_bytes; });
+  return std::accumulate(ranks_.begin(), ranks_.end(), int64_t{0}, [](int64_t sum, const auto& rank) { return sum + rank->engine->plan().memory.total_bytes; });
 }
 
 // A rank that fails tells the others, who would wait for it until their deadlines.
 void RankGroup::run_on(int rank) {
-  Rank& self = *ranks_[static_cast<size_t>(rank)];
+  Rank& self = local(rank);
   try {
     (*body_)(rank);
   } catch (const Error& error) {
     self.error = std::current_exception();
-    if (self.communicator) self.communicator->abort(error.code(), error.what());
+    if (self.group != nullptr) self.group->abort(error.code(), error.what());
   } catch (...) {
     self.error = std::current_exception();
-    if (self.communicator) self.communicator->abort(ErrorCode::kPeerLost, "an internal error");
+    if (self.group != nullptr) self.group->abort(ErrorCode::kPeerLost, "an internal error");
   }
 }
 
@@ -81,11 +83,11 @@ void RankGroup::on_every_rank(const std::function<void(int)>& body) {
   {
     std::lock_guard lock(mutex_);
     body_ = &body;
-    num_running_ = size() - 1;
+    num_running_ = num_local() - 1;
     ++generation_;
   }
   changed_.notify_all();
-  run_on(0);
+  run_on(first_local_);
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [&] { return num_running_ == 0; });
   for (auto& rank : ranks_)
@@ -98,10 +100,11 @@ void RankGroup::initialize_weights(uint64_t seed) {
 
 void RankGroup::start_data(const Dataset& dataset, int64_t first_step) {
   for (auto& rank : ranks_) {
-    const SequenceShare share = sequence_share(rank->plan);
+    const Plan& plan = rank->engine->plan();
+    const SequenceShare share = sequence_share(plan);
     Prefetcher::Options options;
     options.first_step = static_cast<uint64_t>(first_step);
-    options.global_batch_size = static_cast<uint64_t>(rank->plan.options.global_batch_size);
+    options.global_batch_size = static_cast<uint64_t>(plan.options.global_batch_size);
     options.sequences.resize(static_cast<size_t>(share.count));
     std::iota(options.sequences.begin(), options.sequences.end(), static_cast<int>(share.first));
     rank->data.emplace(dataset, options, std::array{buffers_of(rank->engine->batch(0)), buffers_of(rank->engine->batch(1))});
@@ -110,21 +113,22 @@ void RankGroup::start_data(const Dataset& dataset, int64_t first_step) {
 
 StepResult RankGroup::step(int64_t step, const OptimizerHyper& hyper, const std::function<void()>& before_update) {
   const std::function<void(int)> body = [&](int index) {
-    Rank& rank = *ranks_[static_cast<size_t>(index)];
+    Rank& rank = local(index);
+    check_context().rank = index;
     check_context().step = step;
     const Prefetcher::Batch batch = rank.data->next();
     const int copy = batch.buffers->ids == rank.engine->batch(0).ids.data() ? 0 : 1;
     results_[static_cast<size_t>(index)] = rank.engine->step(copy, hyper, before_update);
   };
   on_every_rank(body);
-  return results_[0];
+  return results_[static_cast<size_t>(first_local_)];
 }
 
 StepResult RankGroup::evaluate(const Dataset& dataset, int64_t first, int64_t count) {
   const std::function<void(int)> body = [&](int index) {
-    Rank& rank = *ranks_[static_cast<size_t>(index)];
-    const SequenceShare share = sequence_share(rank.plan);
-    const int64_t mine = std::clamp<int64_t>(count - share.first, 0, share.count), tokens = rank.plan.options.sequence_tokens;
+    Rank& rank = local(index);
+    const SequenceShare share = sequence_share(plan(index));
+    const int64_t mine = std::clamp<int64_t>(count - share.first, 0, share.count), tokens = plan().options.sequence_tokens;
     const BatchView view = rank.engine->batch(kEvalCopy);
     int num_segments = 0;
     for (int64_t i = 0; i < mine; ++i) {
@@ -136,6 +140,17 @@ StepResult RankGroup::evaluate(const Dataset& dataset, int64_t first, int64_t co
     results_[static_cast<size_t>(index)].num_valid = rank.engine->evaluate(mine, std::span(evaluated_).subspan(static_cast<size_t>(share.first), static_cast<size_t>(mine)));
   };
   on_every_rank(body);
+  if (world_ != nullptr) {
+    const std::vector<int64_t> counts = world_->gather(results_[static_cast<size_t>(first_local_)].num_valid, "evaluate");
+    std::vector<ElementRange> ranges;
+    for (int rank = 0; rank < size(); ++rank) {
+      const SequenceShare share = sequence_share(plan(rank));
+      constexpr auto kWidth = static_cast<int64_t>(sizeof(double));
+      ranges.push_back({share.first * kWidth, (share.first + share.count) * kWidth});
+      results_[static_cast<size_t>(rank)].num_valid = counts[static_cast<size_t>(rank)];
+    }
+    world_->control().all_gather_ranges(std::as_writable_bytes(std::span(evaluated_)), ranges, "evaluate");
+  }
   StepResult result;
   for (const StepResult& part : results_) result.num_valid += part.num_valid;
   for (int64_t sequence = 0; sequence < count; ++sequence) result.loss_sum += evaluated_[static_cast<size_t>(sequence)];
@@ -143,10 +158,10 @@ StepResult RankGroup::evaluate(const Dataset& dataset, int64_t first, int64_t co
 }
 
 std::vector<PhysicalTensor> RankGroup::weights(int rank) const {
-  const Rank& holder = *ranks_[static_cast<size_t>(rank)];
+  const Stage& stage = plan(rank).stage;
   std::vector<PhysicalTensor> tensors;
-  for (size_t i = 0; i < holder.plan.stage.parameters.size(); ++i)
-    tensors.push_back({&holder.plan.stage.parameters[i], holder.engine->parameter_data(i), holder.plan.stage.compute_dtype});
+  for (size_t i = 0; i < stage.parameters.size(); ++i)
+    tensors.push_back({&stage.parameters[i], is_local(rank) ? local(rank).engine->parameter_data(i) : nullptr, stage.compute_dtype, 0, -1, rank});
   return tensors;
 }
 
@@ -156,9 +171,9 @@ std::vector<PhysicalTensor> RankGroup::state(StateField field, int rank) const {
   for (size_t i = 0; i < plan().stage.parameters.size(); ++i)
     for (int holder = 0; holder < size(); ++holder) {
       if (!shards_state() && holder != rank) continue;
-      const Rank& from = *ranks_[static_cast<size_t>(holder)];
-      const auto& [begin, end] = from.plan.memory.state_range[i];
-      if (std::byte* data = from.engine->state_data(i, field)) tensors.push_back({&plan().stage.parameters[i], data, dtype, begin, end});
+      if (plan(holder).memory.state_offset[i][static_cast<size_t>(field)] < 0) continue;
+      const auto& [begin, end] = plan(holder).memory.state_range[i];
+      tensors.push_back({&plan().stage.parameters[i], is_local(holder) ? local(holder).engine->state_data(i, field) : nullptr, dtype, begin, end, holder});
     }
   return tensors;
 }

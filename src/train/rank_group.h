@@ -1,5 +1,6 @@
-// The data-parallel ranks of a run as threads of this process: one engine, one data reader and one communicator each. It takes a step
-// on all of them at one time, and shows their memory to whoever saves and loads. A group of one rank has no threads of its own.
+// The data-parallel ranks of a run: one engine, one data reader and one communicator each, as threads of this process or, in a
+// ProcessWorld, one in each process. It takes a step on all of them at one time, and shows their memory to whoever saves and loads. A
+// process with one rank has no threads of its own.
 #pragma once
 
 #include <condition_variable>
@@ -16,51 +17,64 @@
 #include "data/dataset.h"
 #include "data/prefetcher.h"
 #include "train/engine.h"
+#include "train/process_world.h"
 
 namespace orrery {
 
 class RankGroup {
  public:
-  /// One rank a plan, in order. `options.num_threads` are those of all ranks together.
-  RankGroup(std::vector<Plan> plans, const EngineOptions& options);
+  /// One rank a plan, in order. `options.num_threads` are those of all ranks of this process together. `world`: this process holds the
+  /// rank of its number and nothing else; null: it holds all. It outlives the group.
+  RankGroup(std::vector<Plan> plans, const EngineOptions& options, ProcessWorld* world = nullptr);
   ~RankGroup();
   RankGroup(const RankGroup&) = delete;
   RankGroup& operator=(const RankGroup&) = delete;
 
-  int size() const { return static_cast<int>(ranks_.size()); }
-  const Plan& plan(int rank = 0) const { return ranks_[static_cast<size_t>(rank)]->plan; }
-  TrainingEngine& engine(int rank) { return *ranks_[static_cast<size_t>(rank)]->engine; }
+  int size() const { return static_cast<int>(plans_.size()); }
+  /// The ranks of this process: [first_local, first_local + num_local).
+  int first_local() const { return first_local_; }
+  int num_local() const { return static_cast<int>(ranks_.size()); }
+  bool is_local(int rank) const { return rank >= first_local_ && rank < first_local_ + num_local(); }
+  const Plan& plan(int rank = 0) const { return plans_[static_cast<size_t>(rank)]; }
+  /// Of a rank of this process.
+  TrainingEngine& engine(int rank) { return *local(rank).engine; }
   /// Of a group of several ranks: its counters.
-  const Communicator& communicator(int rank) const { return *ranks_[static_cast<size_t>(rank)]->communicator; }
-  int64_t planned_bytes() const;  // of all arenas
+  const Communicator& communicator(int rank) const { return *local(rank).group; }
+  int64_t planned_bytes() const;  // of the arenas of this process
 
   void initialize_weights(uint64_t seed);
   /// Begins to read batches from `first_step` on.
   void start_data(const Dataset& dataset, int64_t first_step);
-  /// The next step on every rank. Errors: the first rank's that had one; the group is of no use after it.
+  /// The next step on every rank; all processes call it. Errors: the first rank's that had one; the group is of no use after it.
   StepResult step(int64_t step, const OptimizerHyper& hyper, const std::function<void()>& before_update);
-  /// Loss of samples [first, first + count) of `dataset`, count at most the global batch, cut among the ranks as a batch is.
+  /// Loss of samples [first, first + count) of `dataset`, count at most the global batch, cut among the ranks as a batch is. All
+  /// processes call it.
   StepResult evaluate(const Dataset& dataset, int64_t first, int64_t count);
 
-  /// Rank `rank`'s weights: each rank has all of them.
+  /// Rank `rank`'s weights: each rank has all of them. Without data when it is another process.
   std::vector<PhysicalTensor> weights(int rank) const;
-  /// The ranks' shards of a state field, which together hold every element once; rank `rank`'s own copy where state is not sharded.
+  /// The ranks' shards of a state field, which together hold every element once; rank `rank`'s own copy where state is not sharded. Those of
+  /// other processes are without data.
   std::vector<PhysicalTensor> state(StateField field, int rank) const;
   bool shards_state() const { return plan().options.data.zero_stage >= 1 && size() > 1; }
 
  private:
   struct Rank {
-    Plan plan;
-    std::unique_ptr<Communicator> communicator;
+    std::unique_ptr<Communicator> communicator;  // of ranks as threads
+    Communicator* group = nullptr;               // what the engine speaks in; null for one rank
     std::unique_ptr<TrainingEngine> engine;
     std::optional<Prefetcher> data;
     std::exception_ptr error;
     std::thread thread;
   };
-  void on_every_rank(const std::function<void(int)>& body);
+  Rank& local(int rank) const { return *ranks_[static_cast<size_t>(rank - first_local_)]; }
+  void on_every_rank(const std::function<void(int)>& body);  // of this process; the body is given ranks
   void rank_thread(int rank);
   void run_on(int rank);
 
+  ProcessWorld* world_;
+  std::vector<Plan> plans_;
+  int first_local_ = 0;
   std::vector<std::unique_ptr<Rank>> ranks_;
   std::vector<StepResult> results_;
   std::vector<double> evaluated_;  // by sequence of the global batch

@@ -257,7 +257,13 @@ void add_parallel_keys(TomlSchema<RunConfig>& schema) {
       .key("offload", &S::offload,
            needs("offloading", "what leaves the device between uses: optimizer, activations, parameters"))
       .key("offload_dir", &S::offload_dir, needs("offloading", "a folder on fast storage for what is offloaded"))
-      .key("reduction", &S::reduction, needs(kParallel, "reproducible gradient sums, or the transport's fastest"));
+      .key("reduction", &S::reduction, needs(kParallel, "reproducible gradient sums, or the transport's fastest"))
+      .key("timeout_seconds", &S::timeout_seconds,
+           {.help = "how long a rank that is a process waits for another inside a step before the run ends with a report of who is late",
+            .unit = "seconds",
+            .number = KeyUnit::kSeconds,
+            .min = 1,
+            .max = kLargestBatch});
 }
 
 void add_other_keys(TomlSchema<RunConfig>& schema) {

@@ -101,6 +101,7 @@ struct ParallelSection {
   std::vector<std::string> offload;
   std::optional<std::string> offload_dir;
   ReductionMode reduction = ReductionMode::kReproducible;
+  int64_t timeout_seconds = 300;
   bool operator==(const ParallelSection&) const = default;
 };
 

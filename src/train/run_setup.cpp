@@ -139,7 +139,8 @@ void resolve_plan_options(RunSetup& setup) {
 }
 
 // Ranks that the run file does not assign are data parallel.
-void resolve_layout(RunSetup& setup, int num_ranks) {
+void resolve_layout(RunSetup& setup, const RunResources& resources) {
+  const int num_ranks = resources.num_ranks;
   const ParallelSection& parallel = setup.config.parallel;
   DataParallel& data = setup.plan_options.data;
   data.size = parallel.data_parallel_size.value_or(num_ranks);
@@ -149,7 +150,7 @@ void resolve_layout(RunSetup& setup, int num_ranks) {
                 num_ranks == 1 ? "" : "s", data.size);
   if (data.zero_stage > 1)
     throw Error(ErrorCode::kUnsupported, "parallel.zero_stage = {}: sharded gradients (2) and weights (3) are not built yet; use 0 or 1", data.zero_stage);
-  setup.plan_options.memory_budget_bytes /= num_ranks;  // the ranks share this machine's memory
+  setup.plan_options.memory_budget_bytes /= resources.num_local_ranks > 0 ? resources.num_local_ranks : num_ranks;  // they share this machine's memory
 }
 
 void prepare_datasets(RunSetup& setup, const SetupNote& note) {
@@ -197,15 +198,15 @@ RunSetup prepare_run(const RunConfig& config, const RunResources& resources, con
   resolve(setup.model);
   validate(setup.model, "run.toml");
   resolve_plan_options(setup);
-  resolve_layout(setup, resources.num_ranks);
+  resolve_layout(setup, resources);
   resolve_steps(setup);
   prepare_datasets(setup, note);
   return setup;
 }
 
-std::vector<Plan> plan_run(const RunSetup& setup) {
+std::vector<Plan> plan_run(const RunSetup& setup, int num_local) {
   EngineOptions each = setup.engine;
-  each.num_threads = rank_threads(setup.engine.num_threads, static_cast<int>(setup.plan_options.data.size));
+  each.num_threads = rank_threads(setup.engine.num_threads, num_local > 0 ? num_local : static_cast<int>(setup.plan_options.data.size));
   return make_training_plans(setup.plan_options, workspace_traits(each, setup.plan_options.sequence_tokens));
 }
 

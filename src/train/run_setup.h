@@ -22,10 +22,11 @@ namespace orrery {
 /// A line for the user while a run is set up ("tokenizer trained: ..."), without a line end.
 using SetupNote = std::function<void(std::string_view)>;
 
-/// What the command line gives a run.
+/// What the command line, or the launcher, gives a run.
 struct RunResources {
-  int num_threads = 0;  // of all ranks together; <= 0: every core
+  int num_threads = 0;  // of all ranks of this process together; <= 0: every core
   int num_ranks = 1;
+  int num_local_ranks = 0;  // that share this machine; 0: all
 };
 
 struct RunSetup {
@@ -50,7 +51,7 @@ struct RunSetup {
 /// Errors: those of the parts, kInvalidConfig for values that do not fit together.
 RunSetup prepare_run(const RunConfig& config, const RunResources& resources, const SetupNote& note);
 
-/// By rank.
-std::vector<Plan> plan_run(const RunSetup& setup);
+/// By rank. `num_local`: how many of them are threads of this process and share its compute threads; 0: all.
+std::vector<Plan> plan_run(const RunSetup& setup, int num_local = 0);
 
 }  // namespace orrery

@@ -13,26 +13,30 @@ namespace {
 
 constexpr int kInterruptedStatus = 130;
 
-std::atomic<int> first_signal{0};
-std::atomic<bool> installed{false};
-struct sigaction previous_interrupt, previous_terminate, previous_pipe;
+std::atomic<int> first_signal{0}, num_urgent{0};  // urgent: all but SIGUSR1
+std::atomic<bool> installed{false}, answers{true};
+struct sigaction previous_interrupt, previous_terminate, previous_user, previous_pipe;
 
 /// Only async-signal-safe calls here.
 void on_stop_signal(int signal_number) {
   const int saved_errno = errno;
+  if (signal_number != SIGUSR1 && num_urgent.fetch_add(1) > 0) ::_exit(kInterruptedStatus);
   int expected = 0;
-  if (!first_signal.compare_exchange_strong(expected, signal_number)) ::_exit(kInterruptedStatus);
-  constexpr char kText[] = "\nstopping after this step with a checkpoint; once more to stop now\n";
-  [[maybe_unused]] const ssize_t ignored = ::write(STDERR_FILENO, kText, sizeof(kText) - 1);
+  if (first_signal.compare_exchange_strong(expected, signal_number) && answers) {
+    constexpr char kText[] = "\nstopping after this step with a checkpoint; once more to stop now\n";
+    [[maybe_unused]] const ssize_t ignored = ::write(STDERR_FILENO, kText, sizeof(kText) - 1);
+  }
   errno = saved_errno;
 }
 
 }  // namespace
 
-StopSignals::StopSignals() {
+StopSignals::StopSignals(bool speaks) {
   ORRERY_CHECK(!installed.exchange(true));
   static_assert(std::atomic<int>::is_always_lock_free);
   first_signal = 0;
+  num_urgent = 0;
+  answers = speaks;
   struct sigaction action = {};
   action.sa_handler = on_stop_signal;
   // Interrupted reads and writes go on by themselves: a save must not fail because somebody wants one.
@@ -40,6 +44,7 @@ StopSignals::StopSignals() {
   sigemptyset(&action.sa_mask);
   ::sigaction(SIGINT, &action, &previous_interrupt);
   ::sigaction(SIGTERM, &action, &previous_terminate);
+  ::sigaction(SIGUSR1, &action, &previous_user);
   action.sa_handler = SIG_IGN;
   ::sigaction(SIGPIPE, &action, &previous_pipe);
 }
@@ -47,6 +52,7 @@ StopSignals::StopSignals() {
 StopSignals::~StopSignals() {
   ::sigaction(SIGINT, &previous_interrupt, nullptr);
   ::sigaction(SIGTERM, &previous_terminate, nullptr);
+  ::sigaction(SIGUSR1, &previous_user, nullptr);
   ::sigaction(SIGPIPE, &previous_pipe, nullptr);
   installed = false;
 }

@@ -6,10 +6,8 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <map>
 #include <memory>
 #include <optional>
-#include <sstream>
 
 #include "base/error.h"
 #include "base/units.h"
@@ -19,8 +17,11 @@
 #include "runtime/machine_probe.h"
 #include "train/lr_schedule.h"
 #include "train/progress.h"
+#include "train/prepare_together.h"
+#include "train/process_world.h"
 #include "train/rank_group.h"
 #include "train/run_setup.h"
+#include "train/shared_save.h"
 #include "train/signals.h"
 
 namespace orrery {
@@ -48,59 +49,42 @@ void set_aside_old_run(const fs::path& folder) {
   for (const fs::path& path : old) fs::rename(path, aside / path.filename());
 }
 
-// "beta" has two values; all other names have one.
-std::map<std::string, std::string> numerics_values(const std::string& key) {
-  std::map<std::string, std::string> values;
-  std::istringstream words(key);
-  for (std::string name, value; words >> name >> value;) {
-    if (name == "beta") {
-      std::string second;
-      words >> second;
-      value += " " + second;
-    }
-    values[name] = value;
-  }
-  return values;
-}
-
-// The settings in which two numerics keys differ, one a line. A key is names and values separated by blanks (run_setup.cpp).
-std::string numerics_difference(const std::string& there, const std::string& here) {
-  const std::map<std::string, std::string> old_values = numerics_values(there), new_values = numerics_values(here);
-  std::string text;
-  for (const auto& [name, value] : new_values) {
-    const auto old = old_values.find(name);
-    if (old == old_values.end() || old->second != value)
-      text += fmt::format("  {}: {} there, {} here\n", name, old == old_values.end() ? "nothing" : old->second, value);
-  }
-  return text;
-}
-
+// One per process. What is said, written and decided happens on the process that leads, rank 0's; all take the same way through the run.
 class Trainer {
  public:
-  Trainer(RunSetup setup, const TrainOptions& options)
-      : setup_(std::move(setup)), options_(options), ranks_(plan_run(setup_), setup_.engine), plan_(ranks_.plan()) {}
+  Trainer(RunSetup setup, const TrainOptions& options, ProcessWorld* world)
+      : setup_(std::move(setup)),
+        options_(options),
+        world_(world),
+        leads_(world == nullptr || world->rank() == 0),
+        ranks_(plan_run(setup_, world != nullptr ? 1 : 0), setup_.engine, world),
+        plan_(ranks_.plan(ranks_.first_local())) {}
 
   int run() {
-    fmt::print(stderr, "{}", plan_to_text(plan_));
+    if (leads_) fmt::print(stderr, "{}", plan_to_text(plan_));
     if (options_.fresh) {
       // Before the old run is set aside: model.from may name it.
-      begin_weights();
-      set_aside_old_run(setup_.folder);
+      together("read the weights", [&] { begin_weights(); });
+      together("set the old run aside", [&] {
+        if (leads_) set_aside_old_run(setup_.folder);
+      });
     }
     const int64_t first_step = start_or_resume();
-    write_run_file();
+    together("begin", [&] {
+      if (leads_) write_run_file();
+      if (first_step < setup_.num_steps) open_writer();
+    });
     if (first_step >= setup_.num_steps) {
-      fmt::print(stderr, "nothing to do: the run has {} of {} steps; to go on, raise train.steps{}\n", first_step, setup_.num_steps,
-                 setup_.config.optimizer.schedule == LrScheduleName::kConstant ? "" : " and give --accept-changes (the learning rate's schedule ends elsewhere then)");
+      say("nothing to do: the run has {} of {} steps; to go on, raise train.steps{}\n", first_step, setup_.num_steps,
+          setup_.config.optimizer.schedule == LrScheduleName::kConstant ? "" : " and give --accept-changes (the learning rate's schedule ends elsewhere then)");
       print_next();
       return 0;
     }
-    open_writer();
     if (const auto probe = cached_probe()) peak_flops_ = plan_.stage.compute_dtype == DType::kF32 ? probe->gemm_f32_flops_per_second : probe->gemm_bf16_flops_per_second;
-    progress_.emplace(ProgressOptions{setup_.folder, options_.json, first_step});
+    if (leads_) progress_.emplace(ProgressOptions{setup_.folder, options_.json, first_step});
     const int status = loop(first_step);
-    progress_->finish();
-    if (options_.op_table) fmt::print(stderr, "{}", ranks_.engine(0).op_table());
+    if (progress_) progress_->finish();
+    if (options_.op_table && leads_) fmt::print(stderr, "{}", ranks_.engine(0).op_table());
     if (status == 0) print_next();
     return status;
   }
@@ -109,12 +93,34 @@ class Trainer {
   static constexpr std::pair<StateField, std::string_view> kStateFields[] = {
       {StateField::kLow, ".low"}, {StateField::kMoment1, ".m"}, {StateField::kMoment2, ".v"}};
 
+  /// What all processes know at the end of a step.
+  struct StepEdge {
+    int64_t stopping = 0;  // a stop signal came to one of them
+    int64_t save_due = 0;  // by the leading process's clock
+    int64_t saved = 0;     // no save is in progress on any
+  };
+
+  template <typename... Args>
+  void say(fmt::format_string<Args...> format, Args&&... args) const {
+    if (leads_) fmt::print(stderr, format, std::forward<Args>(args)...);
+  }
+  void note(const std::string& text) {
+    if (progress_) progress_->note(text);
+  }
+  /// An error on one process is an error on all.
+  void together(std::string_view what, const std::function<void()>& body) const {
+    if (world_ == nullptr) return body();
+    world_->together(what, world_->deadlines().save_ms, body);
+  }
   void begin_weights();
   int64_t start_or_resume();
+  std::string newest_checkpoint() const;
   void load(const std::string& path);
   void write_run_file() const;
   void open_writer();
+  std::vector<TensorSource> save_sources(std::span<const PhysicalTensor> tensors, std::string_view suffix) const;
   int loop(int64_t first_step);
+  StepEdge step_edge(int64_t step, bool stopping, bool save_due) const;
   StepReport report(int64_t step, const StepResult& result, int64_t interval_steps, double interval_seconds, int64_t first_step) const;
   std::optional<double> validate();
   void save(int64_t step);
@@ -124,10 +130,12 @@ class Trainer {
 
   RunSetup setup_;
   TrainOptions options_;
+  ProcessWorld* world_;  // null: all ranks are in this process
+  bool leads_;
   RankGroup ranks_;
-  const Plan& plan_;  // of rank 0: what is common to all ranks is read here
+  const Plan& plan_;  // of this process's first rank: what is common to all ranks is read here
   std::optional<CheckpointWriter> writer_;
-  std::optional<Progress> progress_;
+  std::optional<Progress> progress_;  // where this process leads
   Clock::time_point start_ = Clock::now();
   Clock::time_point save_started_;
   int64_t saving_step_ = -1;  // of the save in progress
@@ -138,39 +146,50 @@ class Trainer {
 
 void Trainer::begin_weights() {
   if (setup_.base)
-    for (int rank = 0; rank < ranks_.size(); ++rank) load_model(*setup_.base, ranks_.weights(rank), ranks_.state(StateField::kLow, rank));
+    for (int rank = ranks_.first_local(); rank < ranks_.first_local() + ranks_.num_local(); ++rank)
+      load_model(*setup_.base, ranks_.weights(rank), ranks_.state(StateField::kLow, rank));
   else
     ranks_.initialize_weights(static_cast<uint64_t>(setup_.config.train.seed));
 }
 
-int64_t Trainer::start_or_resume() {
+// Its path, or nothing. Where processes train together one reads all blocks, and all take the same.
+std::string Trainer::newest_checkpoint() const {
   const NewestCheckpoint newest = find_newest_checkpoint(setup_.folder);
   for (const SkippedCheckpoint& skipped : newest.skipped) fmt::print(stderr, "skipped   {}: {}\n", skipped.path, skipped.reason);
-  if (!newest.path) {
-    if (!newest.skipped.empty())
-      throw Error(ErrorCode::kCorruptData, "{} holds {} checkpoints and none verifies (see above); restore one, or start over with --fresh, which sets them aside",
-                  setup_.folder, newest.skipped.size());
-    if (!options_.fresh) begin_weights();
+  if (!newest.path && !newest.skipped.empty())
+    throw Error(ErrorCode::kCorruptData, "{} holds {} checkpoints and none verifies (see above); restore one, or start over with --fresh, which sets them aside",
+                setup_.folder, newest.skipped.size());
+  return newest.path.value_or("");
+}
+
+int64_t Trainer::start_or_resume() {
+  const std::string newest = world_ == nullptr ? newest_checkpoint()
+                                               : world_->from_first_rank("verify the newest checkpoint", world_->deadlines().prepare_ms, [&] { return newest_checkpoint(); });
+  if (newest.empty()) {
+    if (!options_.fresh) together("read the weights", [&] { begin_weights(); });
     return 0;
   }
-  load(*newest.path);
-  const CheckpointReader reader(*newest.path);
-  const TrainingState& state = reader.training_state();
-  if (state.numerics_key != setup_.numerics_key() && !options_.accept_changes)
-    throw Error(ErrorCode::kInvalidConfig,
-                "{} was made with other settings, and going on would give the bits of neither run:\n{}restore the old settings, go on all the same with "
-                "--accept-changes, or start over with --fresh",
-                *newest.path, numerics_difference(state.numerics_key, setup_.numerics_key()));
-  saved_step_ = state.step;
-  fmt::print(stderr, "resumed   {} at step {}, every block verified\n", *newest.path, state.step);
-  return state.step;
+  together("load the checkpoint", [&] {
+    load(newest);
+    const CheckpointReader reader(newest);
+    const TrainingState& state = reader.training_state();
+    if (state.numerics_key != setup_.numerics_key() && !options_.accept_changes)
+      throw Error(ErrorCode::kInvalidConfig,
+                  "{} was made with other settings, and going on would give the bits of neither run:\n{}restore the old settings, go on all the same with "
+                  "--accept-changes, or start over with --fresh",
+                  newest, numerics_difference(state.numerics_key, setup_.numerics_key()));
+    saved_step_ = state.step;
+  });
+  say("resumed   {} at step {}, every block verified\n", newest, saved_step_);
+  return saved_step_;
 }
 
 void Trainer::load(const std::string& path) {
   const CheckpointReader reader(path);
-  for (int rank = 0; rank < ranks_.size(); ++rank) {
+  const int first = ranks_.first_local();
+  for (int rank = first; rank < first + ranks_.num_local(); ++rank) {
     reader.load(ranks_.weights(rank), "");
-    if (rank > 0 && ranks_.shards_state()) continue;  // the shards of all ranks were filled together
+    if (rank > first && ranks_.shards_state()) continue;  // the shards of all ranks were filled together
     for (const auto& [field, suffix] : kStateFields)
       if (const auto tensors = ranks_.state(field, rank); !tensors.empty()) reader.load(tensors, suffix);
   }
@@ -185,16 +204,23 @@ void Trainer::write_run_file() const {
   if (!file) throw Error(ErrorCode::kIo, "cannot write {}: {}; free the disk, or choose another checkpoint.dir", path, std::strerror(errno));
 }
 
+std::vector<TensorSource> Trainer::save_sources(std::span<const PhysicalTensor> tensors, std::string_view suffix) const {
+  if (world_ == nullptr) return tensor_sources(tensors, suffix);
+  return shared_tensor_sources(tensors, suffix, world_->saves(), static_cast<size_t>(plan_.memory.class_bytes[static_cast<size_t>(MemoryClass::kCheckpoint)]),
+                               world_->deadlines().save_ms);
+}
+
 void Trainer::open_writer() {
   CheckpointOptions options;
   options.directory = setup_.folder;
   options.keep = static_cast<int>(setup_.config.checkpoint.keep);
-  options.buffer = ranks_.engine(0).checkpoint_buffer();
+  options.buffer = ranks_.engine(ranks_.first_local()).checkpoint_buffer();
+  if (world_ != nullptr) options.role = leads_ ? CheckpointOptions::Role::kWriter : CheckpointOptions::Role::kReader;
   CheckpointContent content;
-  content.model = tensor_sources(ranks_.weights(0), "");
+  content.model = save_sources(ranks_.weights(0), "");
   for (const auto& [field, suffix] : kStateFields)
-    for (TensorSource& source : tensor_sources(ranks_.state(field, 0), suffix)) content.state.push_back(std::move(source));
-  content.documents = setup_.documents();
+    for (TensorSource& source : save_sources(ranks_.state(field, 0), suffix)) content.state.push_back(std::move(source));
+  if (leads_) content.documents = setup_.documents();
   content.position_names = {"next_sample"};
   content.numerics_key = setup_.numerics_key();
   content.run_config = run_config_to_toml(setup_.config);
@@ -210,26 +236,31 @@ void Trainer::save(int64_t step) {
   writer_->start(step, position);
 }
 
-// Waits for a save that is under way. A failed save costs a warning: training goes on, older checkpoints are untouched.
+// Waits for a save that is under way, on all processes. A failed save costs a warning: training goes on, older checkpoints are untouched.
 void Trainer::finish_save() {
   if (saving_step_ < 0) return;
   const int64_t step = saving_step_;
   saving_step_ = -1;
+  bool saved = false;
   try {
     const CheckpointResult result = writer_->wait();
-    saved_step_ = step;
-    progress_->note(fmt::format("saved     {} in {:.1f}s, digest {}", result.path, seconds_since(save_started_), result.digest));
-    for (const std::string& warning : result.warnings) progress_->note("warning: " + warning);
+    saved = true;
+    if (leads_) note(fmt::format("saved     {} in {:.1f}s, digest {}", result.path, seconds_since(save_started_), result.digest));
+    for (const std::string& warning : result.warnings) note("warning: " + warning);
   } catch (const Error& error) {
-    progress_->note(fmt::format("warning: step {} could not be saved: {}; training goes on, older checkpoints are untouched", step, error.what()));
+    note(fmt::format("warning: step {} could not be saved: {}; training goes on, older checkpoints are untouched", step, error.what()));
   }
+  if (world_ != nullptr) saved = world_->gather<uint8_t>(saved, "finish the save", world_->deadlines().save_ms).front() != 0;
+  if (saved) saved_step_ = step;
 }
 
 // A run that ends with its last state unsaved has not done what it was started for.
 void Trainer::require_saved(int64_t step) const {
   if (saved_step_ == step) return;
-  throw Error(ErrorCode::kIo, "step {} could not be saved (see above); {}; make room in {} and give the same command again", step,
-              saved_step_ > 0 ? fmt::format("the newest checkpoint is of step {}", saved_step_) : "there is no checkpoint", setup_.folder);
+  together("save", [&] {
+    throw Error(ErrorCode::kIo, "step {} could not be saved (see above); {}; make room in {} and give the same command again", step,
+                saved_step_ > 0 ? fmt::format("the newest checkpoint is of step {}", saved_step_) : "there is no checkpoint", setup_.folder);
+  });
 }
 
 std::optional<double> Trainer::validate() {
@@ -265,8 +296,22 @@ StepReport Trainer::report(int64_t step, const StepResult& result, int64_t inter
   return report;
 }
 
+Trainer::StepEdge Trainer::step_edge(int64_t step, bool stopping, bool save_due) const {
+  StepEdge edge{stopping, save_due, saving_step_ < 0 || writer_->poll()};
+  if (world_ == nullptr) return edge;
+  world_->control().set_step(step);
+  world_->control().set_activity("the edge of a step");
+  const std::vector<StepEdge> all = world_->gather(edge, "EDGE", saving_step_ < 0 ? 0 : world_->deadlines().save_ms);
+  edge.save_due = all.front().save_due;
+  for (const StepEdge& other : all) {
+    edge.stopping = std::max(edge.stopping, other.stopping);
+    edge.saved = std::min(edge.saved, other.saved);
+  }
+  return edge;
+}
+
 int Trainer::loop(int64_t first_step) {
-  StopSignals signals;
+  StopSignals signals(leads_);
   ranks_.start_data(*setup_.train, first_step);
   const TrainSection& train = setup_.config.train;
   const CheckpointSection& checkpoint = setup_.config.checkpoint;
@@ -282,17 +327,18 @@ int Trainer::loop(int64_t first_step) {
     ++step;
     const bool finite = std::isfinite(result.loss_sum) && std::isfinite(result.gradient_norm);
     if (result.skipped) ++skipped_steps_;
-    const bool last = step == setup_.num_steps, stopping = signals.requested() != 0;
+    const StepEdge edge = step_edge(step, signals.requested() != 0, seconds_since(last_save) >= save_seconds);
+    const bool last = step == setup_.num_steps, stopping = edge.stopping != 0;
     const bool validates = last || (train.eval_every > 0 && step % train.eval_every == 0);
     if (step % train.log_every == 0 || last || stopping || validates) {
       StepReport line = report(step, result, step - reported_step, seconds_since(last_report), first_step);
       if (validates && !stopping) line.validation_loss = validate();
-      progress_->step(line);
+      if (progress_) progress_->step(line);
       reported_step = step;
       last_report = Clock::now();
     }
-    if (saving_step_ >= 0 && writer_->poll()) finish_save();
-    const bool due = (checkpoint.every_steps && step % *checkpoint.every_steps == 0) || seconds_since(last_save) >= save_seconds;
+    if (edge.saved != 0) finish_save();
+    const bool due = (checkpoint.every_steps && step % *checkpoint.every_steps == 0) || edge.save_due != 0;
     if (due || last || stopping) {
       save(step);
       last_save = Clock::now();
@@ -300,12 +346,14 @@ int Trainer::loop(int64_t first_step) {
     if (stopping && !last) {
       finish_save();
       require_saved(step);
-      progress_->note(fmt::format("stopped at step {}; the same command goes on from here", step));
+      note(fmt::format("stopped at step {}; the same command goes on from here", step));
       return exit_status(ErrorCode::kCancelled);
     }
     if (!finite && train.nonfinite == NonfiniteAction::kStop)
-      throw Error(ErrorCode::kCorruptData, "step {}: the {} is not finite and train.nonfinite = \"stop\"; the newest checkpoint is of step {}", step,
-                  std::isfinite(result.loss_sum) ? "gradient" : "loss", saved_step_);
+      together("go on", [&] {
+        throw Error(ErrorCode::kCorruptData, "step {}: the {} is not finite and train.nonfinite = \"stop\"; the newest checkpoint is of step {}", step,
+                    std::isfinite(result.loss_sum) ? "gradient" : "loss", saved_step_);
+      });
   }
   finish_save();
   require_saved(setup_.num_steps);
@@ -313,8 +361,35 @@ int Trainer::loop(int64_t first_step) {
 }
 
 void Trainer::print_next() const {
-  fmt::print(stderr, "next:  orrery generate {} --prompt \"...\"\n       orrery eval {}\n       orrery convert {} OUT --to hf\n", setup_.folder, setup_.folder,
+  say("next:  orrery generate {} --prompt \"...\"\n       orrery eval {}\n       orrery convert {} OUT --to hf\n", setup_.folder, setup_.folder,
              setup_.folder);
+}
+
+int train_in_world(const RunConfig& config, const TrainOptions& options, const RankEnvironment& environment) {
+  const std::string folder = config.checkpoint.dir;
+  const bool leads = environment.rank == 0;
+  // Before anyone makes new records; meeting the others is after it for all.
+  if (leads)
+    if (const std::string report = take_post_mortem(folder); !report.empty()) fmt::print(stderr, "the last run here lost a rank; its records say: {}\n", report);
+  WorldDeadlines deadlines;
+  deadlines.step_ms = config.parallel.timeout_seconds * 1000;
+  const auto world = ProcessWorld::join(environment, folder, deadlines);
+  const SetupNote note = [](std::string_view line) { fmt::print(stderr, "{}\n", line); };
+  try {
+    std::optional<DirectoryLock> lock;
+    world->together("lock the run's folder", 0, [&] {
+      if (leads) lock.emplace(folder);
+    });
+    if (leads)
+      note(fmt::format("ranks     {} processes by {}, over {}; {:.1f} MiB in each for messages, beside the arena", world->size(), environment.source, world->transport_name(),
+                       static_cast<double>(CommOptions{}.scratch_bytes) / (1 << 20)));
+    return Trainer(prepare_together(config, options.num_threads, *world, note), options, world.get()).run();
+  } catch (const AgreedError& error) {
+    return exit_status(error.code());
+  } catch (const std::exception& error) {
+    world->leave(error.what());
+    throw;
+  }
 }
 
 }  // namespace
@@ -324,9 +399,11 @@ int train_run(const RunConfig& config, const TrainOptions& options) {
   std::error_code failure;
   fs::create_directories(folder, failure);
   if (failure) throw Error(ErrorCode::kIo, "cannot make the run's folder {}: {}; choose another checkpoint.dir", folder.string(), failure.message());
+  const RankEnvironment environment = discover_ranks(options.num_ranks);
+  if (environment.kind == RankKind::kProcess && environment.world_size > 1) return train_in_world(config, options, environment);
   const DirectoryLock lock(folder.string());
-  RunSetup setup = prepare_run(config, {options.num_threads, options.num_ranks}, [](std::string_view line) { fmt::print(stderr, "{}\n", line); });
-  return Trainer(std::move(setup), options).run();
+  RunSetup setup = prepare_run(config, {options.num_threads, environment.world_size}, [](std::string_view line) { fmt::print(stderr, "{}\n", line); });
+  return Trainer(std::move(setup), options, nullptr).run();
 }
 
 }  // namespace orrery

@@ -1,0 +1,137 @@
+#include "train/process_world.h"
+
+#include <sched.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <filesystem>
+
+#include "base/error.h"
+
+namespace orrery {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr int kNoError = -1;
+
+fs::path flight_folder(const std::string& folder) { return fs::path(folder) / "flight"; }
+
+}  // namespace
+
+std::unique_ptr<ProcessWorld> ProcessWorld::join(const RankEnvironment& ranks, const std::string& folder, const WorldDeadlines& deadlines) {
+  std::unique_ptr<ProcessWorld> world(new ProcessWorld);
+  world->environment_ = ranks;
+  world->deadlines_ = deadlines;
+  world->flight_folder_ = flight_folder(folder).string();
+  auto transport = make_process_transport(ranks);
+  std::error_code failure;
+  fs::create_directories(world->flight_folder_, failure);
+  if (failure) throw Error(ErrorCode::kIo, "rank {}: cannot make {}: {}; choose another checkpoint.dir", ranks.rank, world->flight_folder_, failure.message());
+  CommOptions options;
+  options.timeout_ms = deadlines.step_ms;
+  options.flight_path = world->flight_folder_ + "/rank";
+  world->world_ = std::make_unique<Communicator>(std::move(transport), options);
+  world->world_->set_activity("start");
+  world->control_ = world->world_->split(0, ranks.rank, "start");
+  world->saves_ = world->world_->split(0, ranks.rank, "start");
+  return world;
+}
+
+ProcessWorld::~ProcessWorld() {
+  control_.reset();
+  saves_.reset();
+  world_.reset();
+  std::error_code ignored;
+  fs::remove(flight_folder_, ignored);  // the last one out; with records of a failure inside it stays
+}
+
+void ProcessWorld::gather_bytes(std::span<const std::byte> mine, std::span<std::byte> all, std::string_view what, int64_t timeout_ms) {
+  CommLabel label(what);
+  label.timeout_ms = timeout_ms;
+  control_->all_gather(mine, all, label);
+}
+
+std::vector<std::string> ProcessWorld::gather_text(std::string_view mine, std::string_view what) {
+  const std::vector<int64_t> sizes = gather<int64_t>(static_cast<int64_t>(mine.size()), what);
+  std::vector<ElementRange> ranges;
+  int64_t end = 0;
+  for (const int64_t bytes : sizes) ranges.push_back({end, end + bytes}), end += bytes;
+  std::vector<std::byte> all(static_cast<size_t>(end));
+  std::memcpy(all.data() + ranges[static_cast<size_t>(rank())].begin, mine.data(), mine.size());
+  control_->all_gather_ranges(all, ranges, what);
+  std::vector<std::string> texts;
+  for (const ElementRange& range : ranges) texts.emplace_back(reinterpret_cast<const char*>(all.data()) + range.begin, static_cast<size_t>(range.size()));
+  return texts;
+}
+
+// Collective. Throws on every rank when one has an error: `message` is this rank's, or what it knows of.
+void ProcessWorld::throw_first(std::string_view what, int64_t timeout_ms, int code, const std::string& message) {
+  const std::vector<int32_t> codes = gather<int32_t>(code, what, timeout_ms);
+  const auto first = std::find_if(codes.begin(), codes.end(), [](int32_t other) { return other != kNoError; });
+  if (first == codes.end()) return;
+  agreed_ = true;
+  const auto failing = static_cast<int>(first - codes.begin());
+  if (failing == rank()) throw Error(static_cast<ErrorCode>(code), message);
+  throw AgreedError(static_cast<ErrorCode>(*first), fmt::format("rank {} could not {}", failing, what));
+}
+
+void ProcessWorld::together(std::string_view what, int64_t timeout_ms, const std::function<void()>& body) {
+  int code = kNoError;
+  std::string message;
+  control_->set_activity(what);
+  try {
+    body();
+  } catch (const Error& error) {
+    code = static_cast<int>(error.code());
+    message = rank() == 0 ? error.what() : fmt::format("rank {}: {}", rank(), error.what());
+  }
+  throw_first(what, timeout_ms, code, message);
+}
+
+std::string ProcessWorld::from_first_rank(std::string_view what, int64_t timeout_ms, const std::function<std::string()>& body) {
+  std::string text;
+  together(what, timeout_ms, [&] {
+    if (rank() == 0) text = body();
+  });
+  return gather_text(text, what).front();
+}
+
+int ProcessWorld::share_threads(int wanted) {
+  struct Cores {
+    char host[64];
+    cpu_set_t set;
+  };
+  Cores mine;
+  std::memset(&mine, 0, sizeof mine);
+  ::gethostname(mine.host, sizeof mine.host - 1);
+  if (::sched_getaffinity(0, sizeof mine.set, &mine.set) != 0) CPU_SET(0, &mine.set);
+  int here = 0, sharing = 0;
+  for (const Cores& other : gather(mine, "share the cores")) {
+    if (std::strcmp(other.host, mine.host) != 0) continue;
+    ++here;
+    if (CPU_EQUAL(&other.set, &mine.set)) ++sharing;
+  }
+  // A launcher that binds gives each rank cores of its own; one that does not gives all of them all cores.
+  return wanted > 0 ? std::max(1, wanted / here) : std::max(1, CPU_COUNT(&mine.set) / sharing);
+}
+
+void ProcessWorld::leave(std::string_view reason) {
+  if (!agreed_) world_->abort(ErrorCode::kPeerLost, reason);
+}
+
+std::string take_post_mortem(const std::string& folder) {
+  const fs::path flight = flight_folder(folder);
+  std::string report;
+  try {
+    if (fs::exists(flight / "rank-0")) report = post_mortem_report((flight / "rank").string());
+  } catch (const Error& error) {
+    report = fmt::format("its flight records cannot be read: {}", error.what());
+  }
+  std::error_code ignored;
+  fs::remove_all(flight, ignored);
+  return report;
+}
+
+}  // namespace orrery
