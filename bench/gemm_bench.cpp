@@ -179,13 +179,14 @@ struct Layer {
 
 void add_layer(Bench& bench, const Layer& layer, DType dtype) {
   static std::vector<std::unique_ptr<GradFold>> folds;
-  static const uint8_t kChain[16] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+  static const uint8_t kChain[16] = {0, 1,  // a step of one micro-batch: nothing to add to
+                                      1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
   const std::string name = fmt::format("{} {}x{}x{}", layer.name, layer.m, layer.k, layer.n);
   if (!bench.wants_some_of(name)) return;
   const double flop = 2.0 * static_cast<double>(layer.m) * static_cast<double>(layer.k) * static_cast<double>(layer.n);
   const TensorView x = bench.tensor(dtype, layer.m, layer.k), w = bench.tensor(dtype, layer.n, layer.k), y = bench.tensor(dtype, layer.m, layer.n);
   const TensorView dw = bench.tensor(DType::kF32, layer.n, layer.k);
-  folds.push_back(std::make_unique<GradFold>(GradFold{layer.sequences, layer.m / layer.sequences, kChain, true}));
+  folds.push_back(std::make_unique<GradFold>(GradFold{layer.sequences, layer.m / layer.sequences, kChain, false}));
   bench.op(name + " forward", OpKind::kLinear, flop, {x, w}, {y});
   bench.op(name + " dx", OpKind::kLinearGradInput, flop, {y, w}, {x});
   bench.op(name + " dweight", OpKind::kLinearGradWeight, flop, {y, x}, {dw}, folds.back().get());
@@ -193,14 +194,15 @@ void add_layer(Bench& bench, const Layer& layer, DType dtype) {
 
 void add_head(Bench& bench, const Layer& layer, DType dtype) {
   static std::vector<std::unique_ptr<GradFold>> folds;
-  static const uint8_t kChain[16] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+  static const uint8_t kChain[16] = {0, 1,  // a step of one micro-batch: nothing to add to
+                                      1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
   const std::string name = fmt::format("{} {}x{}x{}", layer.name, layer.m, layer.k, layer.n);
   if (!bench.wants_some_of(name)) return;
   const double flop = 2.0 * static_cast<double>(layer.m) * static_cast<double>(layer.k) * static_cast<double>(layer.n);
   const TensorView x = bench.tensor(dtype, layer.m, layer.k), w = bench.tensor(dtype, layer.n, layer.k), dx = bench.tensor(dtype, layer.m, layer.k);
   const TensorView dw = bench.tensor(DType::kF32, layer.n, layer.k), targets = bench.tensor(DType::kI32, layer.m, 1);
   const TensorView loss = bench.tensor(DType::kF32, layer.m, 1);
-  folds.push_back(std::make_unique<GradFold>(GradFold{layer.sequences, layer.m / layer.sequences, kChain, true}));
+  folds.push_back(std::make_unique<GradFold>(GradFold{layer.sequences, layer.m / layer.sequences, kChain, false}));
   bench.op(name + " loss with gradients", OpKind::kLinearCrossEntropyWithGrad, 3 * flop,
            {x, w, targets}, {loss, dx, dw}, folds.back().get());
 }

@@ -2,7 +2,9 @@
 // batch and dtype as shared/peers/train_torch.py; bench/train_vs_torch.py runs both in turns.
 //   train_bench gpt2-124m|llama-135m|llama-11m [--batch 4] [--seq 512] [--steps 6] [--warmup 2] [--threads N] [--recompute none]
 //               [--moments f32|bf16] [--dtype bf16|f32] [--table]
-// Prints one JSON line.
+// Prints one JSON line. Its limit is what the machine would need at the rates measured in the same process: the step's products at
+// the rate of a loop of products on registers, and then the bytes of the norm and the update at the rate of a plain copy.
+// --table: the plan, the limit's parts and each op's time, on stderr.
 #include <sys/resource.h>
 
 #include <algorithm>
@@ -16,7 +18,10 @@
 #include "base/philox.h"
 #include "planner/plan.h"
 #include "runtime/arena.h"
+#include "ir/op_table.h"
+#include "runtime/machine_probe.h"
 #include "train/engine.h"
+#include "gemm_loops.h"
 
 namespace orrery {
 namespace {
@@ -69,6 +74,54 @@ void random_batch(TrainingEngine& engine, int copy, uint32_t step) {
   }
 }
 
+double seconds_since(std::chrono::steady_clock::time_point begin) { return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(); }
+
+// Operations a second of products on registers, all threads: the best of some rounds of about 20 ms. 0 where there is no such loop.
+double register_loop_rate(DType dtype, int num_threads) {
+  const CpuFeatures& features = cpu_features();
+  const bool bf16 = dtype == DType::kBF16, amx = bf16 && native_arithmetic(features) == Arithmetic::kAmx32, dp = bf16 && native_arithmetic(features) == Arithmetic::kDp2;
+  if (!amx && features.best_isa() != VectorIsa::kAvx512) return 0;
+  const double flop = amx ? bench::kFlopPerAmxStep : dp ? bench::kFlopPerDpStep : bench::kFlopPerFmaStep;
+  constexpr int64_t kSteps = 5'000'000;
+  ThreadPool pool(num_threads);
+  double best = 0;
+  for (int round = 0; round < 10; ++round) {
+    const auto begin = std::chrono::steady_clock::now();
+    pool.run([&](int, int) {
+      volatile float sink = 0;
+      if (amx)
+        bench::amx_register_loop(kSteps);
+      else
+        sink = dp ? bench::dp_register_loop(kSteps) : bench::fma_register_loop(kSteps);
+      (void)sink;
+    });
+    best = std::max(best, static_cast<double>(kSteps) * flop * num_threads / seconds_since(begin));
+  }
+  return best;
+}
+
+struct Limit {
+  double product_rate = 0, packed_rate = 0, copy_rate = 0;  // per second
+  double flops = 0, update_bytes = 0;                       // of a step
+  double seconds() const { return flops / product_rate + update_bytes / copy_rate; }
+};
+
+Limit measure_limit(const Plan& plan, int num_threads) {
+  const MachineProbe probe = measure_machine({.disk_folder = "", .num_threads = num_threads});
+  const DType dtype = plan.options.compute_dtype;
+  Limit limit;
+  limit.packed_rate = dtype == DType::kBF16 ? probe.gemm_bf16_flops_per_second : probe.gemm_f32_flops_per_second;
+  limit.product_rate = std::max(limit.packed_rate, register_loop_rate(dtype, num_threads));
+  limit.copy_rate = probe.memory_copy_bytes_per_second;
+  limit.flops = plan.flops_per_step;
+  for (Phase phase : {Phase::kNorm, Phase::kOptimizer})
+    for (const Op& op : plan.stage.block(phase).ops) {
+      const OpCost cost = op_cost(plan.stage, op, 0, 0);
+      limit.update_bytes += cost.bytes_read + cost.bytes_written;
+    }
+  return limit;
+}
+
 int run(const Options& options) {
   const EngineOptions machine = default_engine_options(options.threads);
   TrainingPlanOptions plan_options;
@@ -98,19 +151,27 @@ int run(const Options& options) {
     if (step == options.warmup) engine.reset_op_table();
     const auto begin = std::chrono::steady_clock::now();
     result = engine.step(step & 1, hyper);
-    if (step >= options.warmup) seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+    if (step >= options.warmup) seconds.push_back(seconds_since(begin));
   }
   std::sort(seconds.begin(), seconds.end());
   const double median = seconds[seconds.size() / 2];
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
   const double tokens = static_cast<double>(options.batch * options.seq);
+  const Limit limit = measure_limit(plan, machine.num_threads);
   fmt::print(
       "{{\"peer\": \"orrery\", \"model\": \"{}\", \"params\": {}, \"dtype\": \"{}\", \"moments\": \"{}\", \"recompute\": \"{}\", \"threads\": {}, \"batch\": {}, "
-      "\"seq\": {}, \"tokens_per_s\": {:.1f}, \"step_s\": {:.4f}, \"tflops\": {:.3f}, \"arena_mib\": {}, \"peak_rss_mib\": {}, \"loss\": {:.4f}}}\n",
+      "\"seq\": {}, \"tokens_per_s\": {:.1f}, \"step_s\": {:.4f}, \"tflops\": {:.3f}, \"arena_mib\": {}, \"peak_rss_mib\": {}, \"loss\": {:.4f}, "
+      "\"limit_tokens_per_s\": {:.1f}, \"share_of_limit\": {:.3f}}}\n",
       options.model, plan.num_parameters, options.dtype, options.moments, options.recompute, machine.num_threads, options.batch, options.seq, tokens / median, median,
-      plan.flops_per_step / median / 1e12, plan.memory.total_bytes >> 20, usage.ru_maxrss >> 10, result.loss_sum / tokens);
-  if (options.table) fmt::print(stderr, "{}{}", plan_to_text(plan), engine.op_table());
+      plan.flops_per_step / median / 1e12, plan.memory.total_bytes >> 20, usage.ru_maxrss >> 10, result.loss_sum / tokens, tokens / limit.seconds(), limit.seconds() / median);
+  if (options.table) {
+    fmt::print(stderr, "{}{}", plan_to_text(plan), engine.op_table());
+    fmt::print(stderr, "limit     products {:8.1f} ms: {:.3f} TFLOP at {:.3f} TFLOP/s of a register loop (a large product alone runs at {:.3f})\n", 1e3 * limit.flops / limit.product_rate,
+               limit.flops / 1e12, limit.product_rate / 1e12, limit.packed_rate / 1e12);
+    fmt::print(stderr, "limit     update   {:8.1f} ms: {:.2f} GB at {:.1f} GB/s of a copy\n", 1e3 * limit.update_bytes / limit.copy_rate, limit.update_bytes / 1e9, limit.copy_rate / 1e9);
+    fmt::print(stderr, "limit     step     {:8.1f} ms: {:.1f} tokens/s, of which this run reaches {:.1f} %\n", 1e3 * limit.seconds(), tokens / limit.seconds(), 100 * limit.seconds() / median);
+  }
   return 0;
 }
 

@@ -171,6 +171,11 @@ OpCost op_cost(const Stage& stage, const Op& op, int64_t num_tokens, double mean
       cost.flops = op.kind == OpKind::kAttentionGrad ? 2.5 * forward : forward;
       break;
     }
+    // Changed in place: what is written was read before.
+    case OpKind::kAccumulate:
+    case OpKind::kAdamW:
+    case OpKind::kSgd:
+    case OpKind::kLion: cost.bytes_read += cost.bytes_written; break;
     default: break;
   }
   return cost;

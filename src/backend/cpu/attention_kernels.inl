@@ -136,6 +136,13 @@ ORRERY_INLINE bool needs_mask(int64_t query_block, int64_t key_block, int64_t wi
   return key_block == query_block || (window > 0 && key_block * B <= query_block * B + B - 1 - window);
 }
 
+// Each block of 64 rows transposed on its own, [Hp, 64]: rows a segment apart would share few cache sets.
+template <typename T>
+ORRERY_INLINE void transpose_blocks(const T* x, int64_t stride, int64_t rows, int64_t width, int64_t padded_width, T* out) {
+  for (int64_t row = 0; row < rows; row += B)
+    transpose_rows(x + row * stride, stride, smaller(B, rows - row), width, B, padded_width, out + row * padded_width, B);
+}
+
 template <typename T>
 void forward(const AttentionTask& t) {
   const int64_t L = t.num_tokens, Lp = padded(L, B), H = t.head_dim, Hp = padded(H, 32);
@@ -147,7 +154,7 @@ void forward(const AttentionTask& t) {
   float* scores = scratch.take<float>(B * B);
   float* o_transposed = scratch.take<float>(Hp * B);
   copy_rows(static_cast<const T*>(t.k), t.k_stride, L, H, Lp, Hp, k_rows);
-  transpose_rows(static_cast<const T*>(t.v), t.v_stride, L, H, Lp, Hp, v_transposed, Lp);
+  transpose_blocks(static_cast<const T*>(t.v), t.v_stride, L, H, Hp, v_transposed);
   const float scale = t.scale * kLog2E;
   t.tile->begin_thread();
   for (int64_t head = 0; head < t.group; ++head)
@@ -174,7 +181,7 @@ void forward(const AttentionTask& t) {
               store(o, load(o) * shrink);
             }
         }
-        product(t.tile, Hp, B, B, v_transposed + j * B, Lp, p_packed, 16 * B, o_transposed, B, j > blocks.first);
+        product(t.tile, Hp, B, B, v_transposed + j * B * Hp, B, p_packed, 16 * B, o_transposed, B, j > blocks.first);
       }
       for (int64_t c = 0; c * kLanes < rows; ++c) {
         const F32x16 inverse = splat(1.0f) / statistics.sum[c];
@@ -257,15 +264,17 @@ void backward(const AttentionTask& t) {
   float* dq_transposed = scratch.take<float>(Hp * Lp);
   copy_rows(static_cast<const T*>(t.k), t.k_stride, L, H, Lp, Hp, k_rows);
   copy_rows(static_cast<const T*>(t.v), t.v_stride, L, H, Lp, Hp, v_rows);
-  transpose_rows(static_cast<const T*>(t.k), t.k_stride, L, H, Lp, Hp, k_transposed, Lp);
+  transpose_blocks(static_cast<const T*>(t.k), t.k_stride, L, H, Hp, k_transposed);
   t.tile->begin_thread();
   for (int64_t head = 0; head < t.group; ++head) {
     const T* q = static_cast<const T*>(t.q) + head * H;
     const T* dout = static_cast<const T*>(t.dout) + head * H;
     pack_transposed(q, t.q_stride, L, H, Lp, Hp, q_columns);
     pack_transposed(dout, t.dout_stride, L, H, Lp, Hp, do_columns);
-    pack_rows(q, t.q_stride, L, H, Lp, Hp, q_packed);
-    pack_rows(dout, t.dout_stride, L, H, Lp, Hp, do_packed);
+    for (int64_t row = 0; row < L; row += B) {
+      pack_rows(q + row * t.q_stride, t.q_stride, smaller(B, L - row), H, B, Hp, q_packed + row * Hp);
+      pack_rows(dout + row * t.dout_stride, t.dout_stride, smaller(B, L - row), H, B, Hp, do_packed + row * Hp);
+    }
     for (int64_t row = 0; row < Lp; ++row) {
       // Rows past the end see nothing: their probabilities become 0.
       lse[row] = row < L ? t.lse[head * t.lse_stride + row] : 1e30f;
@@ -287,9 +296,9 @@ void backward(const AttentionTask& t) {
                                   ds_rows, ds_packed);
         else
           gradient_block<T, false>(scores, dp, j * B, t.scale, {}, lse + i * B, d + i * B, p_rows, ds_rows, ds_packed);
-        product(t.tile, B, Hp, B, p_rows, B, do_packed + i * B * 16, 16 * Lp, dv_block, Hp, i > j);
-        product(t.tile, B, Hp, B, ds_rows, B, q_packed + i * B * 16, 16 * Lp, dk_block, Hp, i > j);
-        product(t.tile, Hp, B, B, k_transposed + j * B, Lp, ds_packed, 16 * B, dq_transposed + i * B, Lp,
+        product(t.tile, B, Hp, B, p_rows, B, do_packed + i * B * Hp, 16 * B, dv_block, Hp, i > j);
+        product(t.tile, B, Hp, B, ds_rows, B, q_packed + i * B * Hp, 16 * B, dk_block, Hp, i > j);
+        product(t.tile, Hp, B, B, k_transposed + j * B * Hp, B, ds_packed, 16 * B, dq_transposed + i * B * Hp, B,
                 j > key_blocks(i, t.window).first);
       }
       add_block(dk_block, B * Hp, head == 0, dk + j * B * Hp);
@@ -299,7 +308,7 @@ void backward(const AttentionTask& t) {
     for (int64_t row = 0; row < L; row += 16)
       for (int64_t h = 0; h < H; h += 16) {
         F32x16 block[16];
-        for (int64_t x = 0; x < 16; ++x) block[x] = load(dq_transposed + (h + x) * Lp + row);
+        for (int64_t x = 0; x < 16; ++x) block[x] = load(dq_transposed + row / B * B * Hp + (h + x) * B + row % B);
         transpose_16x16(block);
         for (int64_t x = 0; x < smaller(16, L - row); ++x)
           store_n(dq + (row + x) * t.dq_stride + h, block[x], smaller(kLanes, H - h));

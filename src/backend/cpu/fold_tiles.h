@@ -24,7 +24,7 @@ struct FoldTiles {
     FoldTiles tiles;
     tiles.k = k;
     tiles.padded_tokens = round_up(fold.sequence_tokens, kGranuleK);
-    tiles.columns = std::min<int64_t>(64, round_up(k, kPanelColumns));
+    tiles.columns = std::min<int64_t>(96, round_up(k, kPanelColumns));
     tiles.panel_stride = TileOf<T>::panel_elements(fold.sequence_tokens);
     tiles.sequence_elements = round_up(k, kPanelColumns) / kPanelColumns * tiles.panel_stride;
     return tiles;

@@ -13,8 +13,9 @@ std::span<const KernelEntry> linear_kernels();
 std::span<const KernelEntry> linear_grad_weight_kernels();
 std::span<const KernelEntry> cross_entropy_kernels();
 
-/// Bytes of logits that the cross-entropy with gradients keeps between its two passes; what does not fit is computed twice.
-constexpr int64_t kKeptLogitsBytes = 40 << 20;
+/// Bytes of workspace in which the cross-entropy with gradients keeps logits between its two passes, beside what it borrows from
+/// the gradient it is about to write; what does not fit is computed twice.
+constexpr int64_t kKeptLogitsBytes = 100 << 20;
 /// kLinearCrossEntropy, its gradient and both, with another bound on what is kept.
 /// Bits: equal for every bound.
 int64_t cross_entropy_workspace_bytes(const DeviceSpec& device, DType dtype, const OpCall& call, int64_t kept_bytes = kKeptLogitsBytes);

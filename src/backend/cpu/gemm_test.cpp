@@ -222,15 +222,15 @@ TEST(Gemm, CrossEntropy) {
 // Four chunks of the vocabulary and a ragged end: whatever is kept of the logits between the passes, and whatever came before in
 // the micro-batch, the bits are the same; and the fused op equals the forward op followed by the gradient.
 TEST(Gemm, CrossEntropyKeptOrComputedAgain) {
-  const int64_t sequences = 3, tokens = 40, rows = sequences * tokens, width = 45, vocab = 4 * 2048 + 53;
-  for (DType dtype : test::kComputeTypes) {
+  const int64_t sequences = 3, tokens = 40, rows = sequences * tokens, width = 109, vocab = 4 * 2048 + 53;
+  for (const auto& [dtype, adds] : {std::pair{kB, true}, {kB, false}, {kF, true}, {kF, false}}) {
     const Machine machine{cpu_features().best_isa(), 2, native_arithmetic(cpu_features()), true};
     const Tensor x = Tensor::random(dtype, {rows, width}, 1), w = Tensor::random(dtype, {vocab, width}, 2, 0.5), before = Tensor::random(kF, {vocab, width}, 3);
     std::vector<int32_t> ids(rows);
     for (int64_t i = 0; i < rows; ++i) ids[i] = i % 7 == 3 ? -1 : static_cast<int32_t>(i % 5 == 0 ? vocab - 1 - i % 60 : i * 7919 % vocab);
     const Tensor targets = Tensor::ids(ids);
-    const auto merges = test::chain_merges(static_cast<int>(sequences), true);
-    const GradFold fold = fold_of(sequences, tokens, merges, true);
+    const auto merges = test::chain_merges(static_cast<int>(sequences), adds);
+    const GradFold fold = fold_of(sequences, tokens, merges, adds);
     const std::vector<Tensor> fresh = {Tensor(kF, {rows}), Tensor(dtype, {rows, width}), before};
     std::vector<Tensor> all_kept;
     int64_t last_bytes = std::numeric_limits<int64_t>::max();
@@ -259,8 +259,9 @@ TEST(Gemm, CrossEntropyKeptOrComputedAgain) {
     // One sequence at a time: the same rows and the same sums.
     const Tensor loss(kF, {rows}), dx(dtype, {rows, width}), dweight = before;
     for (int64_t s = 0; s < sequences; ++s) {
-      const std::vector<uint8_t> one = {1};
-      const GradFold step = fold_of(1, tokens, one, true);
+      const bool continues = adds || s > 0;
+      const std::vector<uint8_t> one = {static_cast<uint8_t>(continues)};
+      const GradFold step = fold_of(1, tokens, one, continues);
       const int64_t begin = s * tokens, end = begin + tokens;
       test::run_views(OpKind::kLinearCrossEntropyWithGrad, dtype, machine, NoAttributes{}, {x.rows(begin, end), w.view(), targets.rows(begin, end)},
                       {loss.rows(begin, end), dx.rows(begin, end), dweight.view()}, &step);
@@ -269,7 +270,7 @@ TEST(Gemm, CrossEntropyKeptOrComputedAgain) {
   }
 }
 
-// GPT-2's head with 4 sequences of 512 tokens takes less than 64 MiB, and no shorter micro-batch takes more.
+// GPT-2's head with 4 sequences of 512 tokens takes less than 96 MiB, and no shorter micro-batch takes more.
 TEST(Gemm, CrossEntropyWorkspace) {
   const int64_t width = 768, vocab = 50257, tokens = 512;
   const std::vector<uint8_t> merges(4, 1);
@@ -290,7 +291,7 @@ TEST(Gemm, CrossEntropyWorkspace) {
     const OpCall call{OpKind::kLinearCrossEntropyWithGrad, in, out, nullptr, &fold, {}};
     const int64_t bytes = cross_entropy_workspace_bytes({VectorIsa::kAvx512, Arithmetic::kAmx32, true, 2}, kB, call);
     EXPECT_GE(bytes, last);
-    EXPECT_LE(bytes, 64 << 20);
+    EXPECT_LE(bytes, 96 << 20);
     last = bytes;
   }
 }

@@ -63,7 +63,19 @@ ORRERY_INLINE void transpose_16x16(F32x16 (&rows)[16]) {
 }
 
 // ---- packing ------------------------------------------------------------------------------------------------------------
-// T is uint16_t (bf16) or float. Everything outside the valid range becomes +0.
+// T is uint16_t (bf16) or float. Everything outside the valid range becomes +0. A head's rows are a line or two each and lie a whole
+// token apart, which hardware prefetchers do not follow, so every packing asks for the rows it will need next.
+
+constexpr int64_t kRowsAhead = 16;
+
+template <typename T>
+ORRERY_INLINE void prefetch_ahead(const T* x, int64_t stride, int64_t r, int64_t i) {
+  if (i % (64 / static_cast<int64_t>(sizeof(T))) == 0) _mm_prefetch(reinterpret_cast<const char*>(x + (r + kRowsAhead) * stride + i), _MM_HINT_T0);
+}
+
+/// Stores what was loaded from a T: nothing to round.
+ORRERY_INLINE void store_same(uint16_t* p, F32x16 a) { store_u16(p, shift_right<16>(as_i32(a))); }
+ORRERY_INLINE void store_same(float* p, F32x16 a) { store(p, a); }
 
 /// out[r][i] = x[r][i], rows `padded_width` apart: the left operand of a product.
 template <typename T>
@@ -72,7 +84,8 @@ ORRERY_INLINE void copy_rows(const T* x, int64_t stride, int64_t rows, int64_t w
   for (int64_t r = 0; r < padded_rows; ++r)
     for (int64_t i = 0; i < padded_width; i += kLanes) {
       const int64_t valid = r < rows ? (width - i < kLanes ? width - i : kLanes) : 0;
-      store(out + r * padded_width + i, valid > 0 ? load_n(x + r * stride + i, valid) : zero());
+      prefetch_ahead(x, stride, r, i);
+      store_same(out + r * padded_width + i, valid > 0 ? load_n(x + r * stride + i, valid) : zero());
     }
 }
 
@@ -84,9 +97,12 @@ ORRERY_INLINE void transpose_rows(const T* x, int64_t stride, int64_t rows, int6
     for (int64_t i = 0; i < padded_width; i += 16) {
       F32x16 block[16];
       const int64_t valid = width - i < kLanes ? width - i : kLanes;
-      for (int64_t j = 0; j < 16; ++j) block[j] = r + j < rows && valid > 0 ? load_n(x + (r + j) * stride + i, valid) : zero();
+      for (int64_t j = 0; j < 16; ++j) {
+        prefetch_ahead(x, stride, r + j, i);
+        block[j] = r + j < rows && valid > 0 ? load_n(x + (r + j) * stride + i, valid) : zero();
+      }
       transpose_16x16(block);
-      for (int64_t j = 0; j < 16; ++j) store(out + (i + j) * out_stride + r, block[j]);
+      for (int64_t j = 0; j < 16; ++j) store_same(out + (i + j) * out_stride + r, block[j]);
     }
 }
 
@@ -99,9 +115,11 @@ ORRERY_INLINE void pack_transposed(const T* x, int64_t stride, int64_t rows, int
     for (int64_t word = 0; word < padded_width / kPerWord; word += 16) {
       F32x16 block[16];
       const int64_t valid = width / kPerWord - word < kLanes ? width / kPerWord - word : kLanes;
-      for (int64_t j = 0; j < 16; ++j)
+      for (int64_t j = 0; j < 16; ++j) {
+        prefetch_ahead(x, stride, r + j, word * kPerWord);
         block[j] =
             r + j < rows && valid > 0 ? load_n(reinterpret_cast<const float*>(x + (r + j) * stride) + word, valid) : zero();
+      }
       transpose_16x16(block);
       float* panel = reinterpret_cast<float*>(out + r * padded_width) + word * 16;
       for (int64_t j = 0; j < 16; ++j) store(panel + j * 16, block[j]);
