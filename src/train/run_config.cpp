@@ -368,12 +368,12 @@ void check_train(const RunConfig& config, const ConfigText& text) {
     text.fail("train", "`train.global_batch_size` is missing", "sequences in one optimizer step, for instance 8");
   if ((train.lanes & (train.lanes - 1)) != 0)
     text.fail("train.lanes", fmt::format("lanes = {} is not a power of two", train.lanes), "use 1, 2, 4, 8, ...");
-  if (train.global_batch_size % train.lanes != 0) {
-    text.fail(
-        "train.global_batch_size",
-        fmt::format("global_batch_size = {} is not a multiple of train.lanes = {}", train.global_batch_size, train.lanes),
-        fmt::format("use {} or {}, or fewer lanes", std::max<int64_t>(1, train.global_batch_size / train.lanes) * train.lanes,
-                    (train.global_batch_size / train.lanes + 1) * train.lanes));
+  if (const int64_t rest = train.global_batch_size % train.lanes; rest != 0) {
+    const int64_t below = train.global_batch_size - rest;
+    text.fail("train.global_batch_size",
+              fmt::format("global_batch_size = {} is not a multiple of train.lanes = {}", train.global_batch_size, train.lanes),
+              below == 0 ? fmt::format("use {}, or fewer lanes", train.lanes)
+                         : fmt::format("use {} or {}, or fewer lanes", below, below + train.lanes));
   }
   if (train.micro_batch_size && *train.micro_batch_size > train.global_batch_size) {
     text.fail("train.micro_batch_size",

@@ -34,30 +34,7 @@ std::vector<DataEntry> data_entries(const std::vector<WeightedPath>& paths) {
 
 ModelConfig model_of(const ModelSection& section, const std::optional<ModelSource>& base) {
   ModelConfig model = base ? base->config() : default_model_config(section.family.value_or(ModelFamily::kLlama));
-  const auto override_with = [](auto& member, const auto& given) {
-    if (given) member = *given;
-  };
-  override_with(model.hidden_size, section.hidden_size);
-  override_with(model.num_layers, section.num_layers);
-  override_with(model.num_heads, section.num_heads);
-  override_with(model.num_kv_heads, section.num_kv_heads);
-  override_with(model.head_dim, section.head_dim);
-  override_with(model.intermediate_size, section.intermediate_size);
-  override_with(model.vocab_size, section.vocab_size);
-  override_with(model.max_seq_len, section.max_seq_len);
-  override_with(model.rope_theta, section.rope_theta);
-  override_with(model.norm_eps, section.norm_eps);
-  override_with(model.rope_scaling.kind, section.rope_scaling);
-  override_with(model.rope_scaling.factor, section.rope_scaling_factor);
-  override_with(model.rope_scaling.low_freq_factor, section.rope_low_freq_factor);
-  override_with(model.rope_scaling.high_freq_factor, section.rope_high_freq_factor);
-  override_with(model.rope_scaling.original_max_seq_len, section.rope_original_max_seq_len);
-  override_with(model.tie_embeddings, section.tie_embeddings);
-  override_with(model.attention_bias, section.attention_bias);
-  override_with(model.attention_output_bias, section.attention_output_bias);
-  override_with(model.mlp_bias, section.mlp_bias);
-  override_with(model.qk_norm, section.qk_norm);
-  override_with(model.sliding_window, section.sliding_window);
+  apply_model_keys(section, model);
   return model;
 }
 
