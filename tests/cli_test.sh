@@ -32,7 +32,7 @@ run 2 config shwo; err_has 'did you mean `show`?'
 run 2 config show; err_has "file is required"
 run 2 config show --st train.steps=3; err_has 'did you mean `--set`?'
 run 2 completion tcsh; err_has "tcsh"
-for command in examples config help completion probe checkpoint convert; do run 0 $command --help; out_has "orrery $command"; err_is_empty; done
+for command in examples config help completion probe checkpoint convert quantize; do run 0 $command --help; out_has "orrery $command"; err_is_empty; done
 
 # Every example is a valid run file, and its resolved value reads back to itself.
 run 0 examples; out_has "llama-11m"
@@ -85,6 +85,15 @@ run 2 convert nowhere out --to ggfu; err_has "ggfu"
 run 4 convert nowhere out --to hf; err_has "nowhere"
 run 4 checkpoint list nowhere; err_has "does not exist"
 mkdir empty; run 4 checkpoint verify empty; err_has "the folder holds none"
+
+# Quantizing: the file is there and reads as a model, the cost is told, nothing is overwritten.
+cp "$source_dir/tests/golden/tiny_llama.gguf" .
+run 0 quantize tiny_llama.gguf --to q4_0; out_has "tiny_llama-q4_0.gguf"; err_has "relative error"
+run 2 quantize tiny_llama.gguf --to q4_0; err_has "it exists"
+run 0 quantize tiny_llama.gguf --to q4_k_m small.gguf --json; out_has '"Q5_0"'; out_has "relative_error"
+run 0 quantize small.gguf again.gguf --to int8; err_has "quantized already"
+run 2 quantize tiny_llama.gguf --to q9_9; err_has "q4_k_m"
+run 4 quantize tiny_llama.gguf x.gguf --to q8_0 --check --text nowhere.txt; err_has "nowhere.txt"; [ -e x.gguf ] && fail "quantized although the check could not be made"
 
 [ $failures -eq 0 ] && echo ok
 exit $((failures > 0))

@@ -132,6 +132,14 @@ bool is_tied(const GgufReader& file) {
          std::equal(embedding->data.begin(), embedding->data.end(), head->data.begin(), head->data.end());
 }
 
+// Files do not say it: every sixth layer sees everything.
+std::vector<uint8_t> gemma3_sliding_layers(const ModelConfig& config) {
+  std::vector<uint8_t> layers;
+  if (config.sliding_window > 0)
+    for (int64_t layer = 0; layer < config.num_layers; ++layer) layers.push_back((layer + 1) % 6 != 0);
+  return layers;
+}
+
 }  // namespace
 
 int64_t gguf_permuted_row(int64_t row, int64_t num_rows, int64_t heads) {
@@ -156,6 +164,10 @@ std::vector<GgufTensorMapping> gguf_tensor_mapping(const ModelConfig& config, st
 }
 
 std::string gguf_architecture(const ModelConfig& config) {
+  if (config.family == ModelFamily::kGemma3) {
+    if (config.sliding_layers == gemma3_sliding_layers(config)) return "gemma3";
+    throw Error(ErrorCode::kUnsupported, "GGUF has only Gemma 3's own pattern of windows: every sixth layer has none");
+  }
   const std::string name = export_architecture(config);
   if (!config.sliding_layers.empty()) {
     throw Error(ErrorCode::kUnsupported, "GGUF cannot say that only some layers of a {} have a sliding window; export a Hugging Face folder instead", name);
@@ -206,10 +218,8 @@ ModelConfig model_config_from_gguf(const GgufReader& file) {
     validate(config, file.path());
     read_rope(file, arch, config);
     if (arch == "gemma3") {
-      // The file does not say it: every sixth layer sees everything.
       config.rope_local_theta = meant_by(file.number(arch + ".rope.freq_base_swa").value_or(10000.0));
-      if (config.sliding_window > 0)
-        for (int64_t layer = 0; layer < config.num_layers; ++layer) config.sliding_layers.push_back((layer + 1) % 6 != 0);
+      config.sliding_layers = gemma3_sliding_layers(config);
       if (config.num_layers == 62 && config.head_dim == 128)
         throw Error(ErrorCode::kUnsupported, "{}: Gemma 3 27B scales attention by another factor than its head, which is not supported", file.path());
     }
@@ -252,6 +262,7 @@ void add_model_metadata(const ModelConfig& config, std::string_view architecture
   if (config.sliding_window != 0) u32(".attention.sliding_window", config.sliding_window);
   u32(".rope.dimension_count", config.head_dim);
   f32(".rope.freq_base", config.rope_theta);
+  if (config.family == ModelFamily::kGemma3) f32(".rope.freq_base_swa", config.rope_local_theta);
   const RopeScaling& rope = config.rope_scaling;
   if (rope.kind == RopeScalingKind::kLinear) {
     metadata.add_text(arch + ".rope.scaling.type", "linear");

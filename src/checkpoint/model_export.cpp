@@ -4,8 +4,9 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
-#include "base/bfloat16.h"
+#include "backend/block_encoders.h"
 #include "base/error.h"
+#include "base/thread_pool.h"
 #include "checkpoint/digest.h"
 #include "checkpoint/model_source.h"
 
@@ -14,22 +15,16 @@ namespace {
 
 constexpr int64_t kPieceElements = 1 << 18;
 
-/// f32 to the bytes of a type, appended nowhere: `out` is resized to fit.
-void encode(std::span<const float> values, BlockType type, std::vector<std::byte>& out) {
+/// f32 to the bytes of a type, in `out`, which is resized to fit: rows of `columns`, by the pool's threads when there is one.
+void encode(std::span<const float> values, int64_t columns, BlockType type, ThreadPool* pool, std::vector<std::byte>& out) {
   out.resize(static_cast<size_t>(block_bytes(type, static_cast<int64_t>(values.size()))));
-  switch (type) {
-    case BlockType::kF32: std::memcpy(out.data(), values.data(), values.size_bytes()); return;
-    case BlockType::kQ8_0: encode_q8_0(values.data(), static_cast<int64_t>(values.size()), out.data()); return;
-    case BlockType::kBF16:
-    case BlockType::kF16: {
-      for (size_t i = 0; i < values.size(); ++i) {
-        const uint16_t half = type == BlockType::kBF16 ? f32_to_bf16(values[i]) : f32_to_f16(values[i]);
-        std::memcpy(out.data() + 2 * i, &half, 2);
-      }
-      return;
-    }
-    default: throw Error(ErrorCode::kUnsupported, "tensors of type {} are not written; use F32, BF16, F16 or Q8_0", block_type_name(type));
-  }
+  const int64_t row_bytes = block_bytes(type, columns);
+  const auto rows = [&](int64_t begin, int64_t end) {
+    encode_blocks(type, values.data() + begin * columns, (end - begin) * columns, out.data() + begin * row_bytes);
+  };
+  const int64_t num_rows = static_cast<int64_t>(values.size()) / columns;
+  if (pool == nullptr) return rows(0, num_rows);
+  pool->parallel_for(num_rows, 1, rows);
 }
 
 BlockType block_type_of(DType dtype) {
@@ -43,7 +38,7 @@ BlockType block_type_of(DType dtype) {
 
 /// A tensor's bytes in `type`, in order, in pieces of whole rows.
 template <typename Write>
-void stream_tensor(const ModelSource& source, size_t index, BlockType type, Write&& write) {
+void stream_tensor(const ModelSource& source, size_t index, BlockType type, Write&& write, ThreadPool* pool = nullptr) {
   const SourceTensor& tensor = source.tensors()[index];
   const int64_t step = source.rows_at_a_time(index, kPieceElements);
   std::vector<float> values;
@@ -52,8 +47,11 @@ void stream_tensor(const ModelSource& source, size_t index, BlockType type, Writ
     const int64_t count = std::min(step, tensor.rows() - row);
     values.resize(static_cast<size_t>(count * tensor.columns()));
     source.read_rows(index, row, count, values.data());
-    encode(values, type, bytes);
-    write(std::span<const std::byte>(bytes));
+    encode(values, tensor.columns(), type, pool, bytes);
+    if constexpr (std::is_invocable_v<Write, std::span<const float>, std::span<const std::byte>>)
+      write(std::span<const float>(values), std::span<const std::byte>(bytes));
+    else
+      write(std::span<const std::byte>(bytes));
   }
 }
 
@@ -153,19 +151,9 @@ GgufVocabulary vocabulary_for_export(const ModelSource& source) {
   return vocabulary;
 }
 
-/// GGUF's general.file_type for a main type.
-uint32_t file_type_of(BlockType type) {
-  switch (type) {
-    case BlockType::kF32: return 0;
-    case BlockType::kF16: return 1;
-    case BlockType::kQ8_0: return 7;
-    case BlockType::kBF16: return 32;
-    default: throw Error(ErrorCode::kUnsupported, "GGUF files are written as F32, BF16, F16 or Q8_0, not {}", block_type_name(type));
-  }
-}
-
 /// One tensor in GGUF's row order: permuted rows are gathered, Conv1D matrices transposed. These read the tensor whole.
-void write_rearranged(const ModelSource& source, size_t index, const GgufTensorMapping& mapping, BlockType type, OutputFile& file) {
+template <typename Write>
+void write_rearranged(const ModelSource& source, size_t index, const GgufTensorMapping& mapping, BlockType type, ThreadPool* pool, Write&& write) {
   const SourceTensor& tensor = source.tensors()[index];
   const int64_t rows = tensor.rows(), columns = tensor.columns();
   std::vector<float> values(static_cast<size_t>(rows * columns)), moved(values.size());
@@ -180,8 +168,8 @@ void write_rearranged(const ModelSource& source, size_t index, const GgufTensorM
     }
   }
   std::vector<std::byte> bytes;
-  encode(moved, type, bytes);
-  file.write(bytes);
+  encode(moved, mapping.tensor.conv1d ? rows : columns, type, pool, bytes);
+  write(std::span<const float>(moved), std::span<const std::byte>(bytes));
 }
 
 }  // namespace
@@ -228,12 +216,19 @@ void write_hf_folder(const ModelSource& source, const std::string& directory, co
 }
 
 void write_gguf(const ModelSource& source, const std::string& path, BlockType type) {
+  constexpr std::pair<BlockType, uint32_t> kFileTypes[] = {{BlockType::kF32, 0}, {BlockType::kF16, 1}, {BlockType::kQ8_0, 7}, {BlockType::kBF16, 32}};
+  for (const auto& [main, number] : kFileTypes)
+    if (main == type) return write_gguf(source, path, {.type_of = [type](const GgufTensorMapping&, int64_t) { return type; }, .file_type = number});
+  throw Error(ErrorCode::kUnsupported, "GGUF files are written as F32, BF16, F16 or Q8_0, not {}; `orrery quantize` makes the others", block_type_name(type));
+}
+
+void write_gguf(const ModelSource& source, const std::string& path, const GgufWriteOptions& options) {
   FileSystem& files = real_file_system();
   if (path_exists(path)) throw Error(ErrorCode::kInvalidArgument, "{}: it exists; give a new name", path);
   const ModelConfig& config = source.config();
   const std::string architecture = gguf_architecture(config);
   GgufMetadata metadata;
-  add_model_metadata(config, architecture, file_type_of(type), metadata);
+  add_model_metadata(config, architecture, options.file_type, metadata);
   add_vocabulary_metadata(vocabulary_for_export(source), metadata);
 
   const std::vector<GgufTensorMapping> mapping = gguf_tensor_mapping(config, architecture);
@@ -243,7 +238,8 @@ void write_gguf(const ModelSource& source, const std::string& path, BlockType ty
   for (const GgufTensorMapping& entry : mapping) {
     std::vector<int64_t> shape = entry.tensor.shape;
     if (entry.tensor.conv1d) std::reverse(shape.begin(), shape.end());
-    specs.push_back({entry.gguf_name, shape.size() == 1 ? BlockType::kF32 : type, std::move(shape)});
+    const BlockType type = shape.size() == 1 ? BlockType::kF32 : options.type_of(entry, shape.back());
+    specs.push_back({entry.gguf_name, type, std::move(shape)});
   }
   const GgufLayout layout = make_gguf_layout(metadata, specs);
 
@@ -259,12 +255,15 @@ void write_gguf(const ModelSource& source, const std::string& path, BlockType ty
       file.write(std::span(zeros).first(layout.padding[0]));
     }
     for (size_t i = 0; i < mapping.size(); ++i) {
-      const BlockType tensor_type = specs[i + first].type;
-      if (mapping[i].tensor.conv1d || mapping[i].permuted_heads != 0) {
-        write_rearranged(source, i, mapping[i], tensor_type, file);
-      } else {
-        stream_tensor(source, i, tensor_type, [&](std::span<const std::byte> data) { file.write(data); });
-      }
+      const GgufSpec& spec = specs[i + first];
+      const auto write = [&](std::span<const float> values, std::span<const std::byte> data) {
+        if (options.on_piece) options.on_piece(spec, values, data);
+        file.write(data);
+      };
+      if (mapping[i].tensor.conv1d || mapping[i].permuted_heads != 0)
+        write_rearranged(source, i, mapping[i], spec.type, options.pool, write);
+      else
+        stream_tensor(source, i, spec.type, write, options.pool);
       file.write(std::span(zeros).first(layout.padding[i + first]));
     }
     file.finish();

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -18,6 +19,8 @@
 #include "model/model_config.h"
 
 namespace orrery {
+
+class ThreadPool;
 
 enum class ModelForm : uint8_t { kCheckpoint, kHuggingFace, kGguf };
 
@@ -100,6 +103,17 @@ void write_hf_folder(const ModelSource& source, const std::string& directory, co
 /// Writes a GGUF file that llama.cpp loads. `type`: kF32, kBF16, kF16 or kQ8_0 for matrices; vectors stay f32. Refuses an existing file.
 /// A tokenizer that GGUF cannot express is an error (kUnsupported).
 void write_gguf(const ModelSource& source, const std::string& path, BlockType type);
+
+struct GgufWriteOptions {
+  /// The type of a matrix whose rows in the file have `columns` elements; one that encode_blocks makes and whose blocks divide a row.
+  std::function<BlockType(const GgufTensorMapping& tensor, int64_t columns)> type_of;
+  uint32_t file_type = 0;      // GGUF's general.file_type
+  ThreadPool* pool = nullptr;  // to encode with
+  /// Sees every piece of a tensor, whole rows in the file's order, before it is written. What it throws ends the writing.
+  std::function<void(const GgufSpec& spec, std::span<const float> values, std::span<const std::byte> encoded)> on_piece;
+};
+/// As above, with a type for each matrix.
+void write_gguf(const ModelSource& source, const std::string& path, const GgufWriteOptions& options);
 
 /// The model's tokenizer, ready to run: from tokenizer.json (with tokenizer_config.json), tokenizer.model, or GGUF's vocabulary, in this
 /// order. Errors: kCorruptData, kUnsupported as the loaders; kInvalidArgument: the model has none.

@@ -37,6 +37,7 @@ namespace orrery {
   X(serve) \
   X(examples) \
   X(convert) \
+  X(quantize) \
   X(checkpoint) \
   X(probe) \
   X(simulate) \

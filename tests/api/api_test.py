@@ -314,6 +314,20 @@ def structured(server):
     check(server.call("POST", "/v1/chat/completions", dict(messages=HELLO, tools=tools, tool_choice={"type": "function", "function": {"name": "x"}}))[0] == 400, "a tool that is not there")
 
 
+def quantized(model, folder):
+    """The cost of quantizing is measured on the model's own text, and is that of the bits; the file is served."""
+    costs = {}
+    for kind in ("q8_0", "q4_0"):
+        out = subprocess.run([ORRERY, "quantize", model, f"{folder}/{kind}.gguf", "--to", kind, "--check", "--tokens", "600", "--json"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        check(out.returncode == 0, f"quantize --to {kind}")
+        costs[kind] = json.loads(out.stdout)["check"]
+    check(0 <= costs["q8_0"]["divergence"] < costs["q4_0"]["divergence"] < 0.1, f"divergence of both types: {costs}")
+    check(costs["q8_0"]["same_top"] > 0.95, f"first choices of Q8_0: {costs}")
+    server = Server(f"{folder}/q4_0.gguf")
+    check(server.post("/v1/completions", prompt="The", max_tokens=4)[0] == 200, "a quantized file is served")
+    check(server.stop() == 0, "the server of a quantized file ends")
+
+
 def counters(server):
     check(server.metric("vllm:prompt_tokens_total") == USED["prompt"], f"prompt tokens: {server.metric('vllm:prompt_tokens_total')} counted, {USED['prompt']} seen")
     check(server.metric("vllm:generation_tokens_total") == USED["completion"], f"generated tokens: {server.metric('vllm:generation_tokens_total')} counted, {USED['completion']} seen")
@@ -368,6 +382,7 @@ def main():
         check(server.process.poll() is None, "the server is alive")
         check(server.stop() == 0, "exit status")
         queue_keys_and_drain(model, folder)
+        quantized(model, folder)
     print(f"{len(failures)} failed")
     sys.exit(bool(failures))
 
