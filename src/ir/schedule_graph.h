@@ -43,6 +43,8 @@ class ScheduleGraph {
   int32_t start(ActionRef ref) const { return first_point_[static_cast<size_t>(ref.rank)][static_cast<size_t>(ref.action)]; }
   int32_t end(ActionRef ref) const { return first_point_[static_cast<size_t>(ref.rank)][static_cast<size_t>(ref.action) + 1] - 1; }
   ActionRef owner(int32_t point) const { return owner_[static_cast<size_t>(point)]; }
+  /// Ops of the action at whose front there are two points between its start and its end, ascending.
+  const std::vector<int32_t>& cuts(ActionRef ref) const { return cuts_[static_cast<size_t>(ref.rank)][static_cast<size_t>(ref.action)]; }
   const std::vector<int32_t>& next(int32_t point) const { return next_[static_cast<size_t>(point)]; }
   const std::vector<int32_t>& previous(int32_t point) const { return previous_[static_cast<size_t>(point)]; }
 

@@ -1,0 +1,104 @@
+#include "planner/op_times.h"
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "ir/op_table.h"
+
+namespace orrery {
+namespace {
+
+constexpr int kTableVersion = 1;
+
+struct AttributeText {
+  std::string operator()(const NoAttributes&) const { return ""; }
+  std::string operator()(const SplitAttributes& a) const { return fmt::format(" w{}", fmt::join(a.widths, ",")); }
+  std::string operator()(const NormAttributes& a) const { return fmt::format(" g{}", a.group_width); }
+  std::string operator()(const RopeAttributes& a) const { return fmt::format(" n{} k{} h{} r{}", a.num_heads, a.num_kv_heads, a.head_dim, a.rotary_dim); }
+  std::string operator()(const AttentionAttributes& a) const { return fmt::format(" n{} k{} h{} w{}", a.num_heads, a.num_kv_heads, a.head_dim, a.window); }
+  std::string operator()(const PackedLinearAttributes& a) const { return fmt::format(" n{} d{}", a.num_columns, a.depth); }
+  std::string operator()(const OptimizerAttributes& a) const { return a.decay ? " decay" : ""; }
+};
+
+std::string value_text(const Value& value) {
+  std::string text = std::string(dtype_name(value.dtype)) + "[";
+  for (size_t i = 0; i < value.shape.size(); ++i) {
+    // The most documents of a micro-batch is a bound; how many there are decides, and that is the data's.
+    const bool segments = value.shape[i].dynamic == DynamicDim::kSegments || value.shape[i].dynamic == DynamicDim::kSegmentsPlusOne;
+    text += (i == 0 ? "" : ",") + (segments ? std::string("S") : std::to_string(value.shape[i].bound));
+  }
+  return text + "]";
+}
+
+}  // namespace
+
+std::string op_key(const Stage& stage, const Op& op, const TimingContext& context) {
+  std::string key = fmt::format("{}@{} t{} x{} L{}|", op_name(op.kind), context.device, context.num_threads, context.busy_ranks, context.sequence_tokens);
+  for (const ValueId id : op.inputs) key += value_text(stage.value(id));
+  key += ">";
+  for (const ValueId id : op.outputs) key += value_text(stage.value(id));
+  key += std::visit(AttributeText{}, op.attributes);
+  if (has_gradient_output(op.kind)) key += " " + context.fold;
+  return key;
+}
+
+std::string comm_key(const std::string& operation, int num_ranks, const std::string& transport) { return fmt::format("{}@n{} {}", operation, num_ranks, transport); }
+
+std::optional<double> OpTimes::seconds(const std::string& key, double flops, double bytes, bool& exact) const {
+  const auto at = ops_.find(key);
+  exact = at != ops_.end();
+  if (exact) return at->second.seconds;
+  const std::string family = key.substr(0, key.find('|') + 1);
+  const double wanted = flops > 0 ? flops : bytes;
+  double nearest = 0;
+  std::optional<double> seconds;
+  for (auto entry = ops_.lower_bound(family); entry != ops_.end() && entry->first.starts_with(family); ++entry) {
+    const double size = flops > 0 ? entry->second.flops : entry->second.bytes;
+    if (size <= 0 || wanted <= 0) continue;
+    const double distance = std::abs(std::log(size / wanted));
+    if (seconds && distance >= nearest) continue;
+    nearest = distance;
+    seconds = entry->second.seconds * wanted / size;
+  }
+  return seconds;
+}
+
+std::optional<double> OpTimes::comm_seconds(const std::string& key, double bytes) const {
+  const auto at = comm_.find(key);
+  if (at == comm_.end() || at->second.empty()) return std::nullopt;
+  const CommCurve& curve = at->second;
+  if (curve.size() == 1) return curve[0].second * std::max(1.0, bytes / curve[0].first);
+  size_t high = 1;
+  while (high + 1 < curve.size() && curve[high].first < bytes) ++high;
+  const auto& [x0, y0] = curve[high - 1];
+  const auto& [x1, y1] = curve[high];
+  return std::max(y0 + (y1 - y0) * (bytes - x0) / (x1 - x0), bytes < x0 ? y0 * 0.5 : 0.0);
+}
+
+std::string OpTimes::to_json(const std::string& machine) const {
+  nlohmann::ordered_json ops = nlohmann::ordered_json::object(), comm = nlohmann::ordered_json::object();
+  for (const auto& [key, m] : ops_) ops[key] = {m.seconds, m.flops, m.bytes};
+  for (const auto& [key, curve] : comm_) comm[key] = curve;
+  const nlohmann::ordered_json root = {{"version", kTableVersion}, {"program", ORRERY_VERSION}, {"machine", machine}, {"ops", ops}, {"collectives", comm}, {"probes", probes_}};
+  return root.dump(1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
+}
+
+std::optional<OpTimes> OpTimes::from_json(const std::string& text, const std::string& machine) {
+  const nlohmann::json root = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  try {
+    if (!root.is_object() || root.at("version") != kTableVersion || root.at("program") != ORRERY_VERSION || root.at("machine") != machine) return std::nullopt;
+    OpTimes table;
+    for (const auto& [key, entry] : root.at("ops").items()) {
+      const OpMeasurement m{entry.at(0), entry.at(1), entry.at(2)};
+      if (m.seconds > 0 && std::isfinite(m.seconds)) table.ops_[key] = m;
+    }
+    for (const auto& [key, curve] : root.at("collectives").items()) table.comm_[key] = curve.get<CommCurve>();
+    root.at("probes").get_to(table.probes_);
+    return table;
+  } catch (const nlohmann::json::exception&) {
+    return std::nullopt;  // a file that somebody edited: measure again
+  }
+}
+
+}  // namespace orrery

@@ -1,0 +1,47 @@
+// The step time of plans that this program runs, from the measured times of their ops and collectives: the schedules of all ranks as
+// events, ranks and their collective threads sharing the machine's cores. Pure. Machines that are absent: cost_model.h.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "planner/op_times.h"
+#include "planner/plan.h"
+
+namespace orrery {
+
+/// One rank's busy seconds of a step by phase; what is left of the step it waits.
+struct PhaseSeconds {
+  double forward = 0, backward = 0, update = 0, communication = 0;
+  double busy() const { return forward + backward + update + communication; }
+};
+
+struct StepPrediction {
+  double seconds = 0;
+  double low = 0, high = 0;          // 90 % interval
+  std::vector<PhaseSeconds> ranks;
+  int64_t ops_measured = 0, ops_scaled = 0;  // by kind of evidence: timed at this shape, scaled from another
+  std::vector<std::string> missing;          // keys without any evidence: their time is counted as 0
+};
+
+struct StepMachine {
+  std::string device;        // as TimingContext::device
+  std::string transport = "local";
+  int num_cores = 1;         // shared by all ranks
+  int threads_per_rank = 1;
+};
+
+/// How ops of `plan` are timed when `num_ranks` ranks run on the machine.
+TimingContext timing_context(const Plan& plan, const StepMachine& machine, int num_ranks);
+
+/// Keys of forward and backward ops without an exact entry in `times`: what a probe has to measure. The update's ops are not among
+/// them: they scale with their elements.
+std::vector<std::string> unmeasured_ops(const Plan& plan, const OpTimes& times, const TimingContext& context);
+
+/// One plan a rank, as make_training_plans gives them. Cost: ranks x actions, some milliseconds.
+StepPrediction predict_step_time(const std::vector<Plan>& plans, const OpTimes& times, const StepMachine& machine);
+
+/// "time      0.412 s a step (0.39 to 0.44, 90 %): forward 0.13, backward 0.24, update 0.03, communication 0.01".
+std::string prediction_to_text(const StepPrediction& prediction);
+
+}  // namespace orrery

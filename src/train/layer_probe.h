@@ -1,0 +1,29 @@
+// Times the ops of a plan that no table holds yet, by running a few steps of the same model cut to two layers, on as many ranks at one
+// time as the plan's, with their threads and their micro-batch; and the collectives between them. What it learns holds for every
+// depth, batch, ZeRO stage and number of micro-batches, so it is kept in the user's cache per machine and program version.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "data/dataset.h"
+#include "planner/step_time.h"
+#include "train/engine.h"
+
+namespace orrery {
+
+/// `options.num_threads` are those of all ranks together.
+StepMachine step_machine(const EngineOptions& options, DType compute_dtype, int num_ranks);
+
+/// The table of this machine and program version; empty when there is none.
+OpTimes load_op_times();
+/// Atomically; false when it cannot be written: a cache is a convenience.
+bool store_op_times(const OpTimes& times);
+std::string op_times_path();
+
+/// What `plans` need is measured and added where `times` lacks it; `dataset`, when given, provides the tokens and documents, else they
+/// are random and one document a sequence. Returns the number of ops and collectives measured; 0 costs nothing.
+/// Errors: kOutOfMemory when even two layers do not fit.
+int64_t measure_missing(const std::vector<Plan>& plans, const EngineOptions& options, const Dataset* dataset, OpTimes& times);
+
+}  // namespace orrery
