@@ -48,7 +48,15 @@ constexpr TestLayout kShapes[] = {
 struct Row {
   std::string layout, model;
   double predicted = 0, low = 0, high = 0, measured = 0, planned_bytes = 0, arena_bytes = 0;
+  std::vector<double> seconds;  // of every timed step
+  std::vector<Plan> plans;
+  PhaseSeconds measured_phases;
 };
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
 
 TrainingPlanOptions options_of(const TestModel& test, const TestLayout& shape) {
   TrainingPlanOptions options;
@@ -75,21 +83,21 @@ void fill(TrainingEngine& engine, int copy, uint32_t step) {
   for (size_t s = 0; s < batch.segment_counts.size(); ++s) batch.segment_counts[s] = 1, batch.segment_starts[s] = static_cast<int32_t>(s * tokens);
 }
 
-// The median step of a group of ranks.
-double measure(const std::vector<Plan>& plans, const EngineOptions& machine, int num_steps, Row& row) {
-  const auto num_ranks = static_cast<int>(plans.size());
+// Some steps of a group of ranks.
+void measure(const EngineOptions& machine, int num_steps, Row& row) {
+  const auto num_ranks = static_cast<int>(row.plans.size());
   EngineOptions each = machine;
   each.num_threads = rank_threads(machine.num_threads, num_ranks), each.pin_threads = num_ranks == 1;
   std::vector<std::unique_ptr<Communicator>> comms;
   if (num_ranks > 1) comms = make_local_communicators(num_ranks);
   std::vector<std::unique_ptr<TrainingEngine>> engines;
+  row.planned_bytes = row.arena_bytes = 0;
   for (int rank = 0; rank < num_ranks; ++rank) {
-    engines.push_back(std::make_unique<TrainingEngine>(plans[static_cast<size_t>(rank)], each, num_ranks > 1 ? comms[static_cast<size_t>(rank)].get() : nullptr));
-    row.planned_bytes += static_cast<double>(plans[static_cast<size_t>(rank)].memory.total_bytes), row.arena_bytes += static_cast<double>(engines.back()->arena().bytes());
+    engines.push_back(std::make_unique<TrainingEngine>(row.plans[static_cast<size_t>(rank)], each, num_ranks > 1 ? comms[static_cast<size_t>(rank)].get() : nullptr));
+    row.planned_bytes += static_cast<double>(row.plans[static_cast<size_t>(rank)].memory.total_bytes), row.arena_bytes += static_cast<double>(engines.back()->arena().bytes());
   }
   OptimizerHyper hyper;
   hyper.lr = 1e-4f, hyper.beta1 = 0.9f, hyper.beta2 = 0.95f, hyper.eps = 1e-8f, hyper.weight_decay = 0.1f, hyper.clip = 1, hyper.bias_correction1 = 0.1f, hyper.bias_correction2 = 0.05f;
-  std::vector<double> seconds;
   std::barrier together(num_ranks);
   const auto run = [&](int rank) {
     set_floating_point_mode();
@@ -97,19 +105,19 @@ double measure(const std::vector<Plan>& plans, const EngineOptions& machine, int
     engine.initialize_weights(1);
     for (int step = 0; step <= num_steps; ++step) {
       fill(engine, step & 1, static_cast<uint32_t>(step));
+      if (step == 1) engine.reset_op_table();
       together.arrive_and_wait();
       const auto begin = std::chrono::steady_clock::now();
       engine.step(step & 1, hyper);
       together.arrive_and_wait();
-      if (rank == 0 && step > 0) seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+      if (rank == 0 && step > 0) row.seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
     }
   };
   std::vector<std::thread> threads;
   for (int rank = 1; rank < num_ranks; ++rank) threads.emplace_back(run, rank);
   run(0);
   for (std::thread& thread : threads) thread.join();
-  std::sort(seconds.begin(), seconds.end());
-  return seconds[seconds.size() / 2];
+  row.measured_phases = engines.front()->phase_seconds();
 }
 
 }  // namespace
@@ -128,7 +136,6 @@ int main(int argc, char** argv) {
   const EngineOptions machine = default_engine_options(0);
   std::vector<Row> rows;
   double probe_seconds = 0;
-  std::string model_of;
   for (const TestModel& test : kModels) {
     if (!only.empty() && only.find(test.name) == std::string::npos) continue;
     for (const TestLayout& shape : kShapes) {
@@ -138,19 +145,23 @@ int main(int argc, char** argv) {
                                recompute_name(shape.recompute));
       EngineOptions each = machine;
       each.num_threads = rank_threads(machine.num_threads, shape.ranks);
-      const std::vector<Plan> plans = make_training_plans(options_of(test, shape), workspace_traits(each, test.tokens));
+      row.plans = make_training_plans(options_of(test, shape), workspace_traits(each, test.tokens));
       const auto begin = std::chrono::steady_clock::now();
-      measure_missing(plans, machine, nullptr, times);
+      measure_missing(row.plans, machine, nullptr, times);
       probe_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-      const StepPrediction prediction = predict_step_time(plans, times, step_machine(machine, DType::kBF16, shape.ranks));
-      row.predicted = prediction.seconds, row.low = prediction.low, row.high = prediction.high;
-      row.measured = measure(plans, machine, num_steps, row);
-      fmt::print("{:<62} predicted {:7.1f} ms  measured {:7.1f} ms  {:+5.1f} %  {} bytes planned, {} allocated{}\n", row.layout, 1e3 * row.predicted, 1e3 * row.measured,
-                 100 * (row.predicted / row.measured - 1), static_cast<int64_t>(row.planned_bytes), static_cast<int64_t>(row.arena_bytes),
-                 prediction.missing.empty() ? "" : fmt::format(", {} ops unknown: {}", prediction.missing.size(), prediction.missing.front()));
-      std::fflush(stdout);
-      rows.push_back(row);
+      rows.push_back(std::move(row));
     }
+  }
+  // Twice through all layouts, so that a slow minute of the machine does not fall on one of them.
+  for (int round = 0; round < 2; ++round)
+    for (Row& row : rows) measure(machine, num_steps, row);
+  const auto phases_text = [](const PhaseSeconds& p) { return fmt::format("{:.0f} + {:.0f} + {:.0f} + {:.0f}", 1e3 * p.forward, 1e3 * p.backward, 1e3 * p.update, 1e3 * p.communication); };
+  for (Row& row : rows) {
+    const StepPrediction prediction = predict_step_time(row.plans, times, step_machine(machine, DType::kBF16, static_cast<int>(row.plans.size())));
+    row.predicted = prediction.seconds, row.low = prediction.low, row.high = prediction.high, row.measured = median(row.seconds);
+    fmt::print("{:<68} predicted {:6.1f} ms  measured {:6.1f} ms  {:+5.1f} %  ({} : {})  {} bytes planned, {} allocated{}\n", row.layout, 1e3 * row.predicted, 1e3 * row.measured,
+               100 * (row.predicted / row.measured - 1), phases_text(prediction.ranks.front()), phases_text(row.measured_phases), static_cast<int64_t>(row.planned_bytes),
+               static_cast<int64_t>(row.arena_bytes), prediction.missing.empty() ? "" : fmt::format(", {} ops unknown: {}", prediction.missing.size(), prediction.missing.front()));
   }
   store_op_times(times);
   std::vector<double> errors, regrets;

@@ -3,6 +3,7 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -274,7 +275,9 @@ void TrainingEngine::collect() {
     if (stream_of(action.kind) != Stream::kCollective) continue;
     wait_for(action);
     if (failed_.load(std::memory_order_acquire)) return;
+    const auto begin = std::chrono::steady_clock::now();
     run_collective(action);
+    collective_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     mark_done(i);
   }
 }
@@ -347,6 +350,20 @@ std::span<std::byte> TrainingEngine::checkpoint_buffer() const {
 void TrainingEngine::reset_op_table() {
   executor_.reset_op_times();
   num_steps_timed_ = 0;
+  collective_seconds_ = 0;
+}
+
+PhaseSeconds TrainingEngine::phase_seconds() const {
+  const auto sum = [this](Phase phase) {
+    double seconds = 0;
+    for (const OpTime& time : executor_.op_times(phase)) seconds += time.seconds;
+    return seconds / static_cast<double>(std::max<int64_t>(1, num_steps_timed_));
+  };
+  PhaseSeconds phases;
+  phases.forward = sum(Phase::kForward), phases.backward = sum(Phase::kBackward);
+  phases.update = sum(Phase::kZero) + sum(Phase::kMerge) + sum(Phase::kNorm) + sum(Phase::kOptimizer);
+  phases.communication = collective_seconds_ / static_cast<double>(std::max<int64_t>(1, num_steps_timed_));
+  return phases;
 }
 
 std::string TrainingEngine::op_table() const {

@@ -15,6 +15,7 @@
 #include "backend/kernel.h"
 #include "comm/communicator.h"
 #include "planner/plan.h"
+#include "planner/step_time.h"
 #include "runtime/arena.h"
 #include "runtime/executor.h"
 
@@ -86,6 +87,8 @@ class TrainingEngine {
   /// The built-in per-op table of the steps since the last reset: time, share, TFLOP/s, GB/s.
   std::string op_table() const;
   void reset_op_table();
+  /// Mean busy seconds of a step since that reset, by phase: what predict_step_time predicts.
+  PhaseSeconds phase_seconds() const;
 
  private:
   ActionBinding bind(const Action& action, int copy);
@@ -114,6 +117,7 @@ class TrainingEngine {
   std::vector<int32_t> segment_starts_;  // [copy][B * segments_per_sequence + 1]
   std::vector<int32_t> segment_counts_;  // [copy][B]
   int64_t num_steps_timed_ = 0;
+  double collective_seconds_ = 0;  // since the reset; written by the collective thread during a step
 
   Communicator* communicator_;
   ReductionPlan reduction_;
