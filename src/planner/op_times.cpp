@@ -12,7 +12,9 @@ namespace {
 constexpr int kTableVersion = 1;
 
 struct AttributeText {
-  std::string operator()(const NoAttributes&) const { return ""; }
+  // Attributes that say nothing about time.
+  template <typename A>
+  std::string operator()(const A&) const { return ""; }
   std::string operator()(const SplitAttributes& a) const { return fmt::format(" w{}", fmt::join(a.widths, ",")); }
   std::string operator()(const NormAttributes& a) const { return fmt::format(" g{}", a.group_width); }
   std::string operator()(const RopeAttributes& a) const { return fmt::format(" n{} k{} h{} r{}", a.num_heads, a.num_kv_heads, a.head_dim, a.rotary_dim); }

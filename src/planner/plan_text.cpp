@@ -3,6 +3,7 @@
 
 #include "base/error.h"
 #include "planner/plan.h"
+#include "planner/step_time.h"
 
 namespace orrery {
 namespace {
@@ -77,9 +78,9 @@ std::string mib(int64_t bytes) { return fmt::format("{:10.1f} MiB", static_cast<
 
 }  // namespace
 
-std::string plan_to_json(const Plan& plan) {
+std::string plan_to_json(const Plan& plan, const StepPrediction* prediction) {
   const TrainingPlanOptions& options = plan.options;
-  const json document = {
+  json document = {
       {"model", json::parse(model_config_to_json(options.model, options.compute_dtype))},
       {"num_parameters", plan.num_parameters},
       {"batch",
@@ -91,6 +92,11 @@ std::string plan_to_json(const Plan& plan) {
       {"schedule", schedule_json(plan.schedule)},
       {"memory", memory_json(plan.memory)},
       {"verified", true}};
+  if (prediction != nullptr && prediction->missing.empty()) {
+    const PhaseSeconds& p = prediction->ranks.front();
+    document["prediction"] = {{"seconds", prediction->seconds}, {"low", prediction->low}, {"high", prediction->high},
+                              {"phases", {{"forward", p.forward}, {"backward", p.backward}, {"update", p.update}, {"communication", p.communication}}}};
+  }
   return document.dump(2);
 }
 

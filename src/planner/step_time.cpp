@@ -177,6 +177,7 @@ StepPrediction predict_step_time(const std::vector<Plan>& plans, const OpTimes& 
     const Plan& plan = plans[static_cast<size_t>(rank)];
     RankCosts costs(plan, times, timing_context(plan, machine, num_ranks), num_ranks, machine.transport, out);
     PhaseSeconds phases;
+    std::vector<double>& actions = out.actions.emplace_back();
     for (int32_t index = 0; index < static_cast<int32_t>(plan.schedule.actions.size()); ++index) {
       const Action& action = plan.schedule.actions[static_cast<size_t>(index)];
       const ActionRef ref{rank, index};
@@ -184,6 +185,7 @@ StepPrediction predict_step_time(const std::vector<Plan>& plans, const OpTimes& 
         const double seconds = costs.collective(action);
         segments[static_cast<size_t>(graph.end(ref))] = {seconds, 1};
         phases.communication += seconds;
+        actions.push_back(seconds);
         continue;
       }
       // Points: start, then for each cut "the ops before are done" and "the ops behind may start", then the end.
@@ -194,6 +196,7 @@ StepPrediction predict_step_time(const std::vector<Plan>& plans, const OpTimes& 
       }
       segments[static_cast<size_t>(graph.end(ref))] = {costs.compute(action, first, std::numeric_limits<int32_t>::max()), machine.threads_per_rank};
       const double seconds = costs.compute(action, 0, std::numeric_limits<int32_t>::max());
+      actions.push_back(seconds);
       (action.kind == ActionKind::kForward ? phases.forward : action.kind == ActionKind::kBackward ? phases.backward : phases.update) += seconds;
     }
     out.ranks.push_back(phases);

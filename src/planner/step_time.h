@@ -20,6 +20,7 @@ struct StepPrediction {
   double seconds = 0;
   double low = 0, high = 0;          // 90 % interval
   std::vector<PhaseSeconds> ranks;
+  std::vector<std::vector<double>> actions;  // by rank and action of its schedule: seconds alone on its cores
   int64_t ops_measured = 0, ops_scaled = 0;  // by kind of evidence: timed at this shape, scaled from another
   std::vector<std::string> missing;          // keys without any evidence: their time is counted as 0
 };

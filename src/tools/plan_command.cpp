@@ -1,15 +1,22 @@
 // `orrery plan RUN.toml`: everything that the run will do and where every byte will lie, before it starts.
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "base/error.h"
 #include "ir/block.h"
+#include "runtime/machine_facts.h"
 #include "planner/validate.h"
 #include "tools/cluster_plan.h"
 #include "tools/commands.h"
 #include "tools/plan_schedule_command.h"
+#include "planner/step_trace.h"
+#include "train/auto_layout.h"
+#include "train/layer_probe.h"
 #include "train/run_setup.h"
 
 namespace orrery {
@@ -32,13 +39,41 @@ void add_validate(CLI::App& plan, int& exit_code) {
   });
 }
 
+void add_compare(CLI::App& plan, int& exit_code) {
+  struct Options {
+    std::string folder;
+    bool calibrate = false;
+  };
+  auto options = std::make_shared<Options>();
+  CLI::App* command = plan.add_subcommand("compare", "what a run's steps took beside what its plan said, action by action");
+  command->add_option("run", options->folder, "a run's folder")->required();
+  command->add_flag("--calibrate", options->calibrate, "keep the times that the run saw: the next plan on this machine is made from them");
+  command->footer("Examples:\n  orrery plan compare runs/run\n  orrery plan compare runs/run --calibrate\n");
+  command->callback([options, &exit_code] {
+    const std::string path = (std::filesystem::path(options->folder) / "trace.json").string();
+    std::ifstream file(path, std::ios::binary);
+    if (!file) throw Error(ErrorCode::kInvalidArgument, "{}: cannot be read; a run writes it when it has trained at least three steps and ends or is stopped", path);
+    const StepTrace trace = trace_from_json({std::istreambuf_iterator<char>(file), {}}, path);
+    fmt::print("{}", trace_to_text(trace));
+    if (options->calibrate) {
+      if (trace.machine != machine_fingerprint(machine_facts()))
+        throw Error(ErrorCode::kInvalidConfig, "{}: measured on another machine ({}); calibrate there, or train here", path, trace.machine);
+      OpTimes times = load_op_times();
+      const int64_t count = calibrate(times, trace);
+      if (!store_op_times(times)) throw Error(ErrorCode::kIo, "cannot write {}", op_times_path());
+      fmt::print(stderr, "kept {} times in {}\n", count, op_times_path());
+    }
+    exit_code = 0;
+  });
+}
+
 }  // namespace
 
 void add_plan_command(CLI::App& app, int& exit_code) {
   struct Options {
     std::string path;
     std::vector<std::string> overrides;
-    RunResources resources;
+    int num_threads = 0, num_ranks = 0;
     int rank = -1;
     bool json = false, ops = false;
     ClusterPlanOptions cluster;
@@ -47,8 +82,8 @@ void add_plan_command(CLI::App& app, int& exit_code) {
   CLI::App* command = app.add_subcommand("plan", "layout, bytes and schedule of a run, verified, before it starts");
   command->add_option("file", options->path, "the run file");
   command->add_option("--set", options->overrides, "section.key=value over the file's value; may be repeated")->allow_extra_args(false);
-  command->add_option("--threads", options->resources.num_threads, "compute threads of all ranks together; 0 for every core");
-  command->add_option("--ranks", options->resources.num_ranks, "ranks to plan for")->check(CLI::Range(1, 1024));
+  command->add_option("--threads", options->num_threads, "compute threads of all ranks together; 0 for every core");
+  command->add_option("--ranks", options->num_ranks, "ranks to plan for; absent: chosen")->check(CLI::Range(1, 1024));
   command->add_option("--rank", options->rank, "which rank's memory and schedule to print; by default the last, which has the most to hold");
   command->add_flag("--json", options->json, "the whole plan as JSON: blocks, schedule, every offset");
   command->add_flag("--ops", options->ops, "also print the ops of each block, one a line");
@@ -62,6 +97,7 @@ void add_plan_command(CLI::App& app, int& exit_code) {
   command->add_flag("--explain", cluster.explain, "the top ten, and why each family of layouts lost")->needs(given);
   command->footer("Examples:\n  orrery plan run.toml --cluster cluster.toml --explain\n  orrery plan run.toml\n  orrery plan run.toml --set train.recompute=full --json > plan.json\n");
   add_validate(*command, exit_code);
+  add_compare(*command, exit_code);
   add_plan_schedule(*command, exit_code);
   command->callback([options, command, &exit_code] {
     if (!command->get_subcommands().empty()) return;
@@ -73,15 +109,17 @@ void add_plan_command(CLI::App& app, int& exit_code) {
       return;
     }
     const RunConfig config = load_run_config(options->path, options->overrides);
-    const RunSetup setup = prepare_run(config, options->resources, [](std::string_view line) { fmt::print(stderr, "{}\n", line); });
+    const SetupNote note = [](std::string_view line) { fmt::print(stderr, "{}\n", line); };
+    RunSetup setup = prepare_run(config, {options->num_threads, std::max(1, options->num_ranks)}, note);
+    const LayoutChoice choice = choose_layout(setup, options->num_ranks > 0, note);
     const std::vector<Plan> plans = plan_run(setup);
     const auto num_plans = static_cast<int>(plans.size());
     if (options->rank >= num_plans) throw Error(ErrorCode::kInvalidArgument, "--rank {}: the plan has ranks 0 to {}", options->rank, num_plans - 1);
     const Plan& plan = plans[static_cast<size_t>(options->rank >= 0 ? options->rank : num_plans - 1)];
     if (options->json) {
-      fmt::print("{}\n", plan_to_json(plan));
+      fmt::print("{}\n", plan_to_json(plan, &choice.prediction));
     } else {
-      fmt::print("{}", plan_to_text(plan));
+      fmt::print("{}{}", plan_to_text(plan), layout_choice_to_text(choice));
       if (options->ops)
         for (Phase phase : {Phase::kForward, Phase::kBackward, Phase::kOptimizer}) fmt::print("\n{}\n{}", phase_name(phase), to_string(plan.stage, phase));
       fmt::print(stderr, "next:  orrery train {}\n", options->path);

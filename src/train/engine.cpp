@@ -23,6 +23,8 @@ int usable_cores() {
   return sched_getaffinity(0, sizeof set, &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
 }
 
+double seconds_since(std::chrono::steady_clock::time_point start) { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); }
+
 }  // namespace
 
 EngineOptions default_engine_options(int num_threads) {
@@ -50,6 +52,7 @@ TrainingEngine::TrainingEngine(const Plan& plan, const EngineOptions& options, C
       pool_(options.num_threads, options.pin_threads),
       arena_(plan.memory.total_bytes),
       executor_(plan.stage, plan.memory, arena_, {&pool_, options.isa, options.arithmetic, options.native_arithmetic}, plan.options.sequence_tokens),
+      action_seconds_(plan.schedule.actions.size()),
       communicator_(communicator),
       done_(plan.schedule.actions.size()) {
   set_floating_point_mode();
@@ -206,6 +209,7 @@ void TrainingEngine::compute(int copy, const std::function<void()>& before_updat
     wait_for(action);
     if (failed_.load(std::memory_order_acquire)) return;
     if (communicator_ != nullptr) communicator_->set_activity(labels_[i]);
+    const auto begin = std::chrono::steady_clock::now();
     const ActionBinding binding = bind(action, copy);
     switch (action.kind) {
       case ActionKind::kForward: executor_.run(Phase::kForward, binding, &done_[i]); break;
@@ -231,6 +235,7 @@ void TrainingEngine::compute(int copy, const std::function<void()>& before_updat
       }
       default: ORRERY_CHECK(false, "{} is not run here", to_string(action, schedule));
     }
+    action_seconds_[i] += seconds_since(begin);
     mark_done(i);
   }
 }
@@ -277,7 +282,7 @@ void TrainingEngine::collect() {
     if (failed_.load(std::memory_order_acquire)) return;
     const auto begin = std::chrono::steady_clock::now();
     run_collective(action);
-    collective_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    action_seconds_[i] += seconds_since(begin);
     mark_done(i);
   }
 }
@@ -299,6 +304,7 @@ void TrainingEngine::collective_thread() {
 }
 
 StepResult TrainingEngine::step(int copy, const OptimizerHyper& hyper, const std::function<void()>& before_update) {
+  const auto begin = std::chrono::steady_clock::now();
   std::memcpy(step_data(StepField::kHyper), &hyper, sizeof hyper);
   for (std::atomic<int64_t>& done : done_) done.store(0, std::memory_order_relaxed);
   if (communicator_ != nullptr) {
@@ -314,6 +320,7 @@ StepResult TrainingEngine::step(int copy, const OptimizerHyper& hyper, const std
     if (error_) std::rethrow_exception(error_);
   }
   ++num_steps_timed_;
+  step_seconds_ += seconds_since(begin);
   StepResult result;
   const std::span<double> sums = exchanged();
   for (int64_t sequence = 0; sequence < plan_.options.global_batch_size; ++sequence) result.loss_sum += sums[static_cast<size_t>(plan_.num_norm_blocks + sequence)];
@@ -350,7 +357,8 @@ std::span<std::byte> TrainingEngine::checkpoint_buffer() const {
 void TrainingEngine::reset_op_table() {
   executor_.reset_op_times();
   num_steps_timed_ = 0;
-  collective_seconds_ = 0;
+  step_seconds_ = 0;
+  std::fill(action_seconds_.begin(), action_seconds_.end(), 0.0);
 }
 
 PhaseSeconds TrainingEngine::phase_seconds() const {
@@ -362,8 +370,16 @@ PhaseSeconds TrainingEngine::phase_seconds() const {
   PhaseSeconds phases;
   phases.forward = sum(Phase::kForward), phases.backward = sum(Phase::kBackward);
   phases.update = sum(Phase::kZero) + sum(Phase::kMerge) + sum(Phase::kNorm) + sum(Phase::kOptimizer);
-  phases.communication = collective_seconds_ / static_cast<double>(std::max<int64_t>(1, num_steps_timed_));
+  const std::vector<double> actions = action_seconds();
+  for (size_t i = 0; i < actions.size(); ++i)
+    if (stream_of(plan_.schedule.actions[i].kind) != Stream::kCompute) phases.communication += actions[i];
   return phases;
+}
+
+std::vector<double> TrainingEngine::action_seconds() const {
+  std::vector<double> seconds = action_seconds_;
+  for (double& value : seconds) value /= static_cast<double>(std::max<int64_t>(1, num_steps_timed_));
+  return seconds;
 }
 
 std::string TrainingEngine::op_table() const {

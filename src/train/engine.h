@@ -87,8 +87,12 @@ class TrainingEngine {
   /// The built-in per-op table of the steps since the last reset: time, share, TFLOP/s, GB/s.
   std::string op_table() const;
   void reset_op_table();
+  int64_t num_steps_timed() const { return num_steps_timed_; }
+  double step_seconds() const { return num_steps_timed_ > 0 ? step_seconds_ / static_cast<double>(num_steps_timed_) : 0; }
   /// Mean busy seconds of a step since that reset, by phase: what predict_step_time predicts.
   PhaseSeconds phase_seconds() const;
+  /// The same by action of the plan's schedule, without the wait for what it needs.
+  std::vector<double> action_seconds() const;
 
  private:
   ActionBinding bind(const Action& action, int copy);
@@ -117,7 +121,8 @@ class TrainingEngine {
   std::vector<int32_t> segment_starts_;  // [copy][B * segments_per_sequence + 1]
   std::vector<int32_t> segment_counts_;  // [copy][B]
   int64_t num_steps_timed_ = 0;
-  double collective_seconds_ = 0;  // since the reset; written by the collective thread during a step
+  double step_seconds_ = 0;
+  std::vector<double> action_seconds_;  // by action, since the reset; each is written by the one thread that runs it
 
   Communicator* communicator_;
   ReductionPlan reduction_;

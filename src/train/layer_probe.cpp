@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <barrier>
 #include <chrono>
 #include <cstring>
@@ -28,6 +29,7 @@ using Clock = std::chrono::steady_clock;
 constexpr int64_t kProbeLayers = 2;
 constexpr int64_t kProbeMicroBatches = 4;  // as many ways to begin, go on with and end a lane's sum as matter
 constexpr int kWarmSteps = 1, kTimedSteps = 4;
+constexpr double kLongSeconds = 1.5;  // after which one timed step is enough
 constexpr int kCommRepeats = 7;
 
 double median(std::vector<double>& values) {
@@ -77,24 +79,11 @@ void fill_batch(TrainingEngine& engine, int copy, const Dataset* dataset, uint32
 
 using Samples = std::map<std::string, std::pair<OpMeasurement, std::vector<double>>>;
 
-// Seconds a call of every op since the last reset; ops of equal keys (the layers) share one sample.
 void take_samples(TrainingEngine& engine, const TimingContext& context, Samples& samples) {
-  const Plan& plan = engine.plan();
-  const double mean_context = static_cast<double>(plan.options.sequence_tokens + 1) / 2;
-  std::map<std::string, OpTime> step;
-  for (size_t phase = 0; phase < plan.stage.blocks.size(); ++phase) {
-    const std::vector<Op>& ops = plan.stage.blocks[phase].ops;
-    const std::vector<OpTime>& times = engine.executor().op_times(static_cast<Phase>(phase));
-    for (size_t i = 0; i < ops.size(); ++i) {
-      if (times[i].calls == 0) continue;
-      const std::string key = op_key(plan.stage, ops[i], context);
-      OpTime& sum = step[key];
-      sum.seconds += times[i].seconds, sum.calls += times[i].calls;
-      const OpCost cost = op_cost(plan.stage, ops[i], plan.micro_batch_size * plan.options.sequence_tokens, mean_context);
-      samples[key].first = {0, cost.flops, cost.bytes_read + cost.bytes_written};
-    }
+  for (const auto& [key, measurement] : op_measurements(engine, context)) {
+    samples[key].first = measurement;
+    samples[key].second.push_back(measurement.seconds);
   }
-  for (const auto& [key, time] : step) samples[key].second.push_back(time.seconds / static_cast<double>(time.calls));
 }
 
 int64_t measure_ops(const Plan& plan, const EngineOptions& each, const TimingContext& context, const Dataset* dataset, OpTimes& times) {
@@ -108,17 +97,23 @@ int64_t measure_ops(const Plan& plan, const EngineOptions& each, const TimingCon
   std::vector<Samples> samples(static_cast<size_t>(busy));
   std::vector<std::exception_ptr> errors(static_cast<size_t>(busy));
   std::barrier together(busy);
+  std::atomic<bool> enough{false};
   const auto run = [&](int rank) {
     TrainingEngine& engine = *engines[static_cast<size_t>(rank)];
     try {
       set_floating_point_mode();
       engine.initialize_weights(1);
+      const auto begin = Clock::now();
       for (int step = 0; step < kWarmSteps + kTimedSteps; ++step) {
         fill_batch(engine, step & 1, dataset, static_cast<uint32_t>(step));
         engine.executor().reset_op_times();
         together.arrive_and_wait();
         engine.step(step & 1, hyper);
-        if (step >= kWarmSteps) take_samples(engine, context, samples[static_cast<size_t>(rank)]);
+        if (step < kWarmSteps) continue;
+        take_samples(engine, context, samples[static_cast<size_t>(rank)]);
+        if (rank == 0 && std::chrono::duration<double>(Clock::now() - begin).count() > kLongSeconds) enough = true;
+        together.arrive_and_wait();
+        if (enough) break;
       }
     } catch (...) {
       errors[static_cast<size_t>(rank)] = std::current_exception();
@@ -183,6 +178,30 @@ int64_t measure_collectives(int num_ranks, OpTimes& times) {
 }
 
 }  // namespace
+
+std::vector<std::pair<std::string, OpMeasurement>> op_measurements(TrainingEngine& engine, const TimingContext& context) {
+  const Plan& plan = engine.plan();
+  const double mean_context = static_cast<double>(plan.options.sequence_tokens + 1) / 2;
+  std::map<std::string, std::pair<OpMeasurement, int64_t>> sums;  // with the calls
+  for (size_t phase = 0; phase < plan.stage.blocks.size(); ++phase) {
+    if (static_cast<Phase>(phase) == Phase::kEval) continue;
+    const std::vector<Op>& ops = plan.stage.blocks[phase].ops;
+    const std::vector<OpTime>& times = engine.executor().op_times(static_cast<Phase>(phase));
+    for (size_t i = 0; i < ops.size(); ++i) {
+      if (times[i].calls == 0) continue;
+      const OpCost cost = op_cost(plan.stage, ops[i], plan.micro_batch_size * plan.options.sequence_tokens, mean_context);
+      auto& [sum, calls] = sums[op_key(plan.stage, ops[i], context)];
+      sum.flops = cost.flops, sum.bytes = cost.bytes_read + cost.bytes_written;
+      sum.seconds += times[i].seconds, calls += times[i].calls;
+    }
+  }
+  std::vector<std::pair<std::string, OpMeasurement>> measurements;
+  for (auto& [key, entry] : sums) {
+    entry.first.seconds /= static_cast<double>(entry.second);
+    measurements.emplace_back(key, entry.first);
+  }
+  return measurements;
+}
 
 StepMachine step_machine(const EngineOptions& options, DType compute_dtype, int num_ranks) {
   StepMachine machine;

@@ -21,6 +21,9 @@ OpTimes load_op_times();
 bool store_op_times(const OpTimes& times);
 std::string op_times_path();
 
+/// Seconds a call of every op of the engine's steps since its last reset, by key (op_key); ops of equal keys share an entry.
+std::vector<std::pair<std::string, OpMeasurement>> op_measurements(TrainingEngine& engine, const TimingContext& context);
+
 /// What `plans` need is measured and added where `times` lacks it; `dataset`, when given, provides the tokens and documents, else they
 /// are random and one document a sequence. Returns the number of ops and collectives measured; 0 costs nothing.
 /// Errors: kOutOfMemory when even two layers do not fit.

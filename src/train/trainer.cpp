@@ -15,6 +15,9 @@
 #include "checkpoint/checkpoint_writer.h"
 #include "runtime/arena.h"
 #include "runtime/machine_probe.h"
+#include "planner/step_trace.h"
+#include "train/auto_layout.h"
+#include "train/layer_probe.h"
 #include "train/lr_schedule.h"
 #include "train/progress.h"
 #include "train/prepare_together.h"
@@ -52,16 +55,18 @@ void set_aside_old_run(const fs::path& folder) {
 // One per process. What is said, written and decided happens on the process that leads, rank 0's; all take the same way through the run.
 class Trainer {
  public:
-  Trainer(RunSetup setup, const TrainOptions& options, ProcessWorld* world)
+  /// `choice`: how the layout was found and what it will take; null where nobody looked.
+  Trainer(RunSetup setup, const TrainOptions& options, ProcessWorld* world, const LayoutChoice* choice = nullptr)
       : setup_(std::move(setup)),
         options_(options),
         world_(world),
         leads_(world == nullptr || world->rank() == 0),
+        choice_(choice),
         ranks_(plan_run(setup_, world != nullptr ? 1 : 0), setup_.engine, world),
         plan_(ranks_.plan(ranks_.first_local())) {}
 
   int run() {
-    if (leads_) fmt::print(stderr, "{}", plan_to_text(plan_));
+    if (leads_) fmt::print(stderr, "{}{}", plan_to_text(plan_), choice_ != nullptr ? layout_choice_to_text(*choice_) : "");
     if (options_.fresh) {
       // Before the old run is set aside: model.from may name it.
       together("read the weights", [&] { begin_weights(); });
@@ -84,6 +89,7 @@ class Trainer {
     if (leads_) progress_.emplace(ProgressOptions{setup_.folder, options_.json, first_step});
     const int status = loop(first_step);
     if (progress_) progress_->finish();
+    if (leads_) write_trace();
     if (options_.op_table && leads_) fmt::print(stderr, "{}", ranks_.engine(0).op_table());
     if (status == 0) print_next();
     return status;
@@ -126,12 +132,14 @@ class Trainer {
   void save(int64_t step);
   void finish_save();
   void require_saved(int64_t step) const;
+  void write_trace();
   void print_next() const;
 
   RunSetup setup_;
   TrainOptions options_;
   ProcessWorld* world_;  // null: all ranks are in this process
   bool leads_;
+  const LayoutChoice* choice_;
   RankGroup ranks_;
   const Plan& plan_;  // of this process's first rank: what is common to all ranks is read here
   std::optional<CheckpointWriter> writer_;
@@ -324,6 +332,7 @@ int Trainer::loop(int64_t first_step) {
   int64_t reported_step = first_step;
   for (int64_t step = first_step; step < setup_.num_steps;) {
     const StepResult result = ranks_.step(step, optimizer_hyper(setup_.config.optimizer, step, setup_.num_steps), before_update);
+    if (step == first_step && leads_) ranks_.engine(ranks_.first_local()).reset_op_table();  // cold caches
     ++step;
     const bool finite = std::isfinite(result.loss_sum) && std::isfinite(result.gradient_norm);
     if (result.skipped) ++skipped_steps_;
@@ -358,6 +367,37 @@ int Trainer::loop(int64_t first_step) {
   finish_save();
   require_saved(setup_.num_steps);
   return 0;
+}
+
+// Predicted beside measured, on the screen and in trace.json for `orrery plan compare`. A run of a step or two tells nothing: its first
+// step meets cold memory.
+void Trainer::write_trace() {
+  TrainingEngine& engine = ranks_.engine(ranks_.first_local());
+  const int64_t steps = engine.num_steps_timed();
+  if (steps < 2) return;
+  const StepMachine machine = step_machine(setup_.engine, plan_.stage.compute_dtype, ranks_.num_local());
+  StepTrace trace;
+  trace.machine = machine_fingerprint(machine_facts());
+  trace.layout = fmt::format("{} ranks x {} threads, zero {}, micro-batch {}, recompute {}", ranks_.size(), machine.threads_per_rank, plan_.options.data.zero_stage, plan_.micro_batch_size,
+                             recompute_name(plan_.recompute));
+  trace.steps = steps;
+  trace.measured_seconds = engine.step_seconds();
+  trace.measured = engine.phase_seconds();
+  const std::vector<double> measured = engine.action_seconds();
+  const bool known = choice_ != nullptr && choice_->prediction.missing.empty();
+  if (known) {
+    const StepPrediction& p = choice_->prediction;
+    trace.predicted_seconds = p.seconds, trace.low = p.low, trace.high = p.high, trace.predicted = p.ranks.front();
+  }
+  for (size_t i = 0; i < measured.size(); ++i)
+    trace.actions.push_back({to_string(plan_.schedule.actions[i], plan_.schedule), known ? choice_->prediction.actions.front()[i] : 0, measured[i]});
+  trace.ops = op_measurements(engine, timing_context(plan_, machine, ranks_.size()));
+  const std::string path = (fs::path(setup_.folder) / "trace.json").string();
+  std::ofstream file(path, std::ios::binary | std::ios::trunc);
+  file << trace_to_json(trace);
+  file.close();
+  if (!file) fmt::print(stderr, "warning: cannot write {}: {}\n", path, std::strerror(errno));
+  if (known) fmt::print(stderr, "{}", trace_phases_to_text(trace));
 }
 
 void Trainer::print_next() const {
@@ -402,8 +442,10 @@ int train_run(const RunConfig& config, const TrainOptions& options) {
   const RankEnvironment environment = discover_ranks(options.num_ranks);
   if (environment.kind == RankKind::kProcess && environment.world_size > 1) return train_in_world(config, options, environment);
   const DirectoryLock lock(folder.string());
-  RunSetup setup = prepare_run(config, {options.num_threads, environment.world_size}, [](std::string_view line) { fmt::print(stderr, "{}\n", line); });
-  return Trainer(std::move(setup), options, nullptr).run();
+  const SetupNote note = [](std::string_view line) { fmt::print(stderr, "{}\n", line); };
+  RunSetup setup = prepare_run(config, {options.num_threads, environment.world_size}, note);
+  const LayoutChoice choice = choose_layout(setup, options.num_ranks > 0 || environment.kind == RankKind::kProcess, note);
+  return Trainer(std::move(setup), options, nullptr, &choice).run();
 }
 
 }  // namespace orrery

@@ -1,0 +1,125 @@
+#include "train/auto_layout.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "base/error.h"
+#include "base/units.h"
+#include "train/layer_probe.h"
+
+namespace orrery {
+namespace {
+
+// A layout with more parts has to be this much faster: below it the prediction cannot tell.
+constexpr double kWorthwhile = 0.01;
+
+struct Candidate {
+  int64_t ranks = 1;
+  int zero_stage = 0;
+  std::optional<int64_t> micro_batch_size;
+};
+
+std::vector<int64_t> rank_counts(const RunSetup& setup, bool ranks_given) {
+  const TrainingPlanOptions& options = setup.plan_options;
+  if (ranks_given || setup.config.parallel.data_parallel_size) return {options.data.size};
+  std::vector<int64_t> counts;
+  const int64_t most = std::min<int64_t>(setup.engine.num_threads, options.lanes);
+  for (int64_t ranks = 1; ranks <= most; ranks *= 2)
+    if (setup.engine.num_threads % ranks == 0) counts.push_back(ranks);
+  return counts;
+}
+
+std::string layout_name(const Plan& plan, int threads) {
+  const DataParallel& data = plan.options.data;
+  return fmt::format("{} rank{} x {} thread{}{}, micro-batch {}, recompute {}", data.size, data.size == 1 ? "" : "s", threads, threads == 1 ? "" : "s",
+                     data.size > 1 ? fmt::format(", zero {}", data.zero_stage) : "", plan.micro_batch_size, recompute_name(plan.recompute));
+}
+
+TrainingPlanOptions options_of(const RunSetup& setup, const Candidate& candidate) {
+  TrainingPlanOptions options = setup.plan_options;
+  options.memory_budget_bytes = options.memory_budget_bytes * options.data.size / candidate.ranks;  // all ranks share this machine's memory
+  options.data.size = candidate.ranks, options.data.zero_stage = candidate.zero_stage;
+  if (candidate.micro_batch_size) options.micro_batch_size = candidate.micro_batch_size;
+  return options;
+}
+
+std::vector<Plan> plans_of(const RunSetup& setup, const TrainingPlanOptions& options) {
+  EngineOptions each = setup.engine;
+  each.num_threads = rank_threads(setup.engine.num_threads, static_cast<int>(options.data.size));
+  return make_training_plans(options, workspace_traits(each, options.sequence_tokens));
+}
+
+}  // namespace
+
+LayoutChoice choose_layout(RunSetup& setup, bool ranks_given, const SetupNote& note) {
+  const bool automatic = setup.config.parallel.layout == LayoutMode::kAuto;
+  const std::vector<int64_t> counts = rank_counts(setup, ranks_given || !automatic);
+  std::vector<Candidate> candidates;
+  for (const int64_t ranks : counts) {
+    const int stage = setup.plan_options.data.zero_stage;
+    candidates.push_back({ranks, stage, std::nullopt});
+    if (counts.size() > 1 && ranks > 1 && stage == 0) candidates.push_back({ranks, 1, std::nullopt});
+  }
+  OpTimes times = load_op_times();
+  const auto begin = std::chrono::steady_clock::now();
+  int64_t measured = 0;
+  LayoutChoice choice;
+  std::optional<Error> misfit;
+  TrainingPlanOptions taken;
+  for (size_t i = 0; i < candidates.size(); ++i) {
+    const Candidate candidate = candidates[i];
+    const TrainingPlanOptions options = options_of(setup, candidate);
+    WeighedLayout weighed;
+    try {
+      const std::vector<Plan> plans = plans_of(setup, options);
+      if (automatic) measured += measure_missing(plans, setup.engine, setup.train.get(), times);
+      const StepMachine machine = step_machine(setup.engine, plans.front().stage.compute_dtype, static_cast<int>(plans.size()));
+      StepPrediction prediction = predict_step_time(plans, times, machine);
+      weighed.layout = layout_name(plans.front(), machine.threads_per_rank);
+      for (const Plan& plan : plans) weighed.bytes += plan.memory.total_bytes;
+      weighed.seconds = prediction.missing.empty() ? prediction.seconds : 0;
+      // The plan's own choice is the largest that fits; half of it may sit better in the caches.
+      const int64_t chosen = plans.back().micro_batch_size;
+      if (automatic && !options.micro_batch_size && chosen > 1) candidates.push_back({candidate.ranks, candidate.zero_stage, chosen / 2});
+      const bool better = choice.weighed.empty() || taken.data.size == 0 || (weighed.seconds > 0 && weighed.seconds < choice.prediction.seconds * (1 - kWorthwhile));
+      if (better) choice.prediction = std::move(prediction), taken = options;
+    } catch (const Error& error) {
+      if (error.code() != ErrorCode::kInvalidConfig) throw;
+      weighed.layout = fmt::format("{} ranks, zero {}", candidate.ranks, candidate.zero_stage);
+      weighed.reason = "does not fit";
+      if (!misfit) misfit = error;
+    }
+    choice.weighed.push_back(std::move(weighed));
+  }
+  if (taken.data.size == 0 || std::all_of(choice.weighed.begin(), choice.weighed.end(), [](const WeighedLayout& w) { return !w.reason.empty(); })) throw *misfit;
+  setup.plan_options = taken;
+  if (measured > 0) {
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    note(fmt::format("probe     {} ops and collectives timed in {:.1f} s with two layers of this model{}", measured, seconds,
+                     store_op_times(times) ? ", kept in " + op_times_path() : ""));
+  }
+  // What was taken is known by its seconds: the first that has them.
+  const auto at = std::find_if(choice.weighed.begin(), choice.weighed.end(),
+                               [&](const WeighedLayout& w) { return w.reason.empty() && (w.seconds == choice.prediction.seconds || !choice.prediction.missing.empty()); });
+  std::rotate(choice.weighed.begin(), at, at + 1);
+  std::stable_sort(choice.weighed.begin() + 1, choice.weighed.end(), [](const WeighedLayout& a, const WeighedLayout& b) {
+    return a.reason.empty() != b.reason.empty() ? a.reason.empty() : a.seconds < b.seconds;
+  });
+  const double best = choice.weighed.front().seconds;
+  for (auto entry = choice.weighed.begin() + 1; entry != choice.weighed.end(); ++entry)
+    if (entry->reason.empty() && best > 0 && entry->seconds > 0) entry->reason = fmt::format("{:+.1f} % time", 100 * (entry->seconds / best - 1));
+  return choice;
+}
+
+std::string layout_choice_to_text(const LayoutChoice& choice) {
+  std::string text;
+  if (choice.weighed.size() > 1) {
+    text += fmt::format("weighed   {} layouts\n", choice.weighed.size());
+    for (const WeighedLayout& w : choice.weighed)
+      text += fmt::format("          {:<56} {:>10}  {:>12}  {}\n", w.layout, w.bytes > 0 ? format_bytes(static_cast<double>(w.bytes)) : "", w.seconds > 0 ? fmt::format("{:.4g} s", w.seconds) : "",
+                          &w == &choice.weighed.front() ? "taken" : w.reason);
+  }
+  return text + prediction_to_text(choice.prediction);
+}
+
+}  // namespace orrery
