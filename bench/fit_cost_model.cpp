@@ -1,5 +1,5 @@
 // Fits the constants of the cost model on a table of published runs and prints src/planner/cost_constants_data.cpp: once on every
-// source, once without each, then factors per source and release, then the widths of intervals from residuals of rows not fitted.
+// source, once without each, then each row's residual, then the widths of intervals from residuals of rows not fitted.
 //   fit_cost_model published_runs.csv > src/planner/cost_constants_data.cpp
 #include <fmt/format.h>
 
@@ -10,6 +10,7 @@
 #include <set>
 
 #include "planner/cost_fit.h"
+#include "planner/layout_residuals.h"
 
 using namespace orrery;
 
@@ -75,51 +76,46 @@ int main(int argc, char** argv) {
     fmt::print(stderr, "{:20} {:10.4g} (prior {:.4g})\n", constant_priors()[i].name, full.value[i], constant_priors()[i].value);
   if (quick) return 0;
 
-  // Factors, and residuals of calibrated predictions with the layout's fold left out.
-  std::string calibrations;
+  // Corrections with the layout's fold left out, in their own standard deviations.
+  std::string residuals;
   for (const auto& [source, rows] : sources) {
-    const CalibrationFactors factors = fit_factors(rows, full);
-    auto entry = [&](std::string_view release, const CalibrationFactors& f) {
-      calibrations += fmt::format("    {{\"{}\", \"{}\", {{{:.4f}, {:.4f}, {:.4f}, {:.4f}, {:.4f}}}}},\n", source, release, f.compute, f.launch, f.communication, f.memory, f.overall);
-    };
-    entry("", factors);
-    std::map<std::string, Rows> releases;
-    for (const PublishedRun* run : rows) releases[run->release].push_back(run);
-    if (releases.size() > 1)
-      for (const auto& [release, part] : releases) entry(release, fit_factors(part, full, factors));
     constexpr size_t kFolds = 5;
-    std::set<std::string> keys;
-    for (const PublishedRun* run : rows) keys.insert(run->layout_key);
+    std::map<std::string, size_t> fold_of;
+    for (const PublishedRun* run : rows) fold_of[run->layout_key] = 0;
+    size_t index = 0;
+    for (auto& [key, fold] : fold_of) fold = index++ % kFolds;
+    std::vector<ResidualRow> points;
+    for (const PublishedRun* run : rows) {
+      const StepCost cost = predict_step(run->job, without[source]);
+      points.push_back({layout_point(run->job, cost, run->release, run->layer_key), std::log(run->step_seconds / cost.seconds)});
+      const ResidualRow& row = points.back();
+      residuals += fmt::format("    {{0x{:x}, 0x{:x}, 0x{:x}, {{{{0x{:x}, 0x{:x}, 0x{:x}, {{{{{:.3g}}}}}, {{{{{:.3g}}}}}}}, {:.4f}}}}},\n", hash_name(source), run->fingerprint, hash_name(run->layout_key),
+                               row.point.release, row.point.layer, row.point.device, fmt::join(row.point.at, ", "), fmt::join(row.point.share, ", "), row.log_ratio);
+    }
     for (size_t fold = 0; fold < kFolds; ++fold) {
-      std::set<std::string> held;
-      size_t index = 0;
-      for (const std::string& key : keys)
-        if (index++ % kFolds == fold) held.insert(key);
-      Rows training;
-      for (const PublishedRun* run : rows)
-        if (!held.contains(run->layout_key)) training.push_back(run);
-      const CalibrationFactors part = training.empty() ? CalibrationFactors{} : fit_factors(training, without[source]);
-      for (const PublishedRun* run : rows)
-        if (held.contains(run->layout_key)) calibrated[classify(run->job)].push_back(std::log(run->step_seconds / predict_step(run->job, without[source], part).seconds));
+      std::vector<ResidualRow> training;
+      for (size_t i = 0; i < rows.size(); ++i)
+        if (fold_of[rows[i]->layout_key] != fold) training.push_back(points[i]);
+      const LayoutResiduals known(std::move(training));
+      for (size_t i = 0; i < rows.size(); ++i) {
+        if (fold_of[rows[i]->layout_key] != fold) continue;
+        const LayoutResiduals::Estimate estimate = known.estimate(points[i].point);
+        calibrated[classify(rows[i]->job)].push_back((points[i].log_ratio - estimate.log_ratio) / estimate.sigma);
+      }
     }
   }
-  fmt::print("// Printed by bench/fit_cost_model.cpp; not to be edited.\n#include \"planner/cost_constants.h\"\n\nnamespace orrery {{\nnamespace {{\n\n// In the order of Constant.\n");
+  fmt::print("// Printed by bench/fit_cost_model.cpp; not to be edited.\n#include \"planner/cost_constants.h\"\n#include \"planner/layout_residuals.h\"\n\nnamespace orrery {{\nnamespace {{\n\n// In the order of Constant.\n");
   fmt::print("constexpr SourceConstants kConstants[] = {{\n    {{\"\", {{{{{}}}}}}},\n", constants_text(full));
   for (const auto& [source, constants] : without) fmt::print("    {{\"{}\", {{{{{}}}}}}},\n", source, constants_text(constants));
-  fmt::print("}};\n\nconstexpr SourceCalibration kCalibrations[] = {{\n{}}};\n\nconstexpr uint64_t kFingerprints[] = {{\n", calibrations);
-  std::set<uint64_t> fingerprints;
-  for (const PublishedRun* run : all) fingerprints.insert(run->fingerprint);
-  size_t column = 0;
-  for (const uint64_t f : fingerprints) fmt::print("0x{:016x},{}", f, ++column % 6 == 0 ? "\n" : "");
+  fmt::print("}};\n\nconstexpr ShippedResidual kResiduals[] = {{\n{}", residuals);
   fmt::print("}};\n\nconstexpr ClassIntervals kIntervals[] = {{\n");
   for (size_t kind = 0; kind < static_cast<size_t>(JobClass::kCount); ++kind) {
     const auto& f = frozen[static_cast<JobClass>(kind)];
     const auto& c = calibrated[static_cast<JobClass>(kind)];
-    fmt::print("    {{{{{:.3f}, {:.3f}}}, {{{:.3f}, {:.3f}}}}},\n", std::exp(quantile(f, 0.05)), std::exp(quantile(f, 0.95)), std::exp(quantile(c, 0.05)), std::exp(quantile(c, 0.95)));
+    fmt::print("    {{{{{:.3f}, {:.3f}}}, {:.3f}, {:.3f}}},\n", std::exp(quantile(f, 0.05)), std::exp(quantile(f, 0.95)), quantile(c, 0.05), quantile(c, 0.95));
   }
   fmt::print("}};\n\n}}  // namespace\n\nstd::span<const SourceConstants> shipped_constants() {{ return kConstants; }}\n"
-             "std::span<const SourceCalibration> shipped_calibrations() {{ return kCalibrations; }}\n"
-             "std::span<const uint64_t> shipped_fingerprints() {{ return kFingerprints; }}\n"
+             "std::span<const ShippedResidual> shipped_residuals() {{ return kResiduals; }}\n"
              "const ClassIntervals& shipped_intervals(JobClass kind) {{ return kIntervals[static_cast<size_t>(kind)]; }}\n\n}}  // namespace orrery\n");
   return 0;
 }

@@ -21,14 +21,6 @@ const CostConstants& default_constants();
 /// Fitted without `source`; default_constants() for a source that no fit has seen.
 const CostConstants& frozen_constants(std::string_view source);
 
-/// Factors of a source, fitted on rows whose fingerprints are shipped too, so that they are never used to score those rows.
-struct SourceCalibration {
-  std::string_view source, release;  // release empty: every other release of the source
-  CalibrationFactors factors;
-};
-std::span<const SourceCalibration> shipped_calibrations();
-std::span<const uint64_t> shipped_fingerprints();  // ascending
-
 /// Kinds of job whose predictions err alike; intervals are per kind.
 enum class JobClass : uint8_t { kDenseModern, kDenseEarly, kShardedDense, kLaunchBound, kMixture, kCount };
 JobClass classify(const TrainingJob& job);
@@ -39,7 +31,8 @@ struct IntervalFactors {
   double low = 1, high = 1;
 };
 struct ClassIntervals {
-  IntervalFactors frozen, calibrated;
+  IntervalFactors frozen;
+  double calibrated_low = -1.645, calibrated_high = 1.645;  // in the correction's own standard deviations (layout_residuals.h)
 };
 const ClassIntervals& shipped_intervals(JobClass kind);
 

@@ -128,21 +128,4 @@ CostConstants fit_constants(std::span<const PublishedRun* const> runs, const Cos
   return constants_at(minimize(problem, kIterations));
 }
 
-CalibrationFactors fit_factors(std::span<const PublishedRun* const> runs, const CostConstants& constants, const CalibrationFactors& prior) {
-  Problem problem;
-  problem.num_parameters = 5;
-  problem.prior_sigma = {0.12, 0.35, 0.35, 0.25, 0.10};
-  problem.num_rows = runs.size();
-  problem.weight.assign(runs.size(), 1.0);
-  auto factors_at = [&prior](const std::vector<double>& x) {
-    return CalibrationFactors{prior.compute * std::exp(x[0]), prior.launch * std::exp(x[1]), prior.communication * std::exp(x[2]), prior.memory * std::exp(x[3]),
-                              prior.overall * std::exp(x[4])};
-  };
-  problem.residual = [&](size_t row, const std::vector<double>& x) {
-    return std::log(predict_step(runs[row]->job, constants, factors_at(x)).seconds / runs[row]->step_seconds);
-  };
-  constexpr int kIterations = 12;
-  return factors_at(minimize(problem, kIterations));
-}
-
 }  // namespace orrery

@@ -11,6 +11,7 @@
 #include <sstream>
 
 #include "base/error.h"
+#include "planner/layout_residuals.h"
 
 namespace orrery {
 namespace {
@@ -272,12 +273,6 @@ void read_metric(const Row& row, PublishedRun& run) {
   else run.skipped = fmt::format("{} needs the length of the whole run, which the table does not hold", metric);
 }
 
-uint64_t hash_text(std::string_view text) {
-  uint64_t hash = 1469598103934665603u;  // FNV-1a
-  for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 1099511628211u;
-  return hash;
-}
-
 PublishedRun read_run(const Row& row, int line) {
   PublishedRun run;
   run.line = line;
@@ -332,7 +327,7 @@ PublishedRun read_run(const Row& row, int line) {
   std::string all;
   for (const auto& [name, index] : row.columns)
     if (name != "measured_value" && name != "notes") all += row.fields[index] + "\x1f";
-  run.fingerprint = hash_text(all);
+  run.fingerprint = hash_name(all);
   return run;
 }
 

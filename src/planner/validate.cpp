@@ -9,13 +9,13 @@
 #include <set>
 
 #include "base/error.h"
-#include "planner/cost_fit.h"
+#include "planner/cost_constants.h"
+#include "planner/layout_residuals.h"
 
 namespace orrery {
 namespace {
 
 using Rows = std::vector<const PublishedRun*>;
-using RunSet = std::map<const PublishedRun*, double>;
 
 constexpr size_t kFolds = 5;
 constexpr size_t kSmallestGroup = 3;  // rows of a plan group that say something about order
@@ -50,68 +50,35 @@ double correlation(const std::vector<double>& a, const std::vector<double>& b) {
   return aa > 0 && bb > 0 ? ab / std::sqrt(aa * bb) : 1;
 }
 
-bool is_shipped(const PublishedRun& run) {
-  const auto shipped = shipped_fingerprints();
-  return std::binary_search(shipped.begin(), shipped.end(), run.fingerprint);
-}
+// By run: what its source's other layouts say of ln(measured / predicted).
+using Corrections = std::map<const PublishedRun*, LayoutResiduals::Estimate>;
 
-CalibrationFactors shipped_factors(const std::string& source, const std::string& release, bool& found) {
-  CalibrationFactors factors;
-  found = false;
-  for (const SourceCalibration& entry : shipped_calibrations())
-    if (entry.source == source && (entry.release.empty() || entry.release == release)) factors = entry.factors, found = true;
-  return factors;
-}
-
-// Factors of the source from `training`, then shifted by the release where it has rows of its own.
-CalibrationFactors release_factors(const Rows& training, const std::string& release, const CostConstants& constants, const CalibrationFactors& source_factors) {
-  Rows own;
-  for (const PublishedRun* run : training)
-    if (run->release == release) own.push_back(run);
-  return own.empty() || own.size() == training.size() ? source_factors : fit_factors(own, constants, source_factors);
-}
-
-struct Calibrated {
-  RunSet seconds, layer_seconds;
-};
-
-void calibrate_source(const Rows& rows, Calibrated& out) {
+void calibrate_source(const Rows& rows, Corrections& out) {
   const std::string& source = rows.front()->source;
-  // A table that holds rows of the fit: constants without the source and no factors. Rows that no fit has seen, of a source that one
-  // has: what that fit learned from the source's other rows, shipped, is the start.
-  const bool any_shipped = std::any_of(rows.begin(), rows.end(), [](const PublishedRun* run) { return is_shipped(*run); });
-  bool known = false;
-  CalibrationFactors start = shipped_factors(source, "", known);
-  if (any_shipped || !known) start = {};
-  const CostConstants& constants = any_shipped ? frozen_constants(source) : default_constants();
+  const CostConstants& constants = frozen_constants(source);
+  const uint64_t source_hash = hash_name(source);
   std::set<std::string> keys;
-  for (const PublishedRun* run : rows) keys.insert(run->layout_key);
+  std::set<uint64_t> present;
+  for (const PublishedRun* run : rows) keys.insert(run->layout_key), present.insert(run->fingerprint);
   std::map<std::string, size_t> fold_of;
   for (const std::string& key : keys) fold_of[key] = fold_of.size() % kFolds;
+  std::vector<ResidualRow> points;
+  for (const PublishedRun* run : rows) {
+    const StepCost cost = predict_step(run->job, constants);
+    points.push_back({layout_point(run->job, cost, run->release, run->layer_key), std::log(run->step_seconds / cost.seconds)});
+  }
   for (size_t fold = 0; fold < std::min(kFolds, keys.size()); ++fold) {
-    Rows training;
-    for (const PublishedRun* run : rows)
-      if (fold_of[run->layout_key] != fold) training.push_back(run);
-    const CalibrationFactors factors = training.empty() ? start : fit_factors(training, constants, start);
-    std::map<std::string, CalibrationFactors> by_release;
-    std::map<std::string, std::pair<double, double>> cells;  // sum of log residuals, count
-    auto predict = [&](const PublishedRun& run) {
-      auto at = by_release.find(run.release);
-      if (at == by_release.end()) at = by_release.emplace(run.release, release_factors(training, run.release, constants, factors)).first;
-      return predict_step(run.job, constants, at->second).seconds;
-    };
-    for (const PublishedRun* run : training) {
-      auto& [sum, count] = cells[run->layer_key];
-      sum += std::log(run->step_seconds / predict(*run)), count += 1;
+    std::vector<ResidualRow> training;
+    std::set<uint64_t> held;
+    for (size_t i = 0; i < rows.size(); ++i) {
+      if (fold_of[rows[i]->layout_key] != fold) training.push_back(points[i]);
+      else held.insert(hash_name(rows[i]->layout_key));
     }
-    constexpr double kShrink = 0.3;  // of a row: a cell of one row counts 1/1.3
-    for (const PublishedRun* run : rows) {
-      if (fold_of[run->layout_key] != fold) continue;
-      const double seconds = predict(*run);
-      out.seconds[run] = seconds;
-      const auto cell = cells.find(run->layer_key);
-      out.layer_seconds[run] = cell == cells.end() ? seconds : seconds * std::exp(cell->second.first / (cell->second.second + kShrink));
-    }
+    for (const ShippedResidual& shipped : shipped_residuals())
+      if (shipped.source == source_hash && !present.contains(shipped.fingerprint) && !held.contains(shipped.layout)) training.push_back(shipped.row);
+    const LayoutResiduals residuals(std::move(training));
+    for (size_t i = 0; i < rows.size(); ++i)
+      if (fold_of[rows[i]->layout_key] == fold) out[rows[i]] = residuals.estimate(points[i].point);
   }
 }
 
@@ -159,17 +126,21 @@ void add_memory(const std::vector<PublishedRun>& runs, ErrorSummary& summary, co
   summary.memory_mape = mean(errors);
 }
 
-ModeReport score_mode(ValidateMode mode, const std::vector<PublishedRun>& runs, const Calibrated& calibrated) {
+ModeReport score_mode(ValidateMode mode, const std::vector<PublishedRun>& runs, const Corrections& corrections) {
   ModeReport report;
   report.mode = mode;
   for (const PublishedRun& run : runs) {
     if (!tells_time(run) || !run.skipped.empty()) continue;
     RowScore score{&run};
     const ClassIntervals& width = shipped_intervals(classify(run.job));
-    const IntervalFactors interval = mode == ValidateMode::kFrozen ? width.frozen : width.calibrated;
-    if (mode == ValidateMode::kFrozen) score.predicted = predict_step(run.job, frozen_constants(run.source)).seconds;
-    else score.predicted = (mode == ValidateMode::kCalibrated ? calibrated.seconds : calibrated.layer_seconds).at(&run);
-    score.low = score.predicted * interval.low, score.high = score.predicted * interval.high;
+    score.predicted = predict_step(run.job, frozen_constants(run.source)).seconds;
+    if (mode == ValidateMode::kFrozen) {
+      score.low = score.predicted * width.frozen.low, score.high = score.predicted * width.frozen.high;
+    } else {
+      const LayoutResiduals::Estimate& correction = corrections.at(&run);
+      score.predicted *= std::exp(correction.log_ratio);
+      score.low = score.predicted * std::exp(width.calibrated_low * correction.sigma), score.high = score.predicted * std::exp(width.calibrated_high * correction.sigma);
+    }
     report.scores.push_back(score);
   }
   std::map<std::string, std::vector<const RowScore*>> by_source, by_class;
@@ -219,7 +190,6 @@ std::string_view validate_mode_name(ValidateMode mode) {
   switch (mode) {
     case ValidateMode::kFrozen: return "frozen";
     case ValidateMode::kCalibrated: return "calibrated";
-    case ValidateMode::kLayerTimes: return "layer_times";
   }
   return "?";
 }
@@ -237,9 +207,9 @@ ValidateReport validate(std::vector<PublishedRun> runs) {
   std::map<std::string, Rows> sources;
   for (const PublishedRun& run : report.runs)
     if (tells_time(run) && run.skipped.empty()) sources[run.source].push_back(&run);
-  Calibrated calibrated;
-  for (const auto& [name, rows] : sources) calibrate_source(rows, calibrated);
-  for (const ValidateMode mode : kValidateModes) report.modes.push_back(score_mode(mode, report.runs, calibrated));
+  Corrections corrections;
+  for (const auto& [name, rows] : sources) calibrate_source(rows, corrections);
+  for (const ValidateMode mode : kValidateModes) report.modes.push_back(score_mode(mode, report.runs, corrections));
   std::vector<double> power;
   for (const PublishedRun& run : report.runs) {
     if (!run.skipped.empty()) continue;

@@ -11,11 +11,10 @@
 
 namespace orrery {
 
-/// kFrozen: constants that never saw the row's source. kCalibrated: plus five factors per source, shifted per release, from that
-/// source's other layouts (five folds by layout) or from the shipped rows. kLayerTimes: plus the mean residual of the source's other
-/// layouts whose layers are the same (width, tensor degree, micro-batch, length), as a probe of one layer would give.
-enum class ValidateMode : uint8_t { kFrozen, kCalibrated, kLayerTimes };
-inline constexpr std::array kValidateModes = {ValidateMode::kFrozen, ValidateMode::kCalibrated, ValidateMode::kLayerTimes};
+/// kFrozen: constants that never saw the row's source. kCalibrated: those, corrected by what the source's other layouts teach
+/// (layout_residuals.h): those of the table, five folds by layout, and those that the program ships; a row's own layout is in neither.
+enum class ValidateMode : uint8_t { kFrozen, kCalibrated };
+inline constexpr std::array kValidateModes = {ValidateMode::kFrozen, ValidateMode::kCalibrated};
 std::string_view validate_mode_name(ValidateMode mode);
 
 struct RowScore {
