@@ -315,6 +315,14 @@ void Work::wait() {
   finish(communicator_->shared_->transport->wait(request_, monotonic_ns() + timeout_ms_ * 1'000'000));
 }
 
+void Work::expire() {
+  if (request_ == nullptr) return;
+  communicator_->shared_->ring.wait_begins(flight_index_);
+  finish(communicator_->shared_->transport->test(request_));
+}
+
+int64_t Communicator::timeout_ms() const { return shared_->options.timeout_ms; }
+
 std::vector<std::unique_ptr<Communicator>> make_local_communicators(int num_ranks, const CommOptions& options) {
   const auto recorder = std::make_shared<FlightRecorder>(FlightRecorder::create(options.flight_path, num_ranks));
   std::vector<std::unique_ptr<Communicator>> communicators;

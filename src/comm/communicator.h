@@ -57,6 +57,8 @@ class Work {
   [[nodiscard]] bool test();
   /// Errors: kTimeout at the deadline, counted from this call; kPeerLost when the world has failed.
   void wait();
+  /// For a caller that has waited by test() as long as it will: throws kTimeout, with the report, unless it is done.
+  void expire();
   bool active() const { return request_ != nullptr; }
 
  private:
@@ -88,6 +90,7 @@ class Communicator {
   int size() const { return static_cast<int>(members_.size()); }
   int world_rank(int member) const { return members_[static_cast<size_t>(member)]; }
   std::string_view transport_name() const;
+  int64_t timeout_ms() const;  // deadline of a call whose label names none
 
   /// Groups by color, ordered by (key, rank). A negative color gets null. Collective.
   std::unique_ptr<Communicator> split(int color, int key, const CommLabel& label);

@@ -1,5 +1,7 @@
 #include "ir/block.h"
 
+#include <array>
+
 #include "base/error.h"
 #include "ir/op_table.h"
 
@@ -33,7 +35,7 @@ std::string_view value_kind_name(ValueKind kind) {
 }
 
 std::string_view phase_name(Phase phase) {
-  constexpr std::array<std::string_view, static_cast<size_t>(Phase::kCount)> kNames = {"forward", "backward", "merge", "zero", "norm", "optimizer", "eval"};
+  constexpr std::array<std::string_view, kNumPhases> kNames = {"forward", "backward", "backward input", "backward weight", "merge", "zero", "norm", "optimizer", "eval"};
   return kNames[static_cast<size_t>(phase)];
 }
 

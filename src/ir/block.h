@@ -1,9 +1,8 @@
-// The values and straight-line op lists that one rank runs for one stage of the model: forward, backward and optimizer.
-// Blocks of a stage share one value table, so that a value saved by the forward is the same Value in the backward. Where a
-// value lives is not known here: the memory map says so.
+// The values and straight-line op lists that one rank runs: forward, backward and optimizer. A rank of a pipeline may hold several
+// chunks, stages of the model that are not neighbours; each has blocks of its own. All blocks share one value table, so that a value
+// saved by the forward is the same Value in the backward. Where a value lives is not known here: the memory map says so.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -69,6 +68,7 @@ struct Value {
   /// kGradient: which of the two gradient buffers of an action (0 destination, 1 source of a merge).
   int32_t buffer_role = 0;
   int32_t layer = -1;
+  int32_t chunk = 0;  // kActivation, kGradient: whose slots or gradient buffers hold it
 
   int64_t bytes() const { return num_elements(shape) * dtype_bytes(dtype); }
 };
@@ -82,7 +82,10 @@ struct Op {
   bool recomputed = false;  // put into the backward by the recompute pass
 };
 
-enum class Phase : uint8_t { kForward, kBackward, kMerge, kZero, kNorm, kOptimizer, kEval, kCount };
+/// kBackwardInput and kBackwardWeight are the two halves of kBackward, for schedules that run them apart. kNorm and kOptimizer are of the
+/// whole rank and stand with chunk 0; the others are of a chunk.
+enum class Phase : uint8_t { kForward, kBackward, kBackwardInput, kBackwardWeight, kMerge, kZero, kNorm, kOptimizer, kEval, kCount };
+constexpr size_t kNumPhases = static_cast<size_t>(Phase::kCount);
 std::string_view phase_name(Phase phase);
 
 struct Block {
@@ -102,16 +105,27 @@ struct RopeTable {
   bool operator==(const RopeTable&) const = default;
 };
 
-/// Everything that one rank computes for one stage.
+/// The hidden states and their gradients at a chunk's two ends; kNoValue where the model itself begins or ends. A neighbour on the same
+/// rank has the same values, which then live in the slot of the earlier chunk; otherwise they are what is sent and received.
+struct StageBoundary {
+  ValueId input = kNoValue, output = kNoValue;
+  ValueId input_gradient = kNoValue, output_gradient = kNoValue;
+};
+
+/// Everything that one rank computes.
 struct Stage {
   DType compute_dtype = DType::kBF16;
   std::vector<ParameterSpec> parameters;
   std::vector<RopeTable> constants;
   std::vector<Value> values;
-  std::array<Block, static_cast<size_t>(Phase::kCount)> blocks;
+  std::vector<Block> blocks = std::vector<Block>(kNumPhases);  // by chunk and phase: block_index()
+  std::vector<StageBoundary> boundaries = {{}};                // by chunk
 
-  Block& block(Phase phase) { return blocks[static_cast<size_t>(phase)]; }
-  const Block& block(Phase phase) const { return blocks[static_cast<size_t>(phase)]; }
+  int32_t num_chunks() const { return static_cast<int32_t>(boundaries.size()); }
+  static size_t block_index(Phase phase, int32_t chunk) { return static_cast<size_t>(chunk) * kNumPhases + static_cast<size_t>(phase); }
+  static Phase phase_of(size_t block_index) { return static_cast<Phase>(block_index % kNumPhases); }
+  Block& block(Phase phase, int32_t chunk = 0) { return blocks[block_index(phase, chunk)]; }
+  const Block& block(Phase phase, int32_t chunk = 0) const { return blocks[block_index(phase, chunk)]; }
   const Value& value(ValueId id) const { return values[static_cast<size_t>(id)]; }
   /// The value whose memory `id` uses: itself, or what it is a view of.
   ValueId storage(ValueId id) const { return value(id).view_of == kNoValue ? id : value(id).view_of; }

@@ -27,9 +27,9 @@ class Interpreter {
     for (const Schedule& schedule : ranks) {
       auto& slots = slots_.emplace_back();
       auto& buffers = buffers_.emplace_back();
-      for (int32_t num_slots : schedule.num_slots) {
-        slots.emplace_back(static_cast<size_t>(num_slots));
-        buffers.emplace_back(static_cast<size_t>(schedule.num_gradient_buffers));
+      for (size_t chunk = 0; chunk < schedule.num_slots.size(); ++chunk) {
+        slots.emplace_back(static_cast<size_t>(schedule.num_slots[chunk]));
+        buffers.emplace_back(static_cast<size_t>(schedule.num_gradient_buffers[chunk]));
       }
       auto& slot_of = slot_of_.emplace_back();
       for (const Action& action : schedule.actions)
@@ -175,14 +175,11 @@ class Interpreter {
 
   void optimizer(int32_t rank) {
     uint64_t& digest = result_.gradients[static_cast<size_t>(rank)];
-    const int64_t num_finished = finished_buffers(rank);
-    for (const auto& chunk : buffers_[static_cast<size_t>(rank)])
-      for (int64_t index = 0; index < num_finished && index < static_cast<int64_t>(chunk.size()); ++index)
-        for (uint64_t part : chunk[static_cast<size_t>(index)].parts) digest = mix_hash(digest, part);
+    const std::vector<std::vector<int32_t>>& pieces = ranks_[static_cast<size_t>(rank)].piece_buffers;
+    for (size_t chunk = 0; chunk < pieces.size(); ++chunk)
+      for (int32_t index : pieces[chunk])
+        for (uint64_t part : buffer(rank, static_cast<int32_t>(chunk), index).parts) digest = mix_hash(digest, part);
   }
-
-  // OPT reads buffer 0; where lanes are shared between ranks, all buffers are reduced first.
-  int64_t finished_buffers(int32_t rank) const { return context_.lanes.empty() ? 1 : ranks_[static_cast<size_t>(rank)].num_gradient_buffers; }
 
   const std::vector<Schedule>& ranks_;
   const ScheduleContext& context_;

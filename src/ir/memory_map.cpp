@@ -4,7 +4,8 @@
 #include <limits>
 #include <map>
 #include <numeric>
-#include <unordered_map>
+#include <set>
+#include <utility>
 
 #include "base/error.h"
 
@@ -16,21 +17,74 @@ std::string_view memory_class_name(MemoryClass memory_class) {
   return kNames[static_cast<size_t>(memory_class)];
 }
 
+std::optional<Phase> phase_of_action(ActionKind kind) {
+  switch (kind) {
+    case ActionKind::kForward: return Phase::kForward;
+    case ActionKind::kBackward: return Phase::kBackward;
+    case ActionKind::kBackwardInput: return Phase::kBackwardInput;
+    case ActionKind::kBackwardWeight: return Phase::kBackwardWeight;
+    case ActionKind::kZero: return Phase::kZero;
+    case ActionKind::kMerge: return Phase::kMerge;
+    case ActionKind::kNorm: return Phase::kNorm;
+    case ActionKind::kOptimizer: return Phase::kOptimizer;
+    default: return std::nullopt;
+  }
+}
+
 GradientLayout gradient_layout(const Stage& stage) {
+  enum class Origin : uint8_t { kNone, kReceived, kSummed };
+  const size_t num_parameters = stage.parameters.size();
   GradientLayout layout;
-  layout.offset.assign(stage.parameters.size(), {-1, -1});
-  for (int accumulator = 0; accumulator < 2; ++accumulator)
-    for (size_t i = 0; i < stage.parameters.size(); ++i) {
-      if (accumulator >= stage.parameters[i].num_accumulators) continue;
-      layout.offset[i][static_cast<size_t>(accumulator)] = layout.num_elements;
-      layout.num_elements += align_up(stage.parameters[i].num_elements(), kArenaAlignment / 4);
-    }
+  layout.offset.assign(num_parameters, {-1, -1});
+  layout.chunk.assign(num_parameters, {0, 0});
+  layout.chunks.resize(static_cast<size_t>(stage.num_chunks()));
+  std::vector<std::array<Origin, 2>> origins(num_parameters, {Origin::kNone, Origin::kNone});
+  const auto note = [&](const Value& value, Origin origin) {
+    if (value.kind != ValueKind::kGradient) return;
+    Origin& known = origins[static_cast<size_t>(value.index)][static_cast<size_t>(value.sub)];
+    known = std::max(known, origin);
+    if (origin == known) layout.chunk[static_cast<size_t>(value.index)][static_cast<size_t>(value.sub)] = value.chunk;
+  };
+  for (const Value& value : stage.values) note(value, Origin::kReceived);
+  for (int32_t chunk = 0; chunk < stage.num_chunks(); ++chunk)
+    for (Phase phase : {Phase::kForward, Phase::kBackward})
+      for (const Op& op : stage.block(phase, chunk).ops)
+        for (ValueId id : op.outputs) note(stage.value(id), Origin::kSummed);
+  for (Origin origin : {Origin::kSummed, Origin::kReceived})
+    for (size_t accumulator = 0; accumulator < 2; ++accumulator)
+      for (size_t i = 0; i < num_parameters; ++i) {
+        if (origins[i][accumulator] != origin) continue;
+        GradientLayout::Size& size = layout.chunks[static_cast<size_t>(layout.chunk[i][accumulator])];
+        layout.offset[i][accumulator] = size.num_elements;
+        size.num_elements += align_up(stage.parameters[i].num_elements(), kArenaAlignment / 4);
+        if (origin == Origin::kSummed) size.num_summed = size.num_elements;
+      }
   return layout;
+}
+
+BoundaryMessages boundary_messages(const Stage& stage, int32_t chunk) {
+  const StageBoundary& boundary = stage.boundaries[static_cast<size_t>(chunk)];
+  BoundaryMessages messages{boundary.input != kNoValue, boundary.output != kNoValue};
+  for (const StageBoundary& other : stage.boundaries) {
+    if (other.output == boundary.input) messages.input = false;
+    if (other.input == boundary.output) messages.output = false;
+  }
+  return messages;
 }
 
 namespace {
 
-bool overlap_in_time(const PlacedBuffer& a, const PlacedBuffer& b) { return a.begin < b.end && b.begin < a.end; }
+bool overlap_in_time(const PlacedBuffer& a, const PlacedBuffer& b) {
+  for (size_t i = 0, k = 0; i < a.alive.size() && k < b.alive.size();) {
+    if (a.alive[i][0] < b.alive[k][1] && b.alive[k][0] < a.alive[i][1]) return true;
+    a.alive[i][1] <= b.alive[k][1] ? ++i : ++k;
+  }
+  return false;
+}
+
+int64_t lifetime(const PlacedBuffer& buffer) {
+  return std::accumulate(buffer.alive.begin(), buffer.alive.end(), int64_t{0}, [](int64_t sum, const auto& interval) { return sum + interval[1] - interval[0]; });
+}
 
 // Greedy best fit: each buffer goes into the smallest gap that holds it between the placed buffers alive at the same time.
 int64_t place_in_order(std::vector<PlacedBuffer>& buffers, const std::vector<size_t>& order) {
@@ -64,11 +118,11 @@ int64_t place_buffers(std::vector<PlacedBuffer>& buffers) {
   using Less = bool (*)(const PlacedBuffer&, const PlacedBuffer&);
   constexpr Less kOrders[] = {
       [](const PlacedBuffer& a, const PlacedBuffer& b) { return a.bytes > b.bytes; },
-      [](const PlacedBuffer& a, const PlacedBuffer& b) { return a.end - a.begin > b.end - b.begin; },
+      [](const PlacedBuffer& a, const PlacedBuffer& b) { return lifetime(a) > lifetime(b); },
       [](const PlacedBuffer& a, const PlacedBuffer& b) {
-        return static_cast<double>(a.bytes) * static_cast<double>(a.end - a.begin) > static_cast<double>(b.bytes) * static_cast<double>(b.end - b.begin);
+        return static_cast<double>(a.bytes) * static_cast<double>(lifetime(a)) > static_cast<double>(b.bytes) * static_cast<double>(lifetime(b));
       },
-      [](const PlacedBuffer& a, const PlacedBuffer& b) { return a.begin < b.begin; },
+      [](const PlacedBuffer& a, const PlacedBuffer& b) { return a.alive.front() < b.alive.front(); },
   };
   std::vector<PlacedBuffer> best;
   int64_t best_height = std::numeric_limits<int64_t>::max();
@@ -88,10 +142,11 @@ int64_t place_buffers(std::vector<PlacedBuffer>& buffers) {
 
 int64_t live_bytes_lower_bound(const std::vector<PlacedBuffer>& buffers) {
   std::map<int64_t, int64_t> change;
-  for (const PlacedBuffer& buffer : buffers) {
-    change[buffer.begin] += buffer.bytes;
-    change[buffer.end] -= buffer.bytes;
-  }
+  for (const PlacedBuffer& buffer : buffers)
+    for (const auto& [begin, end] : buffer.alive) {
+      change[begin] += buffer.bytes;
+      change[end] -= buffer.bytes;
+    }
   int64_t live = 0, most = 0;
   for (const auto& [time, bytes] : change) most = std::max(most, live += bytes);
   return most;
@@ -166,9 +221,14 @@ class Layout {
     if (!trains()) return;
     const GradientLayout layout = gradient_layout(stage_);
     for (const auto& offset : layout.offset) map_.gradient_offset.push_back({offset[0] < 0 ? -1 : offset[0] * 4, offset[1] < 0 ? -1 : offset[1] * 4});
-    map_.gradient_buffer_bytes = layout.num_elements * 4;
-    for (int buffer = 0; buffer < schedule_.num_gradient_buffers; ++buffer)
-      map_.gradient_buffer_offset.push_back(take(map_.gradient_buffer_bytes, MemoryClass::kGradients));
+    for (size_t chunk = 0; chunk < schedule_.num_gradient_buffers.size(); ++chunk) {
+      auto& offsets = map_.gradient_buffer_offset.emplace_back();
+      auto& sizes = map_.gradient_buffer_bytes.emplace_back();
+      for (int buffer = 0; buffer < schedule_.num_gradient_buffers[chunk]; ++buffer) {
+        sizes.push_back((buffer == 0 ? layout.chunks[chunk].num_elements : layout.chunks[chunk].num_summed) * 4);
+        offsets.push_back(take(sizes.back(), MemoryClass::kGradients));
+      }
+    }
   }
 
   void constants() {
@@ -208,8 +268,7 @@ class Layout {
     }
   }
 
-  // One activation slot: forward and backward of a micro-batch run back to back, so one micro-batch's time line stands for all of
-  // them. Evaluation, and the phases without activations, come at other times and share the area.
+  // Time is that of the compute actions, op by op. Evaluation, and the phases without activations, come at other times and share the area.
   void activations();
 
   const Stage& stage_;
@@ -220,50 +279,186 @@ class Layout {
   int64_t next_ = 0;
 };
 
+// When each buffer is alive. An action that comes again with all slots in the same state takes the same time: so the line is as long as a
+// period of the schedule, and a buffer is alive where it is in any of the repetitions.
+class Lifetimes {
+ public:
+  Lifetimes(const Stage& stage, const Schedule& schedule) : stage_(stage) {
+    for (const Action& action : schedule.actions)
+      if (action.kind == ActionKind::kForward) slot_of_[{action.chunk, action.micro_batch}] = action.slot;
+    if (schedule.actions.empty())
+      for (Phase phase : {Phase::kForward, Phase::kBackward}) run(phase, 0, kNoBatch, {static_cast<int32_t>(phase)});
+    for (const Action& action : schedule.actions) run(action);
+    for (int32_t chunk = 0; chunk < stage.num_chunks(); ++chunk) run(Phase::kEval, chunk, kNoBatch, {static_cast<int32_t>(Phase::kEval), chunk});
+    for (const auto& [key, use] : uses_) add(key.first, key.second, use);
+  }
+
+  int64_t end() const { return end_; }
+  /// By slot of the value's chunk; one entry when the place is the same in all.
+  using Alive = std::vector<std::array<int64_t, 2>>;
+  struct Value {
+    bool crosses_actions = false;
+    std::map<int32_t, Alive> by_slot;
+  };
+  const std::map<ValueId, Value>& values() const { return values_; }
+  /// Where a block's op `index` runs, once a repetition.
+  Alive times_of(size_t block, size_t index) const {
+    Alive alive;
+    for (int64_t begin : begins_[block]) alive.push_back({begin + static_cast<int64_t>(index), begin + static_cast<int64_t>(index) + 1});
+    std::sort(alive.begin(), alive.end());
+    return alive;
+  }
+
+ private:
+  static constexpr int32_t kNoBatch = -1;
+  struct Instance {
+    int64_t begin = 0, end = 0;
+  };
+  struct Use {
+    size_t first_instance = 0, last_instance = 0;
+    int64_t first_op = 0, last_op = 0;
+  };
+
+  void run(const Action& action) {
+    const auto phase = phase_of_action(action.kind);
+    if (!phase) return;
+    std::vector<int32_t> signature = {static_cast<int32_t>(*phase), action.chunk, action.micro_batch >= 0 ? action.slot : kNoBatch};
+    for (const auto& [slot, state] : slot_state_) signature.insert(signature.end(), {slot.first, slot.second, static_cast<int32_t>(state)});
+    run(*phase, action.chunk, action.micro_batch, signature);
+    if (action.micro_batch < 0) return;
+    if (action.kind == ActionKind::kForward || action.kind == ActionKind::kBackwardInput)
+      slot_state_[{action.chunk, action.slot}] = action.kind;
+    else
+      slot_state_.erase({action.chunk, action.slot});
+  }
+
+  void run(Phase phase, int32_t chunk, int32_t micro_batch, const std::vector<int32_t>& signature) {
+    const size_t block = Stage::block_index(phase, chunk);
+    const std::vector<Op>& ops = stage_.blocks[block].ops;
+    begins_.resize(stage_.blocks.size());
+    const auto [known, fresh] = known_.try_emplace(signature, Instance{end_, end_ + static_cast<int64_t>(ops.size())});
+    if (fresh) {
+      begins_[block].push_back(end_);
+      end_ += static_cast<int64_t>(ops.size());
+    }
+    const size_t instance = instances_.size();
+    instances_.push_back(known->second);
+    for (size_t i = 0; i < ops.size(); ++i)
+      for (const std::vector<ValueId>* ids : {&ops[i].inputs, &ops[i].outputs})
+        for (ValueId id : *ids) {
+          const ValueId storage = stage_.storage(id);
+          if (stage_.value(storage).kind != ValueKind::kActivation) continue;
+          Use& use = uses_.try_emplace({storage, micro_batch}, Use{instance, instance, static_cast<int64_t>(i), static_cast<int64_t>(i)}).first->second;
+          use.last_instance = instance;
+          use.last_op = static_cast<int64_t>(i);
+        }
+  }
+
+  void add(ValueId id, int32_t micro_batch, const Use& use) {
+    Value& value = values_[id];
+    value.crosses_actions |= use.first_instance != use.last_instance;
+    const auto found = slot_of_.find({stage_.value(id).chunk, micro_batch});
+    Alive& alive = value.by_slot[found == slot_of_.end() ? 0 : found->second];
+    for (size_t instance = use.first_instance; instance <= use.last_instance; ++instance) {
+      const int64_t begin = instances_[instance].begin + (instance == use.first_instance ? use.first_op : 0);
+      const int64_t end = instance == use.last_instance ? instances_[instance].begin + use.last_op + 1 : instances_[instance].end;
+      if (begin < end) alive.push_back({begin, end});
+    }
+  }
+
+  const Stage& stage_;
+  std::map<std::pair<int32_t, int32_t>, int32_t> slot_of_;            // (chunk, micro-batch)
+  std::map<std::pair<int32_t, int32_t>, ActionKind> slot_state_;      // (chunk, slot) in use: what was done last
+  std::map<std::vector<int32_t>, Instance> known_;                    // by signature
+  std::vector<Instance> instances_;                                   // by action
+  std::vector<std::vector<int64_t>> begins_;                          // by block
+  std::map<std::pair<ValueId, int32_t>, Use> uses_;                   // by (value, micro-batch)
+  std::map<ValueId, Value> values_;
+  int64_t end_ = 0;
+};
+
+// Sorted, and overlapping ones joined.
+std::vector<std::array<int64_t, 2>> joined(std::vector<std::array<int64_t, 2>> intervals) {
+  std::sort(intervals.begin(), intervals.end());
+  std::vector<std::array<int64_t, 2>> result;
+  for (const auto& interval : intervals) {
+    if (!result.empty() && interval[0] <= result.back()[1])
+      result.back()[1] = std::max(result.back()[1], interval[1]);
+    else
+      result.push_back(interval);
+  }
+  return result;
+}
+
 void Layout::activations() {
-  ORRERY_CHECK(schedule_.num_slots.size() <= 1 && (schedule_.num_slots.empty() || schedule_.num_slots[0] <= 1), "one chunk with one activation slot");
   map_.num_slots = 1;
-  map_.activation_offset.assign(stage_.values.size(), -1);
+  for (int32_t slots : schedule_.num_slots) map_.num_slots = std::max(map_.num_slots, slots);
+  const auto num_slots = static_cast<size_t>(map_.num_slots);
+  map_.activation_offset.assign(stage_.values.size() * num_slots, -1);
+  map_.workspace_offset.resize(stage_.blocks.size());
+  map_.workspace_bytes.resize(stage_.blocks.size());
+  const Lifetimes lifetimes(stage_, schedule_);
+  std::set<ValueId> messages;
+  for (int32_t chunk = 0; chunk < stage_.num_chunks(); ++chunk) {
+    const StageBoundary& boundary = stage_.boundaries[static_cast<size_t>(chunk)];
+    const BoundaryMessages at = boundary_messages(stage_, chunk);
+    if (at.input) messages.insert({boundary.input, boundary.input_gradient});
+    if (at.output) messages.insert({boundary.output, boundary.output_gradient});
+  }
+  messages.erase(kNoValue);
+
   std::vector<PlacedBuffer> buffers;
-  std::unordered_map<ValueId, size_t> buffer_of;
-  struct WorkspaceRef {
-    Phase phase;
-    size_t op;
+  struct ValueRef {
+    ValueId value;
+    int32_t first_slot, end_slot;
     size_t buffer;
   };
+  std::vector<ValueRef> values;
+  const auto slots_of = [&](ValueId id) {
+    const auto chunk = static_cast<size_t>(stage_.value(id).chunk);
+    return chunk < schedule_.num_slots.size() ? std::max(1, schedule_.num_slots[chunk]) : 1;
+  };
+  const auto place = [&](ValueId id, int32_t first_slot, int32_t end_slot, std::vector<std::array<int64_t, 2>> alive) {
+    values.push_back({id, first_slot, end_slot, buffers.size()});
+    buffers.push_back({align_up(stage_.value(id).bytes(), kArenaAlignment), joined(std::move(alive)), 0});
+  };
+  const std::vector<std::array<int64_t, 2>> always = {{0, std::max<int64_t>(1, lifetimes.end())}};
+  for (ValueId id : messages)
+    for (int32_t slot = 0; slot < slots_of(id); ++slot) place(id, slot, slot + 1, always);
+  for (const auto& [id, value] : lifetimes.values()) {
+    if (messages.count(id)) continue;
+    if (value.crosses_actions) {
+      for (const auto& [slot, alive] : value.by_slot) place(id, slot, slot + 1, alive);
+      continue;
+    }
+    std::vector<std::array<int64_t, 2>> alive;
+    for (const auto& [slot, part] : value.by_slot) alive.insert(alive.end(), part.begin(), part.end());
+    place(id, 0, slots_of(id), std::move(alive));
+  }
+  struct WorkspaceRef {
+    size_t block, op, buffer;
+  };
   std::vector<WorkspaceRef> workspaces;
-  int64_t time = 0;
-  for (Phase phase : {Phase::kForward, Phase::kBackward, Phase::kEval, Phase::kZero, Phase::kMerge, Phase::kNorm, Phase::kOptimizer}) {
-    const std::vector<Op>& ops = stage_.block(phase).ops;
-    auto& offsets = map_.workspace_offset[static_cast<size_t>(phase)];
-    auto& sizes = map_.workspace_bytes[static_cast<size_t>(phase)];
-    offsets.assign(ops.size(), -1);
-    sizes.assign(ops.size(), 0);
-    for (size_t i = 0; i < ops.size(); ++i, ++time) {
-      const auto touch = [&](ValueId id) {
-        const ValueId storage = stage_.storage(id);
-        const Value& value = stage_.value(storage);
-        if (value.kind != ValueKind::kActivation) return;
-        const auto [entry, fresh] = buffer_of.try_emplace(storage, buffers.size());
-        if (fresh) buffers.push_back({align_up(value.bytes(), kArenaAlignment), time, time, 0});
-        buffers[entry->second].end = time + 1;
-      };
-      for (ValueId id : ops[i].inputs) touch(id);
-      for (ValueId id : ops[i].outputs) touch(id);
-      const int64_t bytes = workspace_bytes_(stage_, ops[i]);
-      if (bytes > 0) {
-        workspaces.push_back({phase, i, buffers.size()});
-        sizes[i] = bytes;
-        buffers.push_back({align_up(bytes, kArenaAlignment), time, time + 1, 0});
-      }
+  for (size_t block = 0; block < stage_.blocks.size(); ++block) {
+    const std::vector<Op>& ops = stage_.blocks[block].ops;
+    map_.workspace_offset[block].assign(ops.size(), -1);
+    map_.workspace_bytes[block].assign(ops.size(), 0);
+    for (size_t i = 0; i < ops.size(); ++i) {
+      std::vector<std::array<int64_t, 2>> alive = lifetimes.times_of(block, i);
+      const int64_t bytes = alive.empty() ? 0 : workspace_bytes_(stage_, ops[i]);
+      if (bytes == 0) continue;
+      workspaces.push_back({block, i, buffers.size()});
+      map_.workspace_bytes[block][i] = bytes;
+      buffers.push_back({align_up(bytes, kArenaAlignment), std::move(alive), 0});
     }
   }
   const int64_t height = place_buffers(buffers);
   map_.activation_lower_bound = live_bytes_lower_bound(buffers);
   const int64_t base = take(height, MemoryClass::kActivations);
-  for (const auto& [value, buffer] : buffer_of) map_.activation_offset[value] = base + buffers[buffer].offset;
-  for (const WorkspaceRef& ref : workspaces)
-    map_.workspace_offset[static_cast<size_t>(ref.phase)][ref.op] = base + buffers[ref.buffer].offset;
+  for (const ValueRef& ref : values)
+    for (int32_t slot = ref.first_slot; slot < ref.end_slot; ++slot)
+      map_.activation_offset[static_cast<size_t>(ref.value) * num_slots + static_cast<size_t>(slot)] = base + buffers[ref.buffer].offset;
+  for (const WorkspaceRef& ref : workspaces) map_.workspace_offset[ref.block][ref.op] = base + buffers[ref.buffer].offset;
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,22 +24,30 @@ constexpr int64_t align_up(int64_t bytes, int64_t alignment) { return (bytes + a
 /// Workspace bytes of an op at the stage's bounds, for the machine the plan is made for. Pure (backend kernel traits).
 using WorkspaceBytes = std::function<int64_t(const Stage&, const Op&)>;
 
-/// Where each accumulator of each parameter starts inside a gradient buffer, in f32 elements, -1 where there is none; first uses in model
-/// order, then second uses. A function of the parameters alone, so that every rank and pass agrees.
+/// Where each accumulator of each parameter starts inside the gradient buffers of its chunk, in f32 elements, -1 where the rank has none;
+/// first uses in model order, then second uses. A function of the forward and backward blocks and of what else has a gradient value: an
+/// accumulator that no op here writes is received from another rank, as one sum, and has a place in buffer 0 alone.
 struct GradientLayout {
   std::vector<std::array<int64_t, 2>> offset;
-  int64_t num_elements = 0;
+  std::vector<std::array<int32_t, 2>> chunk;
+  struct Size {
+    int64_t num_elements = 0;  // of buffer 0
+    int64_t num_summed = 0;    // of every other buffer
+  };
+  std::vector<Size> chunks;
 };
 GradientLayout gradient_layout(const Stage& stage);
+
+/// The block that a compute action runs; nothing for the other streams.
+std::optional<Phase> phase_of_action(ActionKind kind);
 
 struct MemoryMap {
   /// Persistent buffers: bytes from the arena's start; -1 where there is none.
   std::vector<int64_t> parameter_offset;                // by parameter: the compute weight
   std::vector<std::array<int64_t, 3>> state_offset;     // by parameter and StateField: of the first element that this rank keeps
   std::vector<std::array<int64_t, 2>> state_range;      // by parameter: elements [begin, end) whose state this rank keeps
-  std::vector<int64_t> gradient_buffer_offset;          // by gradient buffer
-  std::vector<std::array<int64_t, 2>> gradient_offset;  // by parameter and accumulator, inside a gradient buffer
-  int64_t gradient_buffer_bytes = 0;
+  std::vector<std::vector<int64_t>> gradient_buffer_offset, gradient_buffer_bytes;  // by chunk and gradient buffer
+  std::vector<std::array<int64_t, 2>> gradient_offset;  // by parameter and accumulator, inside a gradient buffer of its chunk
   std::vector<int64_t> constant_offset;
   std::array<int64_t, 10> batch_offset{};   // by BatchField: the first of two copies, so that the next step's data arrives during this one
   std::array<int64_t, 10> batch_bytes{};    // of one copy
@@ -48,9 +57,9 @@ struct MemoryMap {
   int64_t checkpoint_offset = -1;                 // the buffer that a save streams through
   /// Activations: by value and slot (index value * num_slots + slot); -1 for values that live elsewhere.
   std::vector<int64_t> activation_offset;
-  std::array<std::vector<int64_t>, static_cast<size_t>(Phase::kCount)> workspace_offset;  // by phase and op
-  std::array<std::vector<int64_t>, static_cast<size_t>(Phase::kCount)> workspace_bytes;
-  int32_t num_slots = 0;
+  std::vector<std::vector<int64_t>> workspace_offset, workspace_bytes;  // by block (Stage::block_index) and op
+  int32_t num_slots = 0;               // of the chunk that has most
+  int64_t activation(ValueId value, int32_t slot) const { return activation_offset[static_cast<size_t>(value) * static_cast<size_t>(num_slots) + static_cast<size_t>(slot)]; }
 
   std::array<int64_t, static_cast<size_t>(MemoryClass::kCount)> class_bytes{};
   int64_t activation_lower_bound = 0;  // largest sum of activation and workspace bytes alive at one time
@@ -69,12 +78,20 @@ struct MemoryMapOptions {
 };
 
 /// Lays out `stage` under `schedule`. Deterministic. Cost: quadratic in the number of activation buffers.
+/// A value has one place for each slot of its chunk; one that no micro-batch needs from one action to the next has the same place in all.
+/// What is sent or received has its place to itself: no other stream's time is known here.
 MemoryMap build_memory_map(const Stage& stage, const Schedule& schedule, const MemoryMapOptions& options, const WorkspaceBytes& workspace_bytes);
 
-/// A buffer to place: alive in [begin, end) of its owner's time.
+/// Whether a chunk's input, output and their gradients are messages: not the model's ends, nor shared with a neighbour on this rank.
+struct BoundaryMessages {
+  bool input = false, output = false;
+};
+BoundaryMessages boundary_messages(const Stage& stage, int32_t chunk);
+
+/// A buffer to place: alive in each [begin, end) of its owner's time, ascending and apart.
 struct PlacedBuffer {
   int64_t bytes = 0;
-  int64_t begin = 0, end = 0;
+  std::vector<std::array<int64_t, 2>> alive;
   int64_t offset = 0;
 };
 /// Chooses offsets so that buffers alive at the same time do not overlap; returns the height. Tries several orders of greedy

@@ -9,7 +9,11 @@ Stream stream_of(ActionKind kind) {
     case ActionKind::kSendActivation:
     case ActionKind::kRecvActivation:
     case ActionKind::kSendGradient:
-    case ActionKind::kRecvGradient: return Stream::kPoint;
+    case ActionKind::kRecvGradient:
+    case ActionKind::kSendSum:
+    case ActionKind::kRecvSum:
+    case ActionKind::kSendWeight:
+    case ActionKind::kRecvWeight: return Stream::kPoint;
     case ActionKind::kAllGatherParameters:
     case ActionKind::kReduceScatterGradients:
     case ActionKind::kAllGatherGradients:
@@ -18,6 +22,14 @@ Stream stream_of(ActionKind kind) {
     case ActionKind::kFetch: return Stream::kCopy;
     default: return Stream::kCompute;
   }
+}
+
+bool is_boundary_message(ActionKind kind) {
+  return kind == ActionKind::kSendActivation || kind == ActionKind::kRecvActivation || kind == ActionKind::kSendGradient || kind == ActionKind::kRecvGradient;
+}
+
+bool is_send(ActionKind kind) {
+  return kind == ActionKind::kSendActivation || kind == ActionKind::kSendGradient || kind == ActionKind::kSendSum || kind == ActionKind::kSendWeight;
 }
 
 int64_t num_sequences(const Schedule& schedule) {
@@ -44,6 +56,10 @@ std::string to_string(const Action& action, const Schedule& schedule) {
     case ActionKind::kRecvActivation: return fmt::format("{}RF{}<{}", stage, action.micro_batch, action.peer);
     case ActionKind::kSendGradient: return fmt::format("{}SB{}>{}", stage, action.micro_batch, action.peer);
     case ActionKind::kRecvGradient: return fmt::format("{}RB{}<{}", stage, action.micro_batch, action.peer);
+    case ActionKind::kSendSum: return fmt::format("SU{}>{}", action.unit, action.peer);
+    case ActionKind::kRecvSum: return fmt::format("RU{}<{}", action.unit, action.peer);
+    case ActionKind::kSendWeight: return fmt::format("SW{}>{}", action.unit, action.peer);
+    case ActionKind::kRecvWeight: return fmt::format("RW{}<{}", action.unit, action.peer);
     case ActionKind::kAllGatherParameters: return fmt::format("AG{}", action.unit);
     case ActionKind::kReduceScatterGradients: return fmt::format("RS{}", action.unit);
     case ActionKind::kAllGatherGradients: return fmt::format("GG{}", action.unit);

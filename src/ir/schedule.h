@@ -32,6 +32,10 @@ enum class ActionKind : uint8_t {
   kRecvActivation,  // RF2<0
   kSendGradient,    // SB2>0 gradient of a chunk's input
   kRecvGradient,    // RB2<1
+  kSendSum,         // SU3>0  reduced gradient of unit 3, a matrix that another rank's stage has too, to the rank that updates it
+  kRecvSum,         // RU3<1
+  kSendWeight,      // SW3>1  the updated matrix back
+  kRecvWeight,      // RW3<0
   // ---- kCollective
   kAllGatherParameters,     // AG3  unit 3's weights, from their shards
   kReduceScatterGradients,  // RS3  unit 3's gradients, to their shards: direct exchange in lane-tree order
@@ -43,6 +47,9 @@ enum class ActionKind : uint8_t {
 };
 
 Stream stream_of(ActionKind kind);
+/// The messages of a micro-batch: SF, RF, SB, RB.
+bool is_boundary_message(ActionKind kind);
+bool is_send(ActionKind kind);
 
 /// Whole packed sequences [first_sequence, first_sequence + num_sequences) of the rank's share of the global batch.
 struct MicroBatch {
@@ -66,10 +73,10 @@ struct Action {
   int32_t chunk = 0;
   int32_t micro_batch = -1;      // kForward to kBackwardWeight, kPoint
   int32_t slot = 0;              // activation slot of the chunk
-  int32_t gradient_buffer = 0;   // where gradients go
+  int32_t gradient_buffer = 0;   // of the chunk: where gradients go
   int32_t source_buffer = -1;    // kMerge: added to gradient_buffer
   int32_t peer = -1;             // kPoint: the other rank
-  int32_t unit = -1;             // kCollective; kCopy of state
+  int32_t unit = -1;             // kCollective; SU, RU, SW, RW; kCopy of state
   std::vector<uint8_t> merges;   // forward and backward: GradFold::merges of this micro-batch
   bool add_to_destination = false;
   std::vector<Wait> waits;       // beside the order of its stream
@@ -85,8 +92,9 @@ struct Schedule {
   std::vector<Action> actions;
   std::vector<int32_t> stage_of_chunk = {0};  // which stage of the pipeline each chunk is
   std::vector<int32_t> num_slots;             // by chunk: micro-batches whose activations are alive at one time
-  int32_t num_gradient_buffers = 0;
-  std::vector<int32_t> piece_buffers;  // that hold the sums of the rank's first chunk when its last backward is done: nodes of the lane tree, in lane order
+  std::vector<int32_t> num_gradient_buffers;  // by chunk
+  /// By chunk: the buffers that hold its sums when its last backward is done, nodes of the lane tree in lane order. The first is buffer 0.
+  std::vector<std::vector<int32_t>> piece_buffers;
   bool operator==(const Schedule&) const = default;
 };
 

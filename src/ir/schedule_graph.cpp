@@ -3,14 +3,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <limits>
 #include <map>
 #include <numeric>
 #include <tuple>
 
 namespace orrery {
 namespace {
-
-bool is_send(ActionKind kind) { return kind == ActionKind::kSendActivation || kind == ActionKind::kSendGradient; }
 
 bool same_collective(const Action& a, const Action& b) { return a.kind == b.kind && a.unit == b.unit; }
 
@@ -105,7 +104,8 @@ int32_t ScheduleGraph::go_point(ActionRef ref, int32_t before_op) const {
 ActionRef ScheduleGraph::send_of(ActionRef receive) const { return send_of_[static_cast<size_t>(receive.rank)][static_cast<size_t>(receive.action)]; }
 
 void ScheduleGraph::match_messages() {
-  // (from, to, activation or gradient, sender's stage, micro-batch)
+  // (from, to, activation or gradient, sender's stage, micro-batch); stages out of range are reported elsewhere and match nothing.
+  constexpr int32_t kNoStage = std::numeric_limits<int32_t>::min();
   using Key = std::tuple<int32_t, int32_t, bool, int32_t, int32_t>;
   std::map<Key, std::pair<std::vector<ActionRef>, std::vector<ActionRef>>> messages;
   for (int32_t rank = 0; rank < static_cast<int32_t>(ranks_.size()); ++rank) {
@@ -113,6 +113,15 @@ void ScheduleGraph::match_messages() {
     for (int32_t index = 0; index < static_cast<int32_t>(schedule.actions.size()); ++index) {
       const Action& action = schedule.actions[static_cast<size_t>(index)];
       if (stream_of(action.kind) != Stream::kPoint) continue;
+      if (!is_boundary_message(action.kind)) {
+        // One of a kind between two ranks: the sum, or the weight, of the matrix that they share.
+        const bool sum = action.kind == ActionKind::kSendSum || action.kind == ActionKind::kRecvSum;
+        if (is_send(action.kind))
+          messages[{rank, action.peer, sum, kNoStage, -1}].first.push_back({rank, index});
+        else
+          messages[{action.peer, rank, sum, kNoStage, -1}].second.push_back({rank, index});
+        continue;
+      }
       const int32_t stage = action.chunk >= 0 && action.chunk < static_cast<int32_t>(schedule.stage_of_chunk.size())
                                 ? schedule.stage_of_chunk[static_cast<size_t>(action.chunk)] : -1;
       const bool activation = action.kind == ActionKind::kSendActivation || action.kind == ActionKind::kRecvActivation;

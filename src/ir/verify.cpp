@@ -15,17 +15,20 @@ struct Range {
   bool overlaps(const Range& other) const { return begin < other.end && other.begin < end; }
 };
 
-// What a byte range of the activation area holds: a value of a micro-batch; the newest write wins.
+// What a value is for one micro-batch: the same value of another one is something else. -1: of no micro-batch.
+using Content = std::pair<ValueId, int32_t>;
+
+// What a byte range of the activation area holds; the newest write wins.
 class ByteOwners {
  public:
-  void write(Range range, ValueId value) {
+  void write(Range range, Content value) {
     if (range.begin >= range.end) return;
     split_at(range.begin);
     split_at(range.end);
     owners_.erase(owners_.lower_bound(range.begin), owners_.lower_bound(range.end));
     owners_[range.begin] = {range.end, value};
   }
-  bool holds(Range range, ValueId value) const {
+  bool holds(Range range, Content value) const {
     int64_t at = range.begin;
     while (at < range.end) {
       auto next = owners_.upper_bound(at);
@@ -48,7 +51,7 @@ class ByteOwners {
       next->second.first = at;
     }
   }
-  std::map<int64_t, std::pair<int64_t, ValueId>> owners_;  // begin -> (end, value)
+  std::map<int64_t, std::pair<int64_t, Content>> owners_;  // begin -> (end, content)
 };
 
 class Verifier {
@@ -56,21 +59,28 @@ class Verifier {
   Verifier(const Stage& stage, const Schedule& schedule, const MemoryMap& map) : stage_(stage), schedule_(schedule), map_(map) {}
 
   std::vector<std::string> run() {
+    for (const Action& action : schedule_.actions)
+      if (action.kind == ActionKind::kForward) slot_of_[{action.chunk, action.micro_batch}] = action.slot;
     persistent_buffers();
-    micro_batch_order();
+    message_buffers();
+    end_of_schedule();
     for (const Action& action : schedule_.actions) {
       if (problems_.size() >= kMaxProblems) break;
       run_action(action);
     }
     if (!schedule_.actions.empty() && !stage_.block(Phase::kEval).ops.empty()) {
       owners_.clear();
-      run_ops(Phase::kEval, "eval");
+      for (int32_t chunk = 0; chunk < stage_.num_chunks(); ++chunk) {
+        if (boundary_messages(stage_, chunk).input) write(stage_.boundaries[static_cast<size_t>(chunk)].input, kNoBatch);
+        run_ops(Phase::kEval, chunk, kNoBatch, "eval");
+      }
     }
     return std::move(problems_);
   }
 
  private:
   static constexpr size_t kMaxProblems = 20;
+  static constexpr int32_t kNoBatch = -1;
 
   template <typename... Args>
   void problem(fmt::format_string<Args...> format, Args&&... args) {
@@ -97,60 +107,73 @@ class Verifier {
     }
     for (const Value& value : stage_.values)
       if (value.kind == ValueKind::kParameter && value.sub == 1) persistent(value.name, map_.packed_offset[static_cast<size_t>(value.index)], value.bytes());
-    for (size_t i = 0; i < map_.gradient_buffer_offset.size(); ++i)
-      persistent(fmt::format("gradient buffer {}", i), map_.gradient_buffer_offset[i], map_.gradient_buffer_bytes);
+    for (size_t chunk = 0; chunk < map_.gradient_buffer_offset.size(); ++chunk)
+      for (size_t i = 0; i < map_.gradient_buffer_offset[chunk].size(); ++i)
+        persistent(fmt::format("gradient buffer {} of chunk {}", i, chunk), map_.gradient_buffer_offset[chunk][i], map_.gradient_buffer_bytes[chunk][i]);
     for (size_t i = 0; i < map_.constant_offset.size(); ++i)
       persistent(fmt::format("constant {}", i), map_.constant_offset[i], stage_.constants[i].max_positions * stage_.constants[i].rotary_dim * 4);
     for (size_t i = 0; i < map_.batch_offset.size(); ++i) persistent(fmt::format("batch field {}", i), map_.batch_offset[i], map_.batch_bytes[i]);
   }
 
-  void micro_batch_order() {
-    std::vector<int> progress(schedule_.micro_batches.size(), 0);
-    int num_optimizer = 0;
-    for (const Action& action : schedule_.actions) {
-      if (action.kind == ActionKind::kOptimizer) ++num_optimizer;
-      if (action.kind != ActionKind::kForward && action.kind != ActionKind::kBackward) continue;
-      if (action.micro_batch < 0 || action.micro_batch >= static_cast<int32_t>(progress.size())) {
-        problem("{} names a micro-batch that is not there", to_string(action, schedule_));
-        continue;
-      }
-      const int wanted = action.kind == ActionKind::kForward ? 0 : 1;
-      if (progress[action.micro_batch] != wanted) problem("{} comes out of order", to_string(action, schedule_));
-      progress[action.micro_batch] = wanted + 1;
+  // Messages leave and arrive while anything runs, so nothing else may ever be where they are.
+  void message_buffers() {
+    for (int32_t chunk = 0; chunk < stage_.num_chunks(); ++chunk) {
+      const StageBoundary& boundary = stage_.boundaries[static_cast<size_t>(chunk)];
+      const BoundaryMessages at = boundary_messages(stage_, chunk);
+      if (at.input) messages_.insert({boundary.input, boundary.input_gradient});
+      if (at.output) messages_.insert({boundary.output, boundary.output_gradient});
     }
-    for (size_t i = 0; i < progress.size(); ++i)
-      if (progress[i] != 2) problem("micro-batch {} is not both run forward and backward", i);
+    messages_.erase(kNoValue);
+    for (ValueId id : messages_)
+      for (int32_t slot = 0; slot < num_slots(id); ++slot) {
+        const int64_t offset = map_.activation(id, slot);
+        if (offset < 0) problem("message {} has no memory in slot {}", stage_.value(id).name, slot);
+        persistent(fmt::format("message {} in slot {}", stage_.value(id).name, slot), offset, stage_.value(id).bytes());
+      }
+  }
+  int32_t num_slots(ValueId id) const {
+    const auto chunk = static_cast<size_t>(stage_.value(id).chunk);
+    return chunk < schedule_.num_slots.size() ? schedule_.num_slots[chunk] : 1;
+  }
+
+  void end_of_schedule() {
+    const auto is_optimizer = [](const Action& action) { return action.kind == ActionKind::kOptimizer; };
+    const auto num_optimizer = std::count_if(schedule_.actions.begin(), schedule_.actions.end(), is_optimizer);
     const auto last_compute = std::find_if(schedule_.actions.rbegin(), schedule_.actions.rend(), [](const Action& action) { return stream_of(action.kind) == Stream::kCompute; });
-    if (!schedule_.actions.empty() && (num_optimizer != 1 || last_compute->kind != ActionKind::kOptimizer)) problem("the schedule does not end in one OPT");
+    if (!schedule_.actions.empty() && (num_optimizer != 1 || !is_optimizer(*last_compute))) problem("the schedule does not end in one OPT");
   }
 
-  Range range_of(ValueId id) const {
-    const Value& value = stage_.value(stage_.storage(id));
-    const int64_t begin = map_.activation_offset[stage_.storage(id)];
-    return {begin, begin + value.bytes()};
+  // Where a value of a micro-batch is: in the slot that its chunk gave it.
+  Range range_of(ValueId id, int32_t micro_batch) const {
+    const ValueId storage = stage_.storage(id);
+    const auto slot = slot_of_.find({stage_.value(storage).chunk, micro_batch});
+    const int64_t begin = map_.activation(storage, slot == slot_of_.end() ? 0 : slot->second);
+    return {begin, begin + stage_.value(storage).bytes()};
   }
+  Content content(ValueId id, int32_t micro_batch) const { return {stage_.storage(id), micro_batch}; }
+  void write(ValueId id, int32_t micro_batch) { owners_.write(range_of(id, micro_batch), content(id, micro_batch)); }
 
-  void run_ops(Phase phase, const std::string& where) {
-    const auto phase_index = static_cast<size_t>(phase);
-    const std::vector<Op>& ops = stage_.block(phase).ops;
+  void run_ops(Phase phase, int32_t chunk, int32_t micro_batch, const std::string& where) {
+    const size_t phase_index = Stage::block_index(phase, chunk);
+    const std::vector<Op>& ops = stage_.blocks[phase_index].ops;
     for (size_t i = 0; i < ops.size(); ++i) {
       const Op& op = ops[i];
-      std::vector<std::pair<Range, ValueId>> reads;
+      std::vector<std::pair<Range, Content>> reads;
       for (ValueId id : op.inputs) {
         if (stage_.value(id).kind != ValueKind::kActivation) continue;
-        const Range range = range_of(id);
-        reads.push_back({range, stage_.storage(id)});
+        const Range range = range_of(id, micro_batch);
+        reads.push_back({range, content(id, micro_batch)});
         if (range.begin < 0 || range.end > map_.total_bytes) problem("{}: {} of {} has no memory", where, stage_.value(id).name, op_name(op.kind));
-        else if (!owners_.holds(range, stage_.storage(id)))
+        else if (!owners_.holds(range, content(id, micro_batch)))
           problem("{}: op {} {} reads {} whose bytes hold something else, or nothing yet", where, i, op_name(op.kind), stage_.value(id).name);
       }
-      std::vector<std::pair<Range, ValueId>> writes;
+      std::vector<std::pair<Range, Content>> writes;
       for (ValueId id : op.outputs)
-        if (stage_.value(id).kind == ValueKind::kActivation) writes.push_back({range_of(id), stage_.storage(id)});
+        if (stage_.value(id).kind == ValueKind::kActivation) writes.push_back({range_of(id, micro_batch), content(id, micro_batch)});
       const int64_t workspace = map_.workspace_bytes[phase_index][i];
       if (workspace > 0) {
         const int64_t begin = map_.workspace_offset[phase_index][i];
-        writes.push_back({{begin, begin + workspace}, kNoValue});
+        writes.push_back({{begin, begin + workspace}, {kNoValue, kNoBatch}});
       }
       for (size_t a = 0; a < writes.size(); ++a) {
         const auto& [range, value] = writes[a];
@@ -160,143 +183,38 @@ class Verifier {
         for (size_t b = 0; b < a; ++b)
           if (writes[b].second != value && range.overlaps(writes[b].first)) problem("{}: two outputs of op {} {} overlap", where, i, op_name(op.kind));
         const auto next = persistent_.upper_bound(range.begin);
-        if ((next != persistent_.end() && next->first < range.end) || (next != persistent_.begin() && std::prev(next)->second.first > range.begin))
+        if (!messages_.count(value.first) && ((next != persistent_.end() && next->first < range.end) || (next != persistent_.begin() && std::prev(next)->second.first > range.begin)))
           problem("{}: op {} {} writes into a persistent buffer", where, i, op_name(op.kind));
         owners_.write(range, value);
       }
     }
   }
 
-  // Sums are compared as hashes of their association: a leaf per sequence, a node per addition.
-  static uint64_t leaf(int64_t sequence) { return mix(0x9E3779B97F4A7C15ull, static_cast<uint64_t>(sequence) + 1); }
-  static uint64_t node(uint64_t lower, uint64_t upper) { return mix(lower * 0xD6E8FEB86659FD93ull + 1, upper); }
-  static uint64_t mix(uint64_t a, uint64_t b) {
-    uint64_t x = (a ^ (b + 0x9E3779B97F4A7C15ull)) * 0xBF58476D1CE4E5B9ull;
-    x = (x ^ (x >> 29)) * 0x94D049BB133111EBull;
-    return x ^ (x >> 32);
-  }
-
-  uint64_t lane_tree(int64_t first_lane, int64_t num_lanes, int64_t per_lane) const {
-    if (num_lanes > 1) return node(lane_tree(first_lane, num_lanes / 2, per_lane), lane_tree(first_lane + num_lanes / 2, num_lanes / 2, per_lane));
-    uint64_t sum = leaf(first_lane * per_lane);
-    for (int64_t i = 1; i < per_lane; ++i) sum = node(sum, leaf(first_lane * per_lane + i));
-    return sum;
-  }
-
-  // The sum that a micro-batch leaves in its gradient buffer.
-  void fold(const Action& action) {
-    const MicroBatch& batch = schedule_.micro_batches[action.micro_batch];
-    if (static_cast<int64_t>(action.merges.size()) != batch.num_sequences) {
-      problem("{} folds {} sequences of {}", to_string(action, schedule_), action.merges.size(), batch.num_sequences);
-      return;
-    }
-    std::vector<uint64_t> stack;
-    if (action.add_to_destination) {
-      if (!filled_.count(action.gradient_buffer)) {
-        problem("{} adds to gradient buffer {} before it holds a sum", to_string(action, schedule_), action.gradient_buffer);
-        return;
-      }
-      stack.push_back(filled_[action.gradient_buffer]);
-    }
-    for (int64_t i = 0; i < batch.num_sequences; ++i) {
-      stack.push_back(leaf(batch.first_sequence + i));
-      if (action.merges[i] >= stack.size()) {
-        problem("{} merges an empty stack", to_string(action, schedule_));
-        return;
-      }
-      for (int merge = 0; merge < action.merges[i]; ++merge) {
-        const uint64_t upper = stack.back();
-        stack.pop_back();
-        stack.back() = node(stack.back(), upper);
-      }
-    }
-    if (stack.size() != 1) problem("{} leaves {} partial sums", to_string(action, schedule_), stack.size());
-    filled_[action.gradient_buffer] = stack[0];
-  }
-
-  // The nodes of the lane tree that make up this rank's lanes, each in the buffer that piece_buffers names, and nothing else.
-  void check_gradient_sums() {
-    const int64_t per_lane = schedule_.sequences_per_lane;
-    const int64_t count = num_sequences(schedule_);
-    if (per_lane < 1 || count % per_lane != 0) {
-      problem("{} sequences do not fill lanes of {}", count, per_lane);
-      return;
-    }
-    if (filled_.size() != schedule_.piece_buffers.size()) {
-      problem("NORM runs while {} gradient buffers hold sums; wanted {}", filled_.size(), schedule_.piece_buffers.size());
-      return;
-    }
-    const int64_t end = schedule_.first_lane + count / per_lane;
-    int64_t lane = schedule_.first_lane;
-    for (int32_t buffer : schedule_.piece_buffers) {
-      int64_t size = 1;
-      while (lane % (2 * size) == 0 && lane + 2 * size <= end) size *= 2;
-      if (lane >= end || !filled_.count(buffer) || filled_[buffer] != lane_tree(lane - schedule_.first_lane, size, per_lane)) {
-        problem("the sum in gradient buffer {} is not the lane tree over lanes {} to {} of {}", buffer, lane, lane + size - 1, schedule_.lanes);
-        return;
-      }
-      lane += size;
-    }
-    if (lane != end) problem("lanes {} to {} reach no gradient buffer", lane, end - 1);
-  }
-
   void run_action(const Action& action) {
     const std::string name = to_string(action, schedule_);
-    if (action.gradient_buffer < 0 || action.gradient_buffer >= static_cast<int32_t>(map_.gradient_buffer_offset.size())) {
-      problem("{} names gradient buffer {}, the map has {}", name, action.gradient_buffer, map_.gradient_buffer_offset.size());
-      return;
-    }
+    const auto chunk = static_cast<size_t>(action.chunk);
+    if (action.chunk < 0 || action.chunk >= stage_.num_chunks()) return problem("{} names chunk {} of {}", name, action.chunk, stage_.num_chunks());
+    const StageBoundary& boundary = stage_.boundaries[chunk];
     switch (action.kind) {
-      case ActionKind::kZero:
-        run_ops(Phase::kZero, name);
-        zeroed_.insert(action.gradient_buffer);
-        filled_.erase(action.gradient_buffer);
-        return;
-      case ActionKind::kForward: owners_.clear(); [[fallthrough]];
-      case ActionKind::kBackward: {
-        if (action.micro_batch < 0 || action.micro_batch >= static_cast<int32_t>(schedule_.micro_batches.size())) return;
-        const bool writes_rows = !stage_.block(Phase::kZero).ops.empty();
-        if (!action.add_to_destination && writes_rows && !zeroed_.count(action.gradient_buffer)) problem("{} accumulates rows into gradient buffer {}, which was not zeroed", name, action.gradient_buffer);
-        if (!action.add_to_destination && filled_.count(action.gradient_buffer)) problem("{} overwrites the sum in gradient buffer {}", name, action.gradient_buffer);
-        run_ops(action.kind == ActionKind::kForward ? Phase::kForward : Phase::kBackward, name);
-        if (action.kind == ActionKind::kForward) {
-          forward_ = action;
-          return;
-        }
-        forward_.kind = ActionKind::kBackward;
-        if (!(forward_ == action)) problem("{} does not follow its forward with the same gradient buffer and fold", name);
-        fold(action);
-        zeroed_.erase(action.gradient_buffer);
-        return;
-      }
-      case ActionKind::kMerge:
-        run_ops(Phase::kMerge, name);
-        if (!filled_.count(action.source_buffer) || !filled_.count(action.gradient_buffer)) {
-          problem("{} merges a gradient buffer that holds no sum", name);
-          return;
-        }
-        filled_[action.gradient_buffer] = node(filled_[action.gradient_buffer], filled_[action.source_buffer]);
-        filled_.erase(action.source_buffer);
-        return;
-      case ActionKind::kNorm:
-        check_gradient_sums();
-        if (schedule_.piece_buffers.empty() || action.gradient_buffer != schedule_.piece_buffers.front()) problem("{} reads gradient buffer {}, which is not where the sum is", name, action.gradient_buffer);
-        owners_.clear();
-        run_ops(Phase::kNorm, name);
-        normed_ = true;
-        return;
-      case ActionKind::kReduceScatterGradients:
-      case ActionKind::kExchangeSums:
-      case ActionKind::kAllGatherGradients:
-      case ActionKind::kAllGatherParameters: return;  // between ranks: verify_schedules.h
-      case ActionKind::kOptimizer:
-        if (!normed_) problem("OPT comes before NORM");
-        if (schedule_.piece_buffers.empty() || action.gradient_buffer != schedule_.piece_buffers.front()) problem("{} reads gradient buffer {}, which is not where the sum is", name, action.gradient_buffer);
-        owners_.clear();
-        run_ops(Phase::kOptimizer, name);
-        return;
-      default: problem("{} is not an action of one rank", name); return;
+      case ActionKind::kRecvActivation: return write(boundary.input, action.micro_batch);
+      case ActionKind::kRecvGradient: return write(boundary.output_gradient, action.micro_batch);
+      case ActionKind::kSendActivation: return send(boundary.output, action.micro_batch, name);
+      case ActionKind::kSendGradient: return send(boundary.input_gradient, action.micro_batch, name);
+      default: break;
     }
+    const auto phase = phase_of_action(action.kind);
+    if (!phase) return;  // collectives, and messages of what is persistent: verify_schedules.h
+    if (chunk >= map_.gradient_buffer_offset.size() || action.gradient_buffer < 0 || action.gradient_buffer >= static_cast<int32_t>(map_.gradient_buffer_offset[chunk].size()))
+      return problem("{} names gradient buffer {}, the map has another number", name, action.gradient_buffer);
+    const bool updates = action.kind == ActionKind::kNorm || action.kind == ActionKind::kOptimizer;
+    if (updates && action.gradient_buffer != 0) problem("{} reads gradient buffer {}; the sums of every chunk are in 0", name, action.gradient_buffer);
+    if (action.kind == ActionKind::kNorm) normed_ = true;
+    if (action.kind == ActionKind::kOptimizer && !normed_) problem("OPT comes before NORM");
+    run_ops(*phase, action.chunk, action.micro_batch, name);
+  }
+
+  void send(ValueId id, int32_t micro_batch, const std::string& name) {
+    if (!owners_.holds(range_of(id, micro_batch), content(id, micro_batch))) problem("{} sends {} whose bytes hold something else, or nothing yet", name, stage_.value(id).name);
   }
 
   const Stage& stage_;
@@ -304,9 +222,8 @@ class Verifier {
   const MemoryMap& map_;
   ByteOwners owners_;
   std::map<int64_t, std::pair<int64_t, std::string>> persistent_;  // begin -> (end, name)
-  std::map<int32_t, uint64_t> filled_;  // gradient buffer -> hash of the sum it holds
-  std::set<int32_t> zeroed_;
-  Action forward_;
+  std::set<ValueId> messages_;
+  std::map<std::pair<int32_t, int32_t>, int32_t> slot_of_;  // (chunk, micro-batch)
   bool normed_ = false;
   std::vector<std::string> problems_;
 };

@@ -18,7 +18,7 @@ constexpr size_t kMaxProblems = 20;
 bool is_compute_of_batch(ActionKind kind) {
   return kind == ActionKind::kForward || kind == ActionKind::kBackward || kind == ActionKind::kBackwardInput || kind == ActionKind::kBackwardWeight;
 }
-bool belongs_to_batch(ActionKind kind) { return is_compute_of_batch(kind) || stream_of(kind) == Stream::kPoint; }
+bool belongs_to_batch(ActionKind kind) { return is_compute_of_batch(kind) || is_boundary_message(kind); }
 
 // Where the actions of one micro-batch on one chunk stand in the rank's list; -1: none.
 struct BatchActions {
@@ -96,6 +96,8 @@ class SetVerifier {
   void check_fields(int32_t rank) {
     const Schedule& mine = schedule(rank);
     if (static_cast<int32_t>(mine.num_slots.size()) != num_chunks(rank)) problem("rank {} counts slots of {} chunks, it has {}", rank, mine.num_slots.size(), num_chunks(rank));
+    if (static_cast<int32_t>(mine.num_gradient_buffers.size()) != num_chunks(rank) || static_cast<int32_t>(mine.piece_buffers.size()) != num_chunks(rank))
+      problem("rank {} counts gradient buffers of {} chunks, sums of {}; it has {}", rank, mine.num_gradient_buffers.size(), mine.piece_buffers.size(), num_chunks(rank));
     for (int32_t held : mine.stage_of_chunk)
       if (held < 0 || held >= context_.num_stages) problem("rank {} holds stage {} of {}", rank, held, context_.num_stages);
     if (!problems_.empty()) return;
@@ -112,10 +114,11 @@ class SetVerifier {
           problem("{} uses slot {}, its chunk has {}", called, one.slot, mine.num_slots[static_cast<size_t>(one.chunk)]);
       }
       if (stream_of(one.kind) == Stream::kPoint && (one.peer < 0 || one.peer >= num_ranks() || one.peer == rank)) problem("{} names rank {} as its peer", called, one.peer);
-      if (stream_of(one.kind) == Stream::kCompute && one.kind != ActionKind::kOptimizer && (one.gradient_buffer < 0 || one.gradient_buffer >= mine.num_gradient_buffers))
-        problem("{} names gradient buffer {} of {}", called, one.gradient_buffer, mine.num_gradient_buffers);
-      if (one.kind == ActionKind::kMerge && (one.source_buffer < 0 || one.source_buffer >= mine.num_gradient_buffers || one.source_buffer == one.gradient_buffer))
-        problem("{} adds from gradient buffer {} of {}", called, one.source_buffer, mine.num_gradient_buffers);
+      const int32_t num_buffers = mine.num_gradient_buffers[static_cast<size_t>(one.chunk)];
+      if (stream_of(one.kind) == Stream::kCompute && one.kind != ActionKind::kOptimizer && (one.gradient_buffer < 0 || one.gradient_buffer >= num_buffers))
+        problem("{} names gradient buffer {} of {}", called, one.gradient_buffer, num_buffers);
+      if (one.kind == ActionKind::kMerge && (one.source_buffer < 0 || one.source_buffer >= num_buffers || one.source_buffer == one.gradient_buffer))
+        problem("{} adds from gradient buffer {} of {}", called, one.source_buffer, num_buffers);
     }
   }
 
@@ -299,18 +302,20 @@ class SetVerifier {
     return sum;
   }
 
-  // The sums that are left are the largest nodes of the lane tree that the rank's lanes make up; one node is in buffer 0.
+  // The sums that are left are the largest nodes of the lane tree that the rank's lanes make up, where piece_buffers says, the first in
+  // buffer 0.
   void check_finished(int32_t rank, int32_t chunk, const std::map<int32_t, uint64_t>& sums) {
     const auto [first, count] = lanes(rank);
-    std::multiset<uint64_t> wanted, found;
-    for (int64_t lane = first; lane < first + count;) {
+    const std::vector<int32_t>& buffers = schedule(rank).piece_buffers[static_cast<size_t>(chunk)];
+    size_t piece = 0;
+    bool right = true;
+    for (int64_t lane = first; lane < first + count && right; ++piece) {
       auto size = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(first + count - lane)));
       while (lane % size != 0) size /= 2;
-      wanted.insert(lane_tree(lane, size, per_lane(rank)));
+      right = piece < buffers.size() && (piece > 0 || buffers[0] == 0) && sums.count(buffers[piece]) > 0 && sums.at(buffers[piece]) == lane_tree(lane, size, per_lane(rank));
       lane += size;
     }
-    for (const auto& [buffer, sum] : sums) found.insert(sum);
-    if (wanted != found || (wanted.size() == 1 && !sums.count(0)))
+    if (!right || piece != buffers.size() || sums.size() != buffers.size())
       problem("rank {} stage {}: the gradient sums that reach OPT are not the lane tree over lanes [{}, {})", rank, stage(rank, chunk), first, first + count);
   }
 

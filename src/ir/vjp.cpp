@@ -35,11 +35,19 @@ class Differentiator {
 
   void run() {
     const std::vector<Op> forward = stage_.block(Phase::kForward).ops;  // a copy: rules append values while they read it
-    ORRERY_CHECK(!forward.empty() && forward.back().kind == OpKind::kLinearCrossEntropy, "the forward ends in the loss");
+    StageBoundary& boundary = stage_.boundaries.front();
+    ORRERY_CHECK(boundary.output != kNoValue || (!forward.empty() && forward.back().kind == OpKind::kLinearCrossEntropy), "the forward ends in the loss");
+    if (boundary.output != kNoValue) {
+      Value gradient = stage_.value(boundary.output);
+      gradient.name = "dx.out";
+      boundary.output_gradient = builder_.add_value(std::move(gradient));
+      gradients_[boundary.output] = boundary.output_gradient;
+    }
     for (auto op = forward.rbegin(); op != forward.rend(); ++op) {
       builder_.set_layer(op->layer);
       apply_rule(*op);
     }
+    if (boundary.input != kNoValue) boundary.input_gradient = gradient_of(boundary.input);
   }
 
  private:

@@ -6,7 +6,8 @@
 
 namespace orrery {
 
-/// Builds the backward block of `stage` from its forward block, which must end in kLinearCrossEntropy. Parameter gradients are
+/// Builds the backward block of `stage`, one chunk, from its forward block, which ends in kLinearCrossEntropy or, in a stage of a pipeline,
+/// at boundaries[0].output, whose gradient is then an input; the gradient of boundaries[0].input is a result. Parameter gradients are
 /// kGradient values (created here, one per parameter and accumulator, f32); activation gradients have the compute dtype. A value
 /// used twice gets its gradients added with kAdd in reverse order of use. Cost: linear in the number of ops.
 /// Errors: kUnsupported for an op without a rule.

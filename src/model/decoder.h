@@ -11,8 +11,16 @@ namespace orrery {
 /// logits are made for the rows that are asked for.
 enum class ForwardMode : uint8_t { kLoss, kServe };
 
+/// The part of a model that one pipeline stage computes; by default all of it.
+struct ModelPart {
+  bool embedding = true, head = true;  // head: the final norm and the loss
+  int64_t first_layer = 0, end_layer = -1;  // layers [first, end); end -1: to the model's last
+  bool operator==(const ModelPart&) const = default;
+};
+
 struct ForwardOptions {
   ForwardMode mode = ForwardMode::kLoss;
+  ModelPart part;
   int64_t max_tokens = 0;    // bound of T
   int64_t max_segments = 0;  // bound of S
   // kServe only.
@@ -23,7 +31,8 @@ struct ForwardOptions {
 };
 
 /// Appends the forward of `config` to `phase` of `stage`, creating parameters, or, when the stage has them already (a second
-/// phase of the same stage), reusing them by name. Errors: kInvalidConfig from validate().
+/// phase of the same stage), reusing them by name. A part without embedding or head begins or ends at Stage::boundaries, in both phases
+/// with the same values. Errors: kInvalidConfig from validate().
 void build_forward(const ModelConfig& config, const ForwardOptions& options, Stage& stage, Phase phase);
 
 }  // namespace orrery

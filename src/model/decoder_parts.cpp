@@ -1,5 +1,6 @@
 #include "model/decoder_parts.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "base/error.h"
@@ -10,8 +11,30 @@ float init_std() { return 0.02f; }
 float residual_init_std(int64_t num_layers) { return 0.02f / std::sqrt(2.0f * static_cast<float>(num_layers)); }
 
 DecoderParts::DecoderParts(const ModelConfig& config, const ForwardOptions& options, Stage& stage, Phase phase)
-    : config_(config), options_(options), builder_(stage, phase), tensors_(logical_tensors(config)) {
+    : config_(config), options_(options), phase_(phase), builder_(stage, phase), tensors_(logical_tensors(config)) {
   for (size_t i = 0; i < tensors_.size(); ++i) tensor_index_[tensors_[i].name] = static_cast<int32_t>(i);
+}
+
+ValueId DecoderParts::received() {
+  ValueId& input = builder_.stage().boundaries.front().input;
+  if (input != kNoValue) return input;
+  Value value;
+  value.name = "x.in";
+  value.dtype = builder_.stage().compute_dtype;
+  value.shape = {{options_.max_tokens, DynamicDim::kTokens}, {config_.hidden_size}};
+  input = builder_.add_value(std::move(value));
+  return input;
+}
+
+void DecoderParts::send(ValueId x) {
+  ValueId& output = builder_.stage().boundaries.front().output;
+  if (output == kNoValue) {
+    output = x;
+    return;
+  }
+  // A second phase leaves its result where the first does: what sends it knows one place.
+  for (Op& op : builder_.stage().block(phase_).ops)
+    for (std::vector<ValueId>* ids : {&op.inputs, &op.outputs}) std::replace(ids->begin(), ids->end(), x, output);
 }
 
 ValueId DecoderParts::ids() { return builder_.batch(BatchField::kIds, DType::kI32, {{options_.max_tokens, DynamicDim::kTokens}}); }

@@ -17,6 +17,15 @@ class DecoderParts {
   BlockBuilder& builder() { return builder_; }
   const ModelConfig& config() const { return config_; }
 
+  /// Whether layer `layer` is in the part that is built.
+  bool builds(int64_t layer) const { return layer >= options_.part.first_layer && (options_.part.end_layer < 0 || layer < options_.part.end_layer); }
+  bool builds_embedding() const { return options_.part.embedding; }
+  bool builds_head() const { return options_.part.head; }
+  /// The hidden state that the stage before sends, [T, D].
+  ValueId received();
+  /// Ends a part without head: `x` goes to the stage behind.
+  void send(ValueId x);
+
   ValueId ids();
   ValueId positions();
 
@@ -45,6 +54,7 @@ class DecoderParts {
 
   const ModelConfig& config_;
   const ForwardOptions& options_;
+  const Phase phase_;
   BlockBuilder builder_;
   std::vector<LogicalTensor> tensors_;
   std::unordered_map<std::string, int32_t> tensor_index_;

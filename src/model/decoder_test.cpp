@@ -71,8 +71,8 @@ TEST(Decoder, Gemma3HasEveryTensorOnce) {
   options.max_segments = 8;
   build_forward(config, options, stage, Phase::kForward);
   ASSERT_EQ(stage.constants.size(), 2u);
-  EXPECT_EQ(stage.constants[0].theta, 1e6);
-  EXPECT_EQ(stage.constants[1].theta, 1e4);
+  EXPECT_EQ(stage.constants[0].theta, 1e4);  // of layer 0
+  EXPECT_EQ(stage.constants[1].theta, 1e6);
 }
 
 }  // namespace

@@ -57,16 +57,19 @@ void build_gemma3(DecoderParts& parts) {
   const ModelConfig& config = parts.config();
   BlockBuilder& builder = parts.builder();
   const int64_t D = config.hidden_size;
-  const ValueId embedding = parts.embedding_table("model.embed_tokens.weight", config.tie_embeddings);
-  const ValueId global_table = builder.constant(rope_table(config, false)), local_table = builder.constant(rope_table(config, true));
-  const ValueId embedded = builder.emit_one(OpKind::kEmbedding, {parts.ids(), embedding}, NoAttributes{}, "embedded");
-  ValueId x = builder.emit_one(OpKind::kScale, {embedded}, ScaleAttributes{std::sqrt(static_cast<float>(D))}, "x");
+  const auto embedding = [&] { return parts.embedding_table("model.embed_tokens.weight", config.tie_embeddings); };
+  const auto embed = [&] {
+    const ValueId embedded = builder.emit_one(OpKind::kEmbedding, {parts.ids(), embedding()}, NoAttributes{}, "embedded");
+    return builder.emit_one(OpKind::kScale, {embedded}, ScaleAttributes{std::sqrt(static_cast<float>(D))}, "x");
+  };
+  ValueId x = parts.builds_embedding() ? embed() : parts.received();
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    if (!parts.builds(layer)) continue;
     builder.set_layer(static_cast<int32_t>(layer));
     const std::string physical = "layers." + std::to_string(layer) + ".";
     const std::string logical = "model.layers." + std::to_string(layer) + ".";
     ValueId y = parts.rms_norm(x, physical + "attention_norm", logical + "input_layernorm.weight", D);
-    y = attention_block(parts, y, config.window(layer) > 0 ? local_table : global_table, layer);
+    y = attention_block(parts, y, builder.constant(rope_table(config, config.window(layer) > 0)), layer);
     y = parts.rms_norm(y, physical + "attention_post_norm", logical + "post_attention_layernorm.weight", D);
     x = builder.emit_one(OpKind::kAdd, {x, y}, NoAttributes{}, "x_mid");
     y = parts.rms_norm(x, physical + "mlp_norm", logical + "pre_feedforward_layernorm.weight", D);
@@ -74,8 +77,9 @@ void build_gemma3(DecoderParts& parts) {
     x = builder.emit_one(OpKind::kAdd, {x, y}, NoAttributes{}, "x");
   }
   builder.set_layer(-1);
+  if (!parts.builds_head()) return parts.send(x);
   const ValueId normed = parts.rms_norm(x, "final_norm", "model.norm.weight", D);
-  parts.head(normed, config.tie_embeddings ? embedding : parts.matrix("head", {"lm_head.weight"}, init_std()));
+  parts.head(normed, config.tie_embeddings ? embedding() : parts.matrix("head", {"lm_head.weight"}, init_std()));
 }
 
 }  // namespace orrery

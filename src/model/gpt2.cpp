@@ -20,18 +20,25 @@ ValueId conv1d(DecoderParts& parts, ValueId x, const std::string& name, const st
   return parts.linear(x, weight, bias, name);
 }
 
+// The sum of the token's and the position's rows.
+ValueId embed(DecoderParts& parts, ValueId table) {
+  BlockBuilder& builder = parts.builder();
+  const ValueId position_table = parts.matrix("position_embedding", {"transformer.wpe.weight"}, init_std(), false);
+  const ValueId token = builder.emit_one(OpKind::kEmbedding, {parts.ids(), table}, NoAttributes{}, "token_embedding");
+  const ValueId position = builder.emit_one(OpKind::kEmbedding, {parts.positions(), position_table}, NoAttributes{}, "position_embedding");
+  return builder.emit_one(OpKind::kAdd, {token, position}, NoAttributes{}, "x");
+}
+
 }  // namespace
 
 void build_gpt2(DecoderParts& parts) {
   const ModelConfig& config = parts.config();
   BlockBuilder& builder = parts.builder();
   const float residual_std = residual_init_std(config.num_layers);
-  const ValueId table = parts.embedding_table("transformer.wte.weight", config.tie_embeddings);
-  const ValueId position_table = parts.matrix("position_embedding", {"transformer.wpe.weight"}, init_std(), false);
-  const ValueId token = builder.emit_one(OpKind::kEmbedding, {parts.ids(), table}, NoAttributes{}, "token_embedding");
-  const ValueId position = builder.emit_one(OpKind::kEmbedding, {parts.positions(), position_table}, NoAttributes{}, "position_embedding");
-  ValueId x = builder.emit_one(OpKind::kAdd, {token, position}, NoAttributes{}, "x");
+  const auto table = [&] { return parts.embedding_table("transformer.wte.weight", config.tie_embeddings); };
+  ValueId x = parts.builds_embedding() ? embed(parts, table()) : parts.received();
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    if (!parts.builds(layer)) continue;
     builder.set_layer(static_cast<int32_t>(layer));
     const std::string physical = "layers." + std::to_string(layer) + ".";
     const std::string logical = "transformer.h." + std::to_string(layer) + ".";
@@ -49,8 +56,9 @@ void build_gpt2(DecoderParts& parts) {
     x = builder.emit_one(OpKind::kAdd, {x, down}, NoAttributes{}, "x");
   }
   builder.set_layer(-1);
+  if (!parts.builds_head()) return parts.send(x);
   const ValueId normed = layer_norm(parts, x, "final_norm", "transformer.ln_f");
-  parts.head(normed, config.tie_embeddings ? table : parts.matrix("head", {"lm_head.weight"}, init_std()));
+  parts.head(normed, config.tie_embeddings ? table() : parts.matrix("head", {"lm_head.weight"}, init_std()));
 }
 
 }  // namespace orrery

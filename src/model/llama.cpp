@@ -69,10 +69,11 @@ ValueId mlp_block(DecoderParts& parts, ValueId x, int64_t layer) {
 void build_llama(DecoderParts& parts) {
   const ModelConfig& config = parts.config();
   BlockBuilder& builder = parts.builder();
-  const ValueId embedding = parts.embedding_table("model.embed_tokens.weight", config.tie_embeddings);
-  const ValueId table = builder.constant(rope_table(config));
-  ValueId x = builder.emit_one(OpKind::kEmbedding, {parts.ids(), embedding}, NoAttributes{}, "x");
+  const auto embedding = [&] { return parts.embedding_table("model.embed_tokens.weight", config.tie_embeddings); };
+  ValueId x = parts.builds_embedding() ? builder.emit_one(OpKind::kEmbedding, {parts.ids(), embedding()}, NoAttributes{}, "x") : parts.received();
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    if (!parts.builds(layer)) continue;
+    const ValueId table = builder.constant(rope_table(config));
     builder.set_layer(static_cast<int32_t>(layer));
     const std::string physical = "layers." + std::to_string(layer) + ".";
     const std::string logical = "model.layers." + std::to_string(layer) + ".";
@@ -82,8 +83,9 @@ void build_llama(DecoderParts& parts) {
     x = builder.emit_one(OpKind::kAdd, {x, mlp_block(parts, mlp_normed, layer)}, NoAttributes{}, "x");
   }
   builder.set_layer(-1);
+  if (!parts.builds_head()) return parts.send(x);
   const ValueId normed = parts.rms_norm(x, "final_norm", "model.norm.weight", config.hidden_size);
-  parts.head(normed, config.tie_embeddings ? embedding : parts.matrix("head", {"lm_head.weight"}, init_std()));
+  parts.head(normed, config.tie_embeddings ? embedding() : parts.matrix("head", {"lm_head.weight"}, init_std()));
 }
 
 }  // namespace orrery

@@ -52,7 +52,7 @@ std::vector<int64_t> cut_unit(const Stage& stage, const GradientLayout& layout, 
 
 // The last op of a block that writes a gradient of the unit; -1 for none.
 int32_t last_writer(const Stage& stage, Phase phase, const ParameterUnit& unit) {
-  const std::vector<Op>& ops = stage.block(phase).ops;
+  const std::vector<Op>& ops = stage.block(phase, unit.chunk).ops;
   for (auto i = static_cast<int32_t>(ops.size()) - 1; i >= 0; --i)
     for (ValueId id : ops[static_cast<size_t>(i)].outputs) {
       const Value& value = stage.value(id);
@@ -61,10 +61,16 @@ int32_t last_writer(const Stage& stage, Phase phase, const ParameterUnit& unit) 
   return -1;
 }
 
-int32_t find_last(const Schedule& schedule, ActionKind kind) {
-  for (auto i = static_cast<int32_t>(schedule.actions.size()) - 1; i >= 0; --i)
-    if (schedule.actions[static_cast<size_t>(i)].kind == kind) return i;
-  return -1;
+// What completes the sums of a unit: the last op that adds to them, in the last action that has one. A merge of buffers completes all.
+Wait completion(const Schedule& schedule, const Stage& stage, const ParameterUnit& unit) {
+  for (auto i = static_cast<int32_t>(schedule.actions.size()) - 1; i >= 0; --i) {
+    const Action& action = schedule.actions[static_cast<size_t>(i)];
+    const auto phase = phase_of_action(action.kind);
+    if (!phase || action.chunk != unit.chunk) continue;
+    if (action.kind == ActionKind::kMerge) return {i};
+    if (const int32_t op = last_writer(stage, *phase, unit); op >= 0) return {i, op};
+  }
+  ORRERY_CHECK(false, "no action writes the gradients of {}", stage.parameters[static_cast<size_t>(unit.first)].name);
 }
 
 }  // namespace
@@ -72,28 +78,24 @@ int32_t find_last(const Schedule& schedule, ActionKind kind) {
 std::vector<ParameterUnit> parameter_units(const Stage& stage, int64_t num_ranks) {
   const GradientLayout layout = gradient_layout(stage);
   const std::vector<int32_t> layers = layers_of_parameters(stage);
+  const auto num_parameters = static_cast<int32_t>(layers.size());
+  const auto is_tied = [&](int32_t parameter) { return stage.parameters[static_cast<size_t>(parameter)].num_accumulators > 1; };
   std::vector<ParameterUnit> units;
-  for (int32_t parameter = 0; parameter < static_cast<int32_t>(layers.size()); ++parameter) {
-    const bool joins = !units.empty() && layers[static_cast<size_t>(parameter)] == layers[static_cast<size_t>(parameter - 1)];
-    if (!joins) units.push_back({parameter, 0, 0, {}});
+  for (int32_t parameter = 0; parameter < num_parameters; ++parameter) {
+    const auto index = static_cast<size_t>(parameter);
+    if (layout.offset[index][0] < 0) continue;
+    const bool joins = !units.empty() && units.back().first + units.back().count == parameter && units.back().chunk == layout.chunk[index][0] && !is_tied(parameter) &&
+                       !is_tied(parameter - 1) && layers[index] == layers[index - 1];
+    if (!joins) units.push_back({parameter, 0, 0, layout.chunk[index][0], {}});
     ++units.back().count;
   }
   std::reverse(units.begin(), units.end());
-  for (int32_t parameter = 0; parameter < static_cast<int32_t>(layers.size()); ++parameter)
-    for (int32_t accumulator = 1; accumulator < stage.parameters[static_cast<size_t>(parameter)].num_accumulators; ++accumulator)
-      units.push_back({parameter, 1, accumulator, {}});
-  for (ParameterUnit& unit : units) unit.cuts = cut_unit(stage, layout, unit, num_ranks);
-  // The second use of a tied matrix meets the first where that is owned, so both are cut alike.
-  for (ParameterUnit& second : units) {
-    if (second.accumulator == 0) continue;
-    const auto parameter = static_cast<size_t>(second.first);
-    const int64_t from = layout.offset[parameter][0], to = layout.offset[parameter][static_cast<size_t>(second.accumulator)];
-    const int64_t count = stage.parameters[parameter].num_elements();
-    for (const ParameterUnit& first : units) {
-      if (first.accumulator != 0 || second.first < first.first || second.first >= first.first + first.count) continue;
-      for (size_t i = 0; i < second.cuts.size(); ++i) second.cuts[i] = to + std::clamp<int64_t>(first.cuts[i] - from, 0, count);
-    }
+  for (int32_t parameter = 0; parameter < num_parameters; ++parameter) {
+    const auto index = static_cast<size_t>(parameter);
+    const bool summed_here = layout.offset[index][1] >= 0 && layout.offset[index][1] < layout.chunks[static_cast<size_t>(layout.chunk[index][1])].num_summed;
+    if (summed_here) units.push_back({parameter, 1, 1, layout.chunk[index][1], {}});
   }
+  for (ParameterUnit& unit : units) unit.cuts = cut_unit(stage, layout, unit, num_ranks);
   return units;
 }
 
@@ -112,43 +114,50 @@ std::vector<OwnedElements> owned_elements(const Stage& stage, const std::vector<
   return owned;
 }
 
-void append_update(Schedule& schedule, const Stage& stage, const std::vector<ParameterUnit>& units, const DataParallel& data) {
+void append_update(Schedule& schedule, const Stage& stage, const std::vector<ParameterUnit>& units, const UpdateOptions& options) {
   const auto append = [&](ActionKind kind, int32_t unit, std::vector<Wait> waits) {
     Action action;
     action.kind = kind;
     action.unit = unit;
-    action.gradient_buffer = schedule.piece_buffers.front();
+    if (unit >= 0) action.chunk = units[static_cast<size_t>(unit)].chunk;
+    if (stream_of(kind) == Stream::kPoint) action.peer = options.shared->peer;
     action.waits = std::move(waits);
     schedule.actions.push_back(std::move(action));
     return static_cast<int32_t>(schedule.actions.size()) - 1;
   };
-  if (data.size == 1) {
-    append(ActionKind::kNorm, -1, {});
-    append(ActionKind::kOptimizer, -1, {});
-    return;
-  }
+  const bool reduces = options.data.size > 1;
   const auto num_units = static_cast<int32_t>(units.size());
-  const int32_t last_compute = static_cast<int32_t>(schedule.actions.size()) - 1;
-  const int32_t last_forward = find_last(schedule, ActionKind::kForward), last_backward = find_last(schedule, ActionKind::kBackward);
-  std::vector<Wait> reduced, gathered;
-  for (int32_t unit = 0; unit < num_units; ++unit) {
-    // A merge of buffers after the last backward completes all sums at one time; without one a unit is complete with its last op.
-    Wait ready{last_compute};
-    if (last_compute == last_backward) {
-      const int32_t op = last_writer(stage, Phase::kBackward, units[static_cast<size_t>(unit)]);
-      ready = op >= 0 ? Wait{last_backward, op} : Wait{last_forward, last_writer(stage, Phase::kForward, units[static_cast<size_t>(unit)])};
+  int32_t shared_unit = -1;  // of the matrix that another rank has too
+  if (options.shared)
+    for (int32_t unit = 0; unit < num_units; ++unit)
+      if (units[static_cast<size_t>(unit)].first == options.shared->parameter && units[static_cast<size_t>(unit)].accumulator == (options.shared->updated_here ? 0 : 1)) shared_unit = unit;
+  ORRERY_CHECK(!options.shared || shared_unit >= 0, "the shared matrix has no unit");
+
+  std::vector<Wait> ready;  // by unit
+  for (const ParameterUnit& unit : units) ready.push_back(completion(schedule, stage, unit));
+  std::vector<Wait> summed;
+  if (reduces)
+    for (int32_t unit = 0; unit < num_units; ++unit) {
+      ready[static_cast<size_t>(unit)] = {append(ActionKind::kReduceScatterGradients, unit, {ready[static_cast<size_t>(unit)]})};
+      summed.push_back(ready[static_cast<size_t>(unit)]);
     }
-    reduced.push_back({append(ActionKind::kReduceScatterGradients, unit, {ready})});
-  }
-  const int32_t norm = append(ActionKind::kNorm, -1, reduced);
-  gathered.push_back({append(ActionKind::kExchangeSums, -1, {{norm}})});
-  if (data.zero_stage == 0)
+  if (options.shared && options.shared->updated_here) summed.push_back({append(ActionKind::kRecvSum, shared_unit, {})});
+  if (options.shared && !options.shared->updated_here) append(ActionKind::kSendSum, shared_unit, {ready[static_cast<size_t>(shared_unit)]});
+  const int32_t norm = append(ActionKind::kNorm, -1, summed);
+  std::vector<Wait> gathered;
+  if (options.exchanges) gathered.push_back({append(ActionKind::kExchangeSums, -1, {{norm}})});
+  if (reduces && options.data.zero_stage == 0)
     for (int32_t unit = 0; unit < num_units; ++unit)
       if (units[static_cast<size_t>(unit)].accumulator == 0) gathered.push_back({append(ActionKind::kAllGatherGradients, unit, {{norm}})});
   const int32_t update = append(ActionKind::kOptimizer, -1, gathered);
-  if (data.zero_stage >= 1)
-    for (int32_t unit = 0; unit < num_units; ++unit)
-      if (units[static_cast<size_t>(unit)].accumulator == 0) append(ActionKind::kAllGatherParameters, unit, {{update}});
+  Wait shared_weight{update};
+  if (reduces && options.data.zero_stage >= 1)
+    for (int32_t unit = 0; unit < num_units; ++unit) {
+      if (units[static_cast<size_t>(unit)].accumulator != 0) continue;
+      const int32_t gather = append(ActionKind::kAllGatherParameters, unit, {{update}});
+      if (unit == shared_unit) shared_weight = {gather};
+    }
+  if (options.shared) append(options.shared->updated_here ? ActionKind::kSendWeight : ActionKind::kRecvWeight, shared_unit, {shared_weight});
 }
 
 }  // namespace orrery

@@ -185,6 +185,7 @@ void fuse_backward(Stage& stage) {
 void fuse_loss(Stage& stage) {
   Block& forward = stage.block(Phase::kForward);
   Block& backward = stage.block(Phase::kBackward);
+  if (forward.ops.back().kind != OpKind::kLinearCrossEntropy) return;
   Op& loss = forward.ops.back();
   Op& gradient = backward.ops.front();
   ORRERY_CHECK(loss.kind == OpKind::kLinearCrossEntropy && gradient.kind == OpKind::kLinearCrossEntropyGrad, "the blocks meet at the loss");

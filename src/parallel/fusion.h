@@ -14,7 +14,7 @@ void fuse_forward(Stage& stage, Phase phase);
 void fuse_backward(Stage& stage);
 
 /// Moves the loss's gradient into the forward, where the logits exist: one logits GEMM instead of two. The backward then starts
-/// from the hidden gradient. Only for a stage whose backward follows its forward and starts from the loss.
+/// from the hidden gradient. Nothing to do for a stage without the loss.
 void fuse_loss(Stage& stage);
 
 /// A split whose parts, or a concat whose sources, are only touched by ops that take strided rows needs no copy: the parts become

@@ -7,7 +7,7 @@ namespace orrery {
 
 int64_t first_lane_of(const LaneSchedule& options, int64_t rank) { return rank * options.lanes / options.num_ranks; }
 
-Schedule lane_schedule(const LaneSchedule& options, bool needs_zero) {
+std::vector<Schedule> lane_schedules(const LaneSchedule& options, bool needs_zero) {
   if (options.num_ranks > options.lanes)
     throw Error(ErrorCode::kInvalidConfig,
                 "parallel.data_parallel_size = {} is more than train.lanes = {}: each data-parallel rank holds at least one lane; use at most {} ranks, or set train.lanes to a "
@@ -17,10 +17,13 @@ Schedule lane_schedule(const LaneSchedule& options, bool needs_zero) {
   share.first_lane = first_lane_of(options, options.rank);
   share.num_lanes = first_lane_of(options, options.rank + 1) - share.first_lane;
   PipelineOptions pipeline;
+  pipeline.kind = options.pipeline;
+  pipeline.num_ranks = static_cast<int32_t>(options.pipeline_ranks.size());
+  pipeline.chunks_per_rank = options.chunks_per_rank;
   pipeline.num_micro_batches = static_cast<int32_t>(lane_folds(share).micro_batches.size());
-  Schedule schedule = lower_pipeline(pipeline_order(pipeline), {.share = share, .needs_zero = needs_zero}).front();
-  schedule.actions.pop_back();  // OPT: what comes before it between ranks is append_update's (data.h)
-  return schedule;
+  std::vector<Schedule> schedules = lower_pipeline(pipeline_order(pipeline), {.share = share, .needs_zero = needs_zero, .world_ranks = options.pipeline_ranks});
+  for (Schedule& schedule : schedules) schedule.actions.pop_back();  // OPT: what comes before it between ranks is append_update's (data.h)
+  return schedules;
 }
 
 }  // namespace orrery

@@ -26,6 +26,7 @@ class RankLowering {
     for (int32_t stage = 0; stage < order.num_stages(); ++stage)
       if (rank_of(stage) == rank) schedule_.stage_of_chunk.push_back(stage);
     chunks_.resize(schedule_.stage_of_chunk.size());
+    schedule_.num_gradient_buffers.assign(chunks_.size(), 0);
     for (Chunk& chunk : chunks_) chunk.buffer_of_sum.assign(static_cast<size_t>(folds.num_sums), -1);
   }
 
@@ -40,7 +41,10 @@ class RankLowering {
         backward(step);
       for (const auto& [chunk, micro_batch] : released_at_[position]) release(chunk, micro_batch);
     }
-    for (const FinishedSum& finished : folds_.finished) schedule_.piece_buffers.push_back(chunk(0).buffer_of_sum[static_cast<size_t>(finished.sum)]);
+    for (const Chunk& chunk : chunks_) {
+      auto& pieces = schedule_.piece_buffers.emplace_back();
+      for (const FinishedSum& finished : folds_.finished) pieces.push_back(chunk.buffer_of_sum[static_cast<size_t>(finished.sum)]);
+    }
     Action optimizer;
     optimizer.kind = ActionKind::kOptimizer;
     schedule_.actions.push_back(optimizer);
@@ -236,7 +240,8 @@ class RankLowering {
       mine.buffer_taken.push_back(true);
     else
       *free = true;
-    schedule_.num_gradient_buffers = std::max(schedule_.num_gradient_buffers, buffer + 1);
+    int32_t& num_buffers = schedule_.num_gradient_buffers[static_cast<size_t>(chunk_of(step.stage))];
+    num_buffers = std::max(num_buffers, buffer + 1);
     if (options_.needs_zero && step.stage == 0) {
       Action zero;
       zero.kind = ActionKind::kZero;

@@ -4,12 +4,14 @@
 #include <map>
 
 #include "base/error.h"
+#include "ir/memory_map.h"
 #include "ir/vjp.h"
 
 namespace orrery {
 namespace {
 
 constexpr int64_t kNormBlock = 4096;
+int64_t num_blocks_of(int64_t count) { return (count + kNormBlock - 1) / kNormBlock; }
 
 ValueId step_value(BlockBuilder& builder, StepField field, const std::string& name, DType dtype, int64_t count, int64_t first = 0) {
   Value value;
@@ -35,7 +37,7 @@ ValueId state_value(BlockBuilder& builder, int32_t parameter, StateField field, 
 }
 
 // Elements of a parameter's gradient as a vector.
-ValueId gradient_elements(BlockBuilder& builder, int32_t parameter, int32_t accumulator, OwnedElements range, const std::string& name) {
+ValueId gradient_elements(BlockBuilder& builder, int32_t parameter, int32_t accumulator, int32_t chunk, OwnedElements range, const std::string& name) {
   Value value;
   value.name = "d" + name;
   value.dtype = DType::kF32;
@@ -44,6 +46,7 @@ ValueId gradient_elements(BlockBuilder& builder, int32_t parameter, int32_t accu
   value.index = parameter;
   value.sub = accumulator;
   value.element_offset = range.begin;
+  value.chunk = chunk;
   return builder.add_value(std::move(value));
 }
 
@@ -63,22 +66,37 @@ ValueId weight_elements(BlockBuilder& builder, int32_t parameter, OwnedElements 
 
 int num_moments(OptimizerKind kind) { return kind == OptimizerKind::kAdamW ? 2 : 1; }
 
-bool needs_zeroed_gradients(const Stage& stage) {
-  const auto& ops = stage.block(Phase::kBackward).ops;
-  return std::any_of(ops.begin(), ops.end(), [](const Op& op) { return op.kind == OpKind::kEmbeddingGrad; });
+NormBlocks norm_blocks(std::span<const int64_t> tensor_elements) {
+  NormBlocks blocks;
+  for (int64_t count : tensor_elements) {
+    blocks.first.push_back(blocks.count);
+    blocks.count += num_blocks_of(count);
+  }
+  return blocks;
 }
 
-int64_t build_optimizer_blocks(Stage& stage, const OptimizerBlockOptions& options, const std::vector<OwnedElements>& owned, int zero_stage, int64_t num_exchanged) {
-  BlockBuilder zero(stage, Phase::kZero), merge(stage, Phase::kMerge), norm(stage, Phase::kNorm), optimizer(stage, Phase::kOptimizer);
-  const std::vector<Op> backward = stage.block(Phase::kBackward).ops;
-  for (const Op& op : backward)
-    if (op.kind == OpKind::kEmbeddingGrad) zero.emit(OpKind::kZero, {}, NoAttributes{}, {op.outputs[0]});
+void build_optimizer_blocks(Stage& stage, const OptimizerBlockOptions& options, const NormBlocks& blocks, const std::vector<OwnedElements>& owned,
+                            const std::vector<OwnedElements>& updated, int64_t num_exchanged) {
+  BlockBuilder norm(stage, Phase::kNorm), optimizer(stage, Phase::kOptimizer);
+  for (int32_t chunk = 0; chunk < stage.num_chunks(); ++chunk)
+    for (const Op& op : stage.block(Phase::kBackward, chunk).ops)
+      if (op.kind == OpKind::kEmbeddingGrad) stage.block(Phase::kZero, chunk).ops.push_back({OpKind::kZero, {}, {op.outputs[0]}, NoAttributes{}});
 
+  // What a chunk sums, it merges; an accumulator that is received comes as one sum.
+  const GradientLayout layout = gradient_layout(stage);
   const auto num_parameters = static_cast<int32_t>(stage.parameters.size());
-  for (int32_t parameter = 0; parameter < num_parameters; ++parameter)
-    for (int32_t accumulator = 0; accumulator < stage.parameters[parameter].num_accumulators; ++accumulator)
-      merge.emit(OpKind::kAccumulate, {gradient_value(stage, parameter, accumulator, 1)}, NoAttributes{},
-                 {gradient_value(stage, parameter, accumulator, 0)});
+  for (int32_t accumulator = 0; accumulator < 2; ++accumulator)
+    for (int32_t parameter = 0; parameter < num_parameters; ++parameter) {
+      const int64_t offset = layout.offset[static_cast<size_t>(parameter)][static_cast<size_t>(accumulator)];
+      const int32_t chunk = layout.chunk[static_cast<size_t>(parameter)][static_cast<size_t>(accumulator)];
+      if (offset < 0 || offset >= layout.chunks[static_cast<size_t>(chunk)].num_summed) continue;
+      const ValueId source = gradient_value(stage, parameter, accumulator, 1), destination = gradient_value(stage, parameter, accumulator, 0);
+      stage.values[static_cast<size_t>(source)].chunk = chunk;
+      stage.block(Phase::kMerge, chunk).ops.push_back({OpKind::kAccumulate, {source}, {destination}, NoAttributes{}});
+    }
+  const auto gradient = [&](BlockBuilder& builder, int32_t parameter, int32_t accumulator, OwnedElements range, const std::string& name) {
+    return gradient_elements(builder, parameter, accumulator, layout.chunk[static_cast<size_t>(parameter)][static_cast<size_t>(accumulator)], range, name);
+  };
 
   // The two uses of a tied matrix meet after the lane tree (NUMERICS rule 6).
   for (int32_t parameter = 0; parameter < num_parameters; ++parameter)
@@ -86,7 +104,7 @@ int64_t build_optimizer_blocks(Stage& stage, const OptimizerBlockOptions& option
       const OwnedElements range = owned[static_cast<size_t>(parameter)];
       const std::string& name = stage.parameters[parameter].name;
       if (range.size() == 0) continue;
-      const ValueId first = gradient_elements(norm, parameter, 0, range, name), second = gradient_elements(norm, parameter, accumulator, range, name);
+      const ValueId first = gradient(norm, parameter, 0, range, name), second = gradient(norm, parameter, accumulator, range, name);
       norm.emit(OpKind::kAccumulate, {second}, NoAttributes{}, {first});
     }
 
@@ -105,21 +123,18 @@ int64_t build_optimizer_blocks(Stage& stage, const OptimizerBlockOptions& option
       ORRERY_CHECK(fresh, "tensor {} fills two places", segment.tensor);
     }
   }
-  const auto num_blocks_of = [](int64_t count) { return (count + kNormBlock - 1) / kNormBlock; };
-  int64_t num_blocks = 0;
   for (const auto& [index, piece] : pieces) {
     const OwnedElements mine{std::max(piece.elements.begin, owned[static_cast<size_t>(piece.parameter)].begin), std::min(piece.elements.end, owned[static_cast<size_t>(piece.parameter)].end)};
     if (mine.begin < mine.end) {
       const int64_t before = mine.begin - piece.elements.begin;
       ORRERY_CHECK(before % kNormBlock == 0 && (mine.end == piece.elements.end || (mine.end - piece.elements.begin) % kNormBlock == 0), "{} is cut inside a norm block", piece.tensor);
-      const ValueId gradient = gradient_elements(norm, piece.parameter, 0, mine, piece.tensor);
-      const ValueId sums = step_value(norm, StepField::kSquaredSums, "sums." + piece.tensor, DType::kF64, num_blocks_of(mine.size()), num_blocks + before / kNormBlock);
-      norm.emit(OpKind::kSquaredSums, {gradient}, NoAttributes{}, {sums});
+      const ValueId elements = gradient(norm, piece.parameter, 0, mine, piece.tensor);
+      const ValueId sums = step_value(norm, StepField::kSquaredSums, "sums." + piece.tensor, DType::kF64, num_blocks_of(mine.size()), blocks.first[static_cast<size_t>(index)] + before / kNormBlock);
+      norm.emit(OpKind::kSquaredSums, {elements}, NoAttributes{}, {sums});
     }
-    num_blocks += num_blocks_of(piece.elements.size());
   }
-  const ValueId sums = step_value(optimizer, StepField::kSquaredSums, "sums", DType::kF64, num_blocks);
-  if (num_exchanged > 0) step_value(optimizer, StepField::kSquaredSums, "exchanged", DType::kF64, num_exchanged, num_blocks);
+  const ValueId sums = step_value(optimizer, StepField::kSquaredSums, "sums", DType::kF64, blocks.count);
+  if (num_exchanged > 0) step_value(optimizer, StepField::kSquaredSums, "exchanged", DType::kF64, num_exchanged, blocks.count);
   const ValueId num_valid = step_value(optimizer, StepField::kNumValid, "num_valid", DType::kI32, 1);
   const ValueId hyper = step_value(optimizer, StepField::kHyper, "hyper", DType::kU8, sizeof(OptimizerHyper));
   const ValueId scale = step_value(optimizer, StepField::kScale, "scale", DType::kF32, 2);
@@ -128,16 +143,15 @@ int64_t build_optimizer_blocks(Stage& stage, const OptimizerBlockOptions& option
 
   const OpKind update = options.kind == OptimizerKind::kAdamW ? OpKind::kAdamW : options.kind == OptimizerKind::kSgd ? OpKind::kSgd : OpKind::kLion;
   for (int32_t parameter = 0; parameter < num_parameters; ++parameter) {
-    const OwnedElements range = zero_stage >= 1 ? owned[static_cast<size_t>(parameter)] : OwnedElements{0, stage.parameters[parameter].num_elements()};
+    const OwnedElements range = updated[static_cast<size_t>(parameter)];
     if (range.size() == 0) continue;
     std::vector<ValueId> outputs = {weight_elements(optimizer, parameter, range)};
     if (stage.compute_dtype == DType::kBF16) outputs.push_back(state_value(optimizer, parameter, StateField::kLow, DType::kI16, range.size()));
     outputs.push_back(state_value(optimizer, parameter, StateField::kMoment1, options.moment_dtype, range.size()));
     if (num_moments(options.kind) > 1) outputs.push_back(state_value(optimizer, parameter, StateField::kMoment2, options.moment_dtype, range.size()));
-    const ValueId gradient = gradient_elements(optimizer, parameter, 0, range, stage.parameters[parameter].name);
-    optimizer.emit(update, {gradient, scale, hyper}, OptimizerAttributes{stage.parameters[parameter].decay}, outputs);
+    const ValueId elements = gradient(optimizer, parameter, 0, range, stage.parameters[parameter].name);
+    optimizer.emit(update, {elements, scale, hyper}, OptimizerAttributes{stage.parameters[parameter].decay}, outputs);
   }
-  return num_blocks;
 }
 
 }  // namespace orrery

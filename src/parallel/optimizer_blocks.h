@@ -1,6 +1,8 @@
 // The ops of a step that are not the model's: zeroing row-wise accumulators, meeting gradient buffers, the norm, clipping, update.
 #pragma once
 
+#include <cstdint>
+#include <span>
 #include <vector>
 
 #include "ir/block.h"
@@ -17,14 +19,18 @@ struct OptimizerBlockOptions {
 
 int num_moments(OptimizerKind kind);  // AdamW 2, SGD with momentum 1, Lion 1
 
-/// Fills the phases kZero, kMerge, kNorm and kOptimizer of a stage whose backward is built, for a rank that owns `owned` of each
-/// parameter: it makes the squared sums of that part, and updates that part (zero_stage >= 1) or everything. The norm is taken per
-/// logical tensor in blocks of 4,096 elements of its rows as the physical parameter stores them, in model order (NUMERICS rule 8).
-/// The field kSquaredSums holds all ranks' block sums, then `num_exchanged` more f64 numbers that travel with them.
-/// Returns the number of block sums.
-int64_t build_optimizer_blocks(Stage& stage, const OptimizerBlockOptions& options, const std::vector<OwnedElements>& owned, int zero_stage, int64_t num_exchanged);
+/// Where the block sums of each logical tensor of the whole model stand, by tensor index, and how many there are in all: the norm is taken
+/// per tensor in blocks of 4,096 elements of its rows as the physical parameter stores them, in model order (NUMERICS rule 8).
+struct NormBlocks {
+  std::vector<int64_t> first;
+  int64_t count = 0;
+};
+NormBlocks norm_blocks(std::span<const int64_t> tensor_elements);
 
-/// Whether some accumulator is written row by row, so that the schedule must zero a buffer before its first use.
-bool needs_zeroed_gradients(const Stage& stage);
+/// Fills the phases kZero and kMerge of each chunk, kNorm and kOptimizer of a rank whose backwards are built and that owns `owned` of each
+/// parameter: it makes the squared sums of that part, and updates that part (zero_stage >= 1) or all of what it owns a part of in
+/// `updated`. The field kSquaredSums holds all ranks' block sums, then `num_exchanged` more f64 numbers that travel with them.
+void build_optimizer_blocks(Stage& stage, const OptimizerBlockOptions& options, const NormBlocks& blocks, const std::vector<OwnedElements>& owned,
+                            const std::vector<OwnedElements>& updated, int64_t num_exchanged);
 
 }  // namespace orrery

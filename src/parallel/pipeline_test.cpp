@@ -151,7 +151,7 @@ TEST(Pipeline, AReceiveThatDoesNotWaitIsNamed) {
 TEST(Pipeline, GradientBuffersOfTheLastStage) {
   const auto buffers = [](PipelineKind kind, int32_t rank) {
     const PipelineOrder order = pipeline_order({.kind = kind, .num_ranks = 2, .num_micro_batches = 8});
-    return lower_pipeline(order, {.share = {.global_batch_size = 8, .lanes = 8}})[static_cast<size_t>(rank)].num_gradient_buffers;
+    return lower_pipeline(order, {.share = {.global_batch_size = 8, .lanes = 8}})[static_cast<size_t>(rank)].num_gradient_buffers[0];
   };
   EXPECT_EQ(buffers(PipelineKind::kGPipe, 0), 3);  // log2(8)
   EXPECT_EQ(buffers(PipelineKind::kGPipe, 1), 4);

@@ -1,14 +1,14 @@
 #include "planner/plan.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "base/error.h"
 #include "ir/op_table.h"
 #include "ir/verify.h"
-#include "ir/vjp.h"
-#include "model/decoder.h"
-#include "parallel/fusion.h"
+#include "ir/verify_schedules.h"
 #include "parallel/lanes.h"
+#include "planner/rank_stage.h"
 
 namespace orrery {
 
@@ -34,24 +34,32 @@ constexpr int64_t kMicroBatchTokens = 4096;
 // A save streams through this much; more would not make a disk faster.
 constexpr int64_t kCheckpointBufferBytes = 1 << 20;
 
-Stage build_stage(const TrainingPlanOptions& options, int64_t micro_batch_size, Recompute recompute) {
-  Stage stage;
-  stage.compute_dtype = options.compute_dtype;
-  ForwardOptions forward;
-  forward.max_tokens = micro_batch_size * options.sequence_tokens;
-  forward.max_segments = micro_batch_size * options.segments_per_sequence;
-  build_forward(options.model, forward, stage, Phase::kForward);
-  fuse_forward(stage, Phase::kForward);
-  build_backward(stage);
-  fuse_backward(stage);
-  fuse_loss(stage);
-  apply_recompute(stage, recompute);
-  if (options.evaluates) {
-    build_forward(options.model, forward, stage, Phase::kEval);
-    fuse_forward(stage, Phase::kEval);
-  }
-  remove_copies(stage);
-  return stage;
+// Fewer micro-batches than this for each rank of the pipeline leave it empty for a fifth of the time or more (1F1B: (p - 1) / m).
+constexpr int64_t kMicroBatchesPerRank = 4;
+
+bool is_v_shaped(PipelineKind kind) { return kind == PipelineKind::kZbV || kind == PipelineKind::kDualPipeV; }
+
+int32_t chunks_per_rank(const PipelineParallel& pipeline) { return is_v_shaped(pipeline.kind) ? 2 : static_cast<int32_t>(pipeline.virtual_stages); }
+
+// The schedules of one pipeline, by its ranks, without the update.
+std::vector<Schedule> pipeline_schedules(const TrainingPlanOptions& options, int64_t micro_batch_size) {
+  LaneSchedule lanes{options.global_batch_size, options.lanes, micro_batch_size, options.data.size, options.data.rank};
+  lanes.pipeline = options.pipeline.kind;
+  lanes.pipeline_ranks.clear();
+  for (int64_t rank = 0; rank < options.pipeline.size; ++rank) lanes.pipeline_ranks.push_back(static_cast<int32_t>(rank * options.data.size + options.data.rank));
+  lanes.chunks_per_rank = chunks_per_rank(options.pipeline);
+  // The embedding's gradient, in the first stage of every model here.
+  return lane_schedules(lanes, /*needs_zero=*/true);
+}
+
+std::vector<int32_t> ranks_of_stages(const std::vector<Schedule>& pipeline) {
+  std::vector<int32_t> ranks;
+  for (size_t rank = 0; rank < pipeline.size(); ++rank)
+    for (int32_t stage : pipeline[rank].stage_of_chunk) {
+      ranks.resize(std::max(ranks.size(), static_cast<size_t>(stage) + 1));
+      ranks[static_cast<size_t>(stage)] = static_cast<int32_t>(rank);
+    }
+  return ranks;
 }
 
 Plan build_plan(const TrainingPlanOptions& options, int64_t micro_batch_size, Recompute recompute, const WorkspaceBytes& workspace_bytes) {
@@ -59,19 +67,20 @@ Plan build_plan(const TrainingPlanOptions& options, int64_t micro_batch_size, Re
   plan.options = options;
   plan.micro_batch_size = micro_batch_size;
   plan.recompute = recompute;
-  plan.stage = build_stage(options, micro_batch_size, recompute);
-  plan.units = parameter_units(plan.stage, options.data.size);
-  const std::vector<OwnedElements> owned = owned_elements(plan.stage, plan.units, options.data.rank);
-  // The losses of all sequences and the count of valid tokens travel with the sums.
-  plan.num_norm_blocks = build_optimizer_blocks(plan.stage, options.optimizer, owned, options.data.zero_stage, options.global_batch_size + 1);
-  plan.schedule = lane_schedule({options.global_batch_size, options.lanes, micro_batch_size, options.data.size, options.data.rank}, needs_zeroed_gradients(plan.stage));
-  append_update(plan.schedule, plan.stage, plan.units, options.data);
+  const std::vector<Schedule> pipeline = pipeline_schedules(options, micro_batch_size);
+  plan.schedule = pipeline[static_cast<size_t>(options.pipeline.rank)];
+  const bool splits = std::any_of(plan.schedule.actions.begin(), plan.schedule.actions.end(), [](const Action& action) { return action.kind == ActionKind::kBackwardInput; });
+  RankStage rank = build_rank_stage(options, micro_batch_size, recompute, ranks_of_stages(pipeline), splits);
+  plan.stage = std::move(rank.stage);
+  plan.units = std::move(rank.units);
+  plan.shared = rank.shared;
+  plan.num_norm_blocks = rank.num_norm_blocks;
+  append_update(plan.schedule, plan.stage, plan.units, {options.data, options.world_size() > 1, plan.shared});
   MemoryMapOptions memory;
   memory.moment_dtype = options.optimizer.moment_dtype;
   memory.num_moments = num_moments(options.optimizer.kind);
   memory.batch_sequences = num_sequences(plan.schedule);
-  if (options.data.zero_stage >= 1)
-    for (const OwnedElements& range : owned) memory.state_range.push_back({range.begin, range.end});
+  for (const OwnedElements& range : rank.updated) memory.state_range.push_back({range.begin, range.end});
   memory.sequence_tokens = options.sequence_tokens;
   memory.batch_copies = options.evaluates ? 3 : 2;
   memory.checkpoint_buffer_bytes = kCheckpointBufferBytes;
@@ -79,16 +88,25 @@ Plan build_plan(const TrainingPlanOptions& options, int64_t micro_batch_size, Re
   return plan;
 }
 
-void count_work(Plan& plan) {
-  for (const ParameterSpec& spec : plan.stage.parameters) plan.num_parameters += spec.num_elements();
+// Of the whole model, whichever part a rank has of it.
+void count_work(std::vector<Plan>& plans) {
+  const Plan& plan = plans.front();
+  const Stage whole = build_chunk(plan.options, plan.micro_batch_size, plan.recompute, {});
+  int64_t num_parameters = 0;
+  double flops = 0, recomputed = 0;
+  for (const ParameterSpec& spec : whole.parameters) num_parameters += spec.num_elements();
   const int64_t tokens = plan.options.global_batch_size * plan.options.sequence_tokens;
   const double mean_context = static_cast<double>(plan.options.sequence_tokens + 1) / 2;
   for (Phase phase : {Phase::kForward, Phase::kBackward})
-    for (const Op& op : plan.stage.block(phase).ops)
-      (op.recomputed ? plan.recompute_flops_per_step : plan.flops_per_step) += op_cost(plan.stage, op, tokens, mean_context).flops;
+    for (const Op& op : whole.block(phase).ops) (op.recomputed ? recomputed : flops) += op_cost(whole, op, tokens, mean_context).flops;
+  for (Plan& each : plans) {
+    each.num_parameters = num_parameters;
+    each.flops_per_step = flops;
+    each.recompute_flops_per_step = recomputed;
+  }
 }
 
-// The sizes worth trying, largest first: halves of the batch down to one sequence.
+// The sizes worth trying: halves of a rank's share, largest first; those that leave a pipeline too few micro-batches at the end.
 std::vector<int64_t> micro_batch_candidates(const TrainingPlanOptions& options) {
   // The largest share of a rank.
   const int64_t share = (options.lanes + options.data.size - 1) / options.data.size * (options.global_batch_size / std::max<int64_t>(1, options.lanes));
@@ -97,28 +115,97 @@ std::vector<int64_t> micro_batch_candidates(const TrainingPlanOptions& options) 
   std::vector<int64_t> sizes;
   for (int64_t size = most; size >= 1; size /= 2)
     if (size == 1 || size * options.sequence_tokens <= kMicroBatchTokens) sizes.push_back(size);
+  if (options.pipeline.size > 1)
+    std::stable_partition(sizes.begin(), sizes.end(), [&](int64_t size) { return share / size >= kMicroBatchesPerRank * options.pipeline.size; });
   return sizes;
+}
+
+// All ranks of the world, or nothing when one does not fit: then its bytes are in `needed`.
+std::optional<std::vector<Plan>> build_world(TrainingPlanOptions options, int64_t micro_batch_size, Recompute recompute, const WorkspaceBytes& workspace_bytes, int64_t& needed) {
+  std::vector<Plan> plans(static_cast<size_t>(options.world_size()));
+  needed = 0;
+  // The last data-parallel rank's share is the largest when shares differ, so it is asked first.
+  for (options.data.rank = options.data.size - 1; options.data.rank >= 0; --options.data.rank) {
+    for (options.pipeline.rank = 0; options.pipeline.rank < options.pipeline.size; ++options.pipeline.rank) {
+      Plan& plan = plans[static_cast<size_t>(options.world_rank())];
+      plan = build_plan(options, micro_batch_size, recompute, workspace_bytes);
+      needed = std::max(needed, plan.memory.total_bytes);
+    }
+    if (options.memory_budget_bytes > 0 && needed > options.memory_budget_bytes) return std::nullopt;
+  }
+  return plans;
+}
+
+void check_options(const TrainingPlanOptions& options) {
+  if (options.sequence_tokens < 1 || options.sequence_tokens > options.model.max_seq_len)
+    throw Error(ErrorCode::kInvalidConfig, "data.seq_len = {}: wanted 1 to model.max_seq_len = {}", options.sequence_tokens, options.model.max_seq_len);
+  if (options.data.size < 1) throw Error(ErrorCode::kInvalidConfig, "parallel.data_parallel_size = {}: wanted at least 1", options.data.size);
+  if (options.data.zero_stage < 0 || options.data.zero_stage > 1)
+    throw Error(ErrorCode::kInvalidConfig, "parallel.zero_stage = {}: 0 (every rank keeps all state) and 1 (optimizer state in shards) can run; use one of them",
+                options.data.zero_stage);
+  const PipelineParallel& pipeline = options.pipeline;
+  if (pipeline.size < 1) throw Error(ErrorCode::kInvalidConfig, "parallel.pipeline_parallel_size = {}: wanted at least 1", pipeline.size);
+  if (pipeline.kind == PipelineKind::k2Bw)
+    throw Error(ErrorCode::kUnsupported, "parallel.schedule = \"2bw\" can be planned (orrery plan schedule 2bw) and not trained yet; use \"1f1b\"");
+}
+
+void verify_world(const std::vector<Plan>& plans) {
+  std::vector<Schedule> schedules;
+  for (const Plan& plan : plans) {
+    const std::vector<std::string> problems = verify_plan(plan.stage, plan.schedule, plan.memory);
+    ORRERY_CHECK(problems.empty(), "the plan of rank {} does not verify: {}", plan.options.world_rank(), problems.front());
+    schedules.push_back(plan.schedule);
+  }
+  const std::vector<std::string> problems = verify_schedules(schedules, schedule_context(plans));
+  ORRERY_CHECK(problems.empty(), "the schedules do not verify: {}", problems.front());
 }
 
 }  // namespace
 
-Plan make_training_plan(const TrainingPlanOptions& options, const WorkspaceBytes& workspace_bytes) {
-  if (options.sequence_tokens < 1 || options.sequence_tokens > options.model.max_seq_len)
-    throw Error(ErrorCode::kInvalidConfig, "data.seq_len = {}: wanted 1 to model.max_seq_len = {}", options.sequence_tokens, options.model.max_seq_len);
+ScheduleContext schedule_context(const std::vector<Plan>& plans) {
+  ScheduleContext context;
+  for (const Plan& plan : plans) {
+    context.num_stages = std::max(context.num_stages, *std::max_element(plan.schedule.stage_of_chunk.begin(), plan.schedule.stage_of_chunk.end()) + 1);
+    const int64_t sequences_per_lane = plan.schedule.sequences_per_lane;
+    context.lanes.push_back({plan.schedule.first_lane, num_sequences(plan.schedule) / sequences_per_lane});
+  }
+  context.needs_zero = true;
+  const auto data_size = static_cast<int32_t>(plans.front().options.data.size), world_size = static_cast<int32_t>(plans.size());
+  context.group = [data_size, world_size](int32_t rank, const Action& action) {
+    const bool whole_world = action.kind == ActionKind::kExchangeSums;
+    std::vector<int32_t> members(static_cast<size_t>(whole_world ? world_size : data_size));
+    std::iota(members.begin(), members.end(), whole_world ? 0 : rank / data_size * data_size);
+    return members;
+  };
+  context.bytes = [&plans](int32_t rank, const Action& action) { return payload_bytes(plans[static_cast<size_t>(rank)], action); };
+  return context;
+}
+
+std::vector<Plan> make_training_plans(const TrainingPlanOptions& options, const WorkspaceBytes& workspace_bytes) {
+  check_options(options);
   const std::vector<Recompute> policies = options.recompute ? std::vector<Recompute>{*options.recompute}
                                                             : std::vector<Recompute>{Recompute::kNone, Recompute::kSelective, Recompute::kFull};
   int64_t least_bytes = -1;
+  std::optional<Error> refused;  // why a size does not go with the schedule
   // More recompute costs up to a third of the time, a smaller micro-batch little: so sizes are tried first.
   for (Recompute policy : policies)
     for (int64_t size : micro_batch_candidates(options)) {
-      Plan plan = build_plan(options, size, policy, workspace_bytes);
-      if (least_bytes < 0 || plan.memory.total_bytes < least_bytes) least_bytes = plan.memory.total_bytes;
-      if (options.memory_budget_bytes > 0 && plan.memory.total_bytes > options.memory_budget_bytes) continue;
-      count_work(plan);
-      const std::vector<std::string> problems = verify_plan(plan.stage, plan.schedule, plan.memory);
-      ORRERY_CHECK(problems.empty(), "the plan does not verify: {}", problems.front());
-      return plan;
+      int64_t needed = 0;
+      std::optional<std::vector<Plan>> plans;
+      try {
+        plans = build_world(options, size, policy, workspace_bytes, needed);
+      } catch (const Error& error) {
+        if (error.code() != ErrorCode::kInvalidConfig) throw;
+        if (!refused) refused = error;
+        continue;
+      }
+      if (least_bytes < 0 || needed < least_bytes) least_bytes = needed;
+      if (!plans) continue;
+      count_work(*plans);
+      verify_world(*plans);
+      return std::move(*plans);
     }
+  if (least_bytes < 0) throw *refused;
   constexpr double kMiB = 1 << 20;
   throw Error(ErrorCode::kInvalidConfig,
               "no plan fits budget.memory = {:.1f} MiB: the least that would do is {:.1f} MiB; raise the budget, or use a smaller model, data.seq_len, "
@@ -127,20 +214,51 @@ Plan make_training_plan(const TrainingPlanOptions& options, const WorkspaceBytes
               options.micro_batch_size || options.recompute ? "; train.micro_batch_size and train.recompute = \"auto\" let the plan choose" : "");
 }
 
-std::vector<Plan> make_training_plans(const TrainingPlanOptions& options, const WorkspaceBytes& workspace_bytes) {
-  const int64_t size = options.data.size;
-  if (size < 1) throw Error(ErrorCode::kInvalidConfig, "parallel.data_parallel_size = {}: wanted at least 1", size);
-  if (options.data.zero_stage < 0 || options.data.zero_stage > 1)
-    throw Error(ErrorCode::kInvalidConfig, "parallel.zero_stage = {}: 0 (every rank keeps all state) and 1 (optimizer state in shards) can run; use one of them", options.data.zero_stage);
-  // The last rank's share is the largest when shares differ, so it decides what the others follow.
-  TrainingPlanOptions chosen = options;
-  chosen.data.rank = size - 1;
-  std::vector<Plan> plans(static_cast<size_t>(size));
-  plans.back() = make_training_plan(chosen, workspace_bytes);
-  chosen.micro_batch_size = plans.back().micro_batch_size;
-  chosen.recompute = plans.back().recompute;
-  for (chosen.data.rank = 0; chosen.data.rank + 1 < size; ++chosen.data.rank) plans[static_cast<size_t>(chosen.data.rank)] = make_training_plan(chosen, workspace_bytes);
-  return plans;
+Plan make_training_plan(const TrainingPlanOptions& options, const WorkspaceBytes& workspace_bytes) {
+  ORRERY_CHECK(options.world_size() == 1, "{} ranks", options.world_size());
+  return std::move(make_training_plans(options, workspace_bytes).front());
+}
+
+int rank_of_stage(const PipelineParallel& pipeline, int32_t stage) {
+  return is_v_shaped(pipeline.kind) && stage >= pipeline.size ? static_cast<int>(2 * pipeline.size - 1 - stage) : static_cast<int>(stage % pipeline.size);
+}
+
+bool has_head(const Plan& plan) { return plan.memory.batch_offset[static_cast<size_t>(BatchField::kTokenLoss)] >= 0; }
+
+int64_t payload_bytes(const Plan& plan, const Action& action) {
+  const TrainingPlanOptions& options = plan.options;
+  const int64_t width = dtype_bytes(options.compute_dtype);
+  if (is_boundary_message(action.kind))
+    return plan.schedule.micro_batches[static_cast<size_t>(action.micro_batch)].num_sequences * options.sequence_tokens * options.model.hidden_size * width;
+  if (action.kind == ActionKind::kExchangeSums) return (plan.num_norm_blocks + options.global_batch_size + 1) * 8;
+  if (action.unit < 0) return 0;
+  const ParameterUnit& unit = plan.units[static_cast<size_t>(action.unit)];
+  const auto rank = static_cast<size_t>(options.data.rank);
+  switch (action.kind) {
+    case ActionKind::kSendSum:
+    case ActionKind::kRecvSum: return (unit.cuts[rank + 1] - unit.cuts[rank]) * 4;
+    case ActionKind::kSendWeight:
+    case ActionKind::kRecvWeight: return (unit.cuts.back() - unit.cuts.front()) * width;
+    case ActionKind::kAllGatherParameters: return (unit.cuts.back() - unit.cuts.front()) * width;
+    default: return (unit.cuts.back() - unit.cuts.front()) * 4;
+  }
+}
+
+int64_t bytes_sent(const Plan& plan, const Action& action) {
+  const int64_t payload = payload_bytes(plan, action), peers = plan.options.data.size - 1;
+  if (stream_of(action.kind) == Stream::kPoint) return is_send(action.kind) ? payload : 0;
+  if (stream_of(action.kind) != Stream::kCollective) return 0;
+  if (action.kind == ActionKind::kExchangeSums) {
+    // A reduce_scatter of equal parts, then an all_gather of them, over the world.
+    const int64_t size = plan.options.world_size(), count = payload / 8;
+    const int64_t own = (count / size + (plan.options.world_rank() < count % size)) * 8;
+    return payload - own + own * (size - 1);
+  }
+  const ParameterUnit& unit = plan.units[static_cast<size_t>(action.unit)];
+  const auto rank = static_cast<size_t>(plan.options.data.rank);
+  const int64_t own = (unit.cuts[rank + 1] - unit.cuts[rank]) * (payload / std::max<int64_t>(1, unit.cuts.back() - unit.cuts.front()));
+  if (action.kind == ActionKind::kReduceScatterGradients) return (payload - own) * static_cast<int64_t>(plan.schedule.piece_buffers[static_cast<size_t>(unit.chunk)].size());
+  return own * peers;
 }
 
 SequenceShare sequence_share(const Plan& plan) {

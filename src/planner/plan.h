@@ -7,13 +7,25 @@
 
 #include "ir/memory_map.h"
 #include "ir/schedule.h"
+#include "ir/schedule_graph.h"
 #include "model/model_config.h"
 #include "parallel/data.h"
 #include "parallel/lanes.h"
+#include "parallel/pipeline.h"
 #include "parallel/optimizer_blocks.h"
 #include "parallel/recompute.h"
 
 namespace orrery {
+
+/// Which stages of the model each rank of a pipeline has, and in which order it runs them.
+struct PipelineParallel {
+  int64_t size = 1;  // ranks
+  int64_t rank = 0;
+  PipelineKind kind = PipelineKind::k1F1B;
+  int64_t virtual_stages = 1;         // stages a rank, where the kind leaves the choice
+  std::vector<int64_t> stage_layers;  // layers of each stage; empty: chosen by cost
+  bool operator==(const PipelineParallel&) const = default;
+};
 
 struct TrainingPlanOptions {
   ModelConfig model;
@@ -28,31 +40,51 @@ struct TrainingPlanOptions {
   OptimizerBlockOptions optimizer;
   int64_t memory_budget_bytes = 0;          // of one rank's arena; 0: no limit
   DataParallel data;                        // how many ranks hold different sequences, and which of them the plan is for
+  PipelineParallel pipeline;
+
+  int64_t world_size() const { return data.size * pipeline.size; }
+  int64_t world_rank() const { return pipeline.rank * data.size + data.rank; }
 };
 
 struct Plan {
   TrainingPlanOptions options;
   int64_t micro_batch_size = 0;  // what was chosen
   Recompute recompute = Recompute::kNone;
-  Stage stage;
+  Stage stage;  // of this rank: its chunks
   Schedule schedule;
   MemoryMap memory;
   std::vector<ParameterUnit> units;  // what is reduced in one collective
-  int64_t num_norm_blocks = 0;       // f64 sums in the step field kSquaredSums; behind them the losses of all sequences and a count
+  std::optional<SharedMatrix> shared;
+  int64_t num_norm_blocks = 0;       // of the whole model: f64 sums in the step field kSquaredSums; behind them the losses of all sequences and a count
 
   int64_t num_parameters = 0;
   double flops_per_step = 0;        // of the model: matrix products and attention, recomputation not counted
   double recompute_flops_per_step = 0;
 };
 
-/// Chooses micro-batch size and recompute where they are left open (most sequences up to 4,096 tokens a micro-batch with the least
-/// recompute that fits the budget), builds the blocks, the schedule and the memory map, and verifies the result.
-/// Errors: kInvalidConfig when nothing fits: says the least bytes that would do.
+/// One plan for each rank, in world order: data-parallel ranks of one pipeline rank are neighbours. Chooses micro-batch size and recompute
+/// where they are left open, the same for all ranks (most sequences up to 4,096 tokens a micro-batch, and enough micro-batches to fill the
+/// pipeline, with the least recompute that fits the budget on the neediest), builds blocks, schedules and memory maps, and verifies each
+/// rank's memory and all schedules together.
+/// Errors: kInvalidConfig when nothing fits: says the least bytes that would do; for sizes that do not go together, which and what would.
+std::vector<Plan> make_training_plans(const TrainingPlanOptions& options, const WorkspaceBytes& workspace_bytes);
+
+/// The plan of a single rank: data.size and pipeline.size are 1.
 Plan make_training_plan(const TrainingPlanOptions& options, const WorkspaceBytes& workspace_bytes);
 
-/// One plan for each data-parallel rank, in rank order, all with the micro-batch size and recompute that the neediest rank can hold.
-/// Errors: as make_training_plan; kInvalidConfig for a zero_stage that is not 0 or 1.
-std::vector<Plan> make_training_plans(const TrainingPlanOptions& options, const WorkspaceBytes& workspace_bytes);
+/// Who takes part in what and how long it is, for verify_schedules; refers to `plans`, which are all ranks' in world order.
+ScheduleContext schedule_context(const std::vector<Plan>& plans);
+
+/// Which rank of the pipeline has a stage.
+int rank_of_stage(const PipelineParallel& pipeline, int32_t stage);
+
+/// Whether the rank has the end of the model, and so its losses.
+bool has_head(const Plan& plan);
+
+/// Bytes of what an action between ranks carries, as both ends see it; 0 for one without payload.
+int64_t payload_bytes(const Plan& plan, const Action& action);
+/// Bytes that this rank sends in the action, to all its peers together.
+int64_t bytes_sent(const Plan& plan, const Action& action);
 
 /// Sequences [first, first + count) of the global batch that the plan's rank trains on.
 struct SequenceShare {

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "ir/verify.h"
+#include "ir/verify_schedules.h"
 
 namespace orrery {
 namespace {
@@ -83,7 +84,9 @@ TEST(Verify, RefusesBrokenPlans) {
   const auto broken = [&](auto&& mutate) {
     Plan plan = good;
     mutate(plan);
-    return !verify_plan(plan.stage, plan.schedule, plan.memory).empty();
+    if (!verify_plan(plan.stage, plan.schedule, plan.memory).empty()) return true;
+    const std::vector<Plan> world = {plan};
+    return !verify_schedules({plan.schedule}, schedule_context(world)).empty();
   };
   EXPECT_TRUE(broken([](Plan& plan) { plan.schedule.actions.pop_back(); }));
   EXPECT_TRUE(broken([](Plan& plan) { std::swap(plan.schedule.actions[1], plan.schedule.actions[2]); }));

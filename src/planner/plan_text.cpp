@@ -1,6 +1,8 @@
 // The plan as people and programs read it.
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
+
 #include "base/error.h"
 #include "planner/plan.h"
 #include "planner/step_time.h"
@@ -24,17 +26,18 @@ json stage_json(const Stage& stage) {
     if (value.view_of != kNoValue) entry["view_of"] = value.view_of;
     values.push_back(std::move(entry));
   }
-  json blocks = json::object();
-  for (size_t phase = 0; phase < stage.blocks.size(); ++phase) {
+  json chunks = json::array();
+  for (size_t block = 0; block < stage.blocks.size(); ++block) {
+    if (block % kNumPhases == 0) chunks.push_back(json::object());
     json ops = json::array();
-    for (const Op& op : stage.blocks[phase].ops) {
+    for (const Op& op : stage.blocks[block].ops) {
       json entry = {{"op", op_name(op.kind)}, {"inputs", op.inputs}, {"outputs", op.outputs}};
       if (op.recomputed) entry["recomputed"] = true;
       ops.push_back(std::move(entry));
     }
-    blocks[std::string(phase_name(static_cast<Phase>(phase)))] = std::move(ops);
+    chunks.back()[std::string(phase_name(Stage::phase_of(block)))] = std::move(ops);
   }
-  return {{"compute_dtype", dtype_name(stage.compute_dtype)}, {"values", std::move(values)}, {"blocks", std::move(blocks)}};
+  return {{"compute_dtype", dtype_name(stage.compute_dtype)}, {"values", std::move(values)}, {"chunks", std::move(chunks)}};
 }
 
 json schedule_json(const Schedule& schedule) {
@@ -57,10 +60,10 @@ json class_bytes_json(const MemoryMap& memory) {
 }
 
 json memory_json(const MemoryMap& memory) {
-  json workspace = json::object();
-  for (size_t phase = 0; phase < memory.workspace_bytes.size(); ++phase)
-    if (!memory.workspace_bytes[phase].empty())
-      workspace[std::string(phase_name(static_cast<Phase>(phase)))] = {{"offset", memory.workspace_offset[phase]}, {"bytes", memory.workspace_bytes[phase]}};
+  json workspace = json::array();
+  for (size_t block = 0; block < memory.workspace_bytes.size(); ++block)
+    if (!memory.workspace_bytes[block].empty())
+      workspace.push_back({{"chunk", block / kNumPhases}, {"phase", phase_name(Stage::phase_of(block))}, {"offset", memory.workspace_offset[block]}, {"bytes", memory.workspace_bytes[block]}});
   return {{"total_bytes", memory.total_bytes},
           {"class_bytes", class_bytes_json(memory)},
           {"activation_lower_bound", memory.activation_lower_bound},
@@ -70,6 +73,7 @@ json memory_json(const MemoryMap& memory) {
           {"gradient_offset", memory.gradient_offset},
           {"batch_offset", memory.batch_offset},
           {"step_offset", memory.step_offset},
+          {"num_slots", memory.num_slots},
           {"activation_offset", memory.activation_offset},
           {"workspace", std::move(workspace)}};
 }
@@ -85,7 +89,15 @@ std::string plan_to_json(const Plan& plan, const StepPrediction* prediction) {
       {"num_parameters", plan.num_parameters},
       {"batch",
        {{"global_batch_size", options.global_batch_size}, {"sequence_tokens", options.sequence_tokens}, {"lanes", options.lanes}, {"micro_batch_size", plan.micro_batch_size}}},
-      {"layout", {{"ranks", options.data.size}, {"data_parallel_rank", options.data.rank}, {"zero_stage", options.data.zero_stage}, {"recompute", recompute_name(plan.recompute)}}},
+      {"layout", {{"ranks", options.world_size()},
+         {"data_parallel_size", options.data.size},
+         {"data_parallel_rank", options.data.rank},
+         {"zero_stage", options.data.zero_stage},
+         {"pipeline_parallel_size", options.pipeline.size},
+         {"pipeline_parallel_rank", options.pipeline.rank},
+         {"schedule", pipeline_name(options.pipeline.kind)},
+         {"stages", plan.schedule.stage_of_chunk},
+         {"recompute", recompute_name(plan.recompute)}}},
       {"flops_per_step", plan.flops_per_step},
       {"recompute_flops_per_step", plan.recompute_flops_per_step},
       {"stage", stage_json(plan.stage)},
@@ -109,7 +121,11 @@ std::string plan_to_text(const Plan& plan) {
   text += fmt::format("batch     {} sequences x {} tokens, {} lanes; {} micro-batch{} of {}\n", options.global_batch_size, options.sequence_tokens, options.lanes,
                       plan.schedule.micro_batches.size(), plan.schedule.micro_batches.size() == 1 ? "" : "es", plan.micro_batch_size);
   const DataParallel& data = options.data;
-  const std::string ranks = data.size == 1 ? "1 rank" : fmt::format("data parallel {}, ZeRO-{}; rank {} of them below", data.size, data.zero_stage, data.rank);
+  const PipelineParallel& pipeline = options.pipeline;
+  std::vector<std::string> axes;
+  if (pipeline.size > 1) axes.push_back(fmt::format("pipeline parallel {} ({}, {} stages)", pipeline.size, pipeline_name(pipeline.kind), pipeline.size * plan.stage.num_chunks()));
+  if (data.size > 1) axes.push_back(fmt::format("data parallel {}, ZeRO-{}", data.size, data.zero_stage));
+  const std::string ranks = options.world_size() == 1 ? "1 rank" : fmt::format("{}; rank {} of {} below", fmt::join(axes, ", "), options.world_rank(), options.world_size());
   text += fmt::format("layout    {}, {} compute, recompute {}, {:.2f} TFLOP a step{}\n", ranks, dtype_name(options.compute_dtype), recompute_name(plan.recompute),
                       plan.flops_per_step / 1e12,
                       plan.recompute_flops_per_step > 0 ? fmt::format(" + {:.2f} recomputed", plan.recompute_flops_per_step / 1e12) : "");
@@ -118,8 +134,11 @@ std::string plan_to_text(const Plan& plan) {
     if (memory.class_bytes[i] == 0) continue;
     const auto memory_class = static_cast<MemoryClass>(i);
     text += fmt::format("memory    {:<18}{}", memory_class_name(memory_class), mib(memory.class_bytes[i]));
-    if (memory_class == MemoryClass::kGradients && memory.gradient_buffer_offset.size() > 1)
-      text += fmt::format("   {} buffers", memory.gradient_buffer_offset.size());
+    if (memory_class == MemoryClass::kGradients) {
+      size_t buffers = 0;
+      for (const auto& chunk : memory.gradient_buffer_offset) buffers = std::max(buffers, chunk.size());
+      if (buffers > 1) text += fmt::format("   {} buffers", buffers);
+    }
     if (memory_class == MemoryClass::kActivations && memory.activation_lower_bound > 0)
       text += fmt::format("   lower bound {:.1f} MiB, waste {:.1f} %", static_cast<double>(memory.activation_lower_bound) / (1 << 20),
                           100.0 * static_cast<double>(memory.class_bytes[i] - memory.activation_lower_bound) / static_cast<double>(memory.activation_lower_bound));
@@ -130,8 +149,13 @@ std::string plan_to_text(const Plan& plan) {
   constexpr size_t kScheduleWidth = 110;
   if (schedule.size() > kScheduleWidth) schedule = schedule.substr(0, kScheduleWidth - 8) + " ...";
   text += fmt::format("schedule  {}\n", schedule);
-  text += fmt::format("verified  {} actions, {} ops forward, {} backward, {} optimizer\n", plan.schedule.actions.size(),
-                      plan.stage.block(Phase::kForward).ops.size(), plan.stage.block(Phase::kBackward).ops.size(), plan.stage.block(Phase::kOptimizer).ops.size());
+  size_t forward_ops = 0, backward_ops = 0;
+  for (int32_t chunk = 0; chunk < plan.stage.num_chunks(); ++chunk) {
+    forward_ops += plan.stage.block(Phase::kForward, chunk).ops.size();
+    backward_ops += plan.stage.block(Phase::kBackward, chunk).ops.size();
+  }
+  text += fmt::format("verified  {} actions, {} ops forward, {} backward, {} optimizer\n", plan.schedule.actions.size(), forward_ops, backward_ops,
+                      plan.stage.block(Phase::kOptimizer).ops.size());
   return text;
 }
 

@@ -14,18 +14,6 @@ namespace {
 // (bench/results/2026-11-25-this-machine.md).
 constexpr double kMeasuredWidth = 0.08, kScaledWidth = 0.15;
 
-Phase phase_of(ActionKind kind) {
-  switch (kind) {
-    case ActionKind::kForward: return Phase::kForward;
-    case ActionKind::kBackward: return Phase::kBackward;
-    case ActionKind::kZero: return Phase::kZero;
-    case ActionKind::kMerge: return Phase::kMerge;
-    case ActionKind::kNorm: return Phase::kNorm;
-    case ActionKind::kOptimizer: return Phase::kOptimizer;
-    default: return Phase::kCount;
-  }
-}
-
 // What one rank's actions take when nothing else runs.
 class RankCosts {
  public:
@@ -33,24 +21,25 @@ class RankCosts {
       : plan_(plan), times_(times), num_ranks_(num_ranks), transport_(transport), out_(out) {
     const int64_t tokens = plan.micro_batch_size * plan.options.sequence_tokens;
     const double mean_context = static_cast<double>(plan.options.sequence_tokens + 1) / 2;
-    for (size_t phase = 0; phase < seconds_.size(); ++phase)
-      for (const Op& op : plan.stage.block(static_cast<Phase>(phase)).ops) {
+    seconds_.resize(plan.stage.blocks.size());
+    for (size_t block = 0; block < seconds_.size(); ++block)
+      for (const Op& op : plan.stage.blocks[block].ops) {
         const OpCost cost = op_cost(plan.stage, op, tokens, mean_context);
         bool exact = false;
         const std::string key = op_key(plan.stage, op, context);
         const auto seconds = times.seconds(key, cost.flops, cost.bytes_read + cost.bytes_written, exact);
         // A second rank's ops are the first one's, or all but: one rank is counted.
-        if (out.ranks.empty() && static_cast<Phase>(phase) != Phase::kEval) {
+        if (out.ranks.empty() && Stage::phase_of(block) != Phase::kEval) {
           if (!seconds) out.missing.push_back(key);
           else ++(exact ? out.ops_measured : out.ops_scaled);
         }
-        seconds_[phase].push_back(seconds.value_or(0));
+        seconds_[block].push_back(seconds.value_or(0));
       }
   }
 
   /// Ops [first, last) of a compute action; a micro-batch with fewer sequences takes its share.
   double compute(const Action& action, int32_t first, int32_t last) const {
-    const std::vector<double>& ops = seconds_[static_cast<size_t>(phase_of(action.kind))];
+    const std::vector<double>& ops = seconds_[Stage::block_index(*phase_of_action(action.kind), action.chunk)];
     double sum = 0;
     for (auto i = static_cast<size_t>(first); i < std::min(static_cast<size_t>(last), ops.size()); ++i) sum += ops[i];
     if (action.micro_batch < 0) return sum;
@@ -70,10 +59,14 @@ class RankCosts {
       add("xs", 8.0 * static_cast<double>(plan_.num_norm_blocks + plan_.options.global_batch_size + 1));
       return seconds;
     }
+    if (stream_of(action.kind) == Stream::kPoint) {
+      if (is_send(action.kind)) add("message", static_cast<double>(payload_bytes(plan_, action)));
+      return seconds;
+    }
     const ParameterUnit& unit = plan_.units[static_cast<size_t>(action.unit)];
     const auto elements = static_cast<double>(unit.cuts.back() - unit.cuts.front());
     if (action.kind == ActionKind::kReduceScatterGradients) {
-      add("rs", 4 * elements * static_cast<double>(std::max<size_t>(1, plan_.schedule.piece_buffers.size())));
+      add("rs", 4 * elements * static_cast<double>(plan_.schedule.piece_buffers[static_cast<size_t>(unit.chunk)].size()));
     } else if (action.kind == ActionKind::kAllGatherGradients) {
       add("ag", 4 * elements);
     } else {
@@ -90,7 +83,7 @@ class RankCosts {
   int num_ranks_;
   const std::string& transport_;
   StepPrediction& out_;
-  std::array<std::vector<double>, static_cast<size_t>(Phase::kCount)> seconds_;
+  std::vector<std::vector<double>> seconds_;  // by block and op
 };
 
 /// Work on the way into a point of the graph: from the point before it, once everything else that leads to it is reached.
@@ -156,9 +149,10 @@ TimingContext timing_context(const Plan& plan, const StepMachine& machine, int n
 
 std::vector<std::string> unmeasured_ops(const Plan& plan, const OpTimes& times, const TimingContext& context) {
   std::vector<std::string> keys;
-  for (const Phase phase : {Phase::kForward, Phase::kBackward})
-    for (const Op& op : plan.stage.block(phase).ops)
-      if (std::string key = op_key(plan.stage, op, context); !times.has(key)) keys.push_back(std::move(key));
+  for (int32_t chunk = 0; chunk < plan.stage.num_chunks(); ++chunk)
+    for (const Phase phase : {Phase::kForward, Phase::kBackward})
+      for (const Op& op : plan.stage.block(phase, chunk).ops)
+        if (std::string key = op_key(plan.stage, op, context); !times.has(key)) keys.push_back(std::move(key));
   std::sort(keys.begin(), keys.end());
   keys.erase(std::unique(keys.begin(), keys.end()), keys.end());
   return keys;
@@ -169,8 +163,8 @@ StepPrediction predict_step_time(const std::vector<Plan>& plans, const OpTimes& 
   const auto num_ranks = static_cast<int>(plans.size());
   std::vector<Schedule> schedules;
   for (const Plan& plan : plans) schedules.push_back(plan.schedule);
-  const ScheduleContext whole_world;
-  const ScheduleGraph graph(schedules, whole_world);
+  const ScheduleContext context = schedule_context(plans);
+  const ScheduleGraph graph(schedules, context);
   ORRERY_CHECK(graph.problems().empty(), "{}", graph.problems().front());
   std::vector<Segment> segments(static_cast<size_t>(graph.num_points()));
   for (int32_t rank = 0; rank < num_ranks; ++rank) {
@@ -197,7 +191,8 @@ StepPrediction predict_step_time(const std::vector<Plan>& plans, const OpTimes& 
       segments[static_cast<size_t>(graph.end(ref))] = {costs.compute(action, first, std::numeric_limits<int32_t>::max()), machine.threads_per_rank};
       const double seconds = costs.compute(action, 0, std::numeric_limits<int32_t>::max());
       actions.push_back(seconds);
-      (action.kind == ActionKind::kForward ? phases.forward : action.kind == ActionKind::kBackward ? phases.backward : phases.update) += seconds;
+      const bool backward = action.kind == ActionKind::kBackward || action.kind == ActionKind::kBackwardInput || action.kind == ActionKind::kBackwardWeight;
+      (action.kind == ActionKind::kForward ? phases.forward : backward ? phases.backward : phases.update) += seconds;
     }
     out.ranks.push_back(phases);
   }

@@ -70,12 +70,14 @@ int64_t op_workspace_bytes(const DeviceSpec& device, const Stage& stage, const O
 Executor::Executor(const Stage& stage, const MemoryMap& map, const Arena& arena, const KernelContext& context, int64_t sequence_tokens)
     : stage_(stage), map_(map), arena_(arena), context_(context), sequence_tokens_(sequence_tokens) {
   ORRERY_CHECK(arena.bytes() == map.total_bytes, "arena of {} bytes for a map of {}", arena.bytes(), map.total_bytes);
-  for (size_t phase = 0; phase < stage.blocks.size(); ++phase) {
-    for (const Op& op : stage.blocks[phase].ops) {
+  kernels_.resize(stage.blocks.size());
+  times_.resize(stage.blocks.size());
+  for (size_t block = 0; block < stage.blocks.size(); ++block) {
+    for (const Op& op : stage.blocks[block].ops) {
       ORRERY_CHECK(op.inputs.size() <= kMaxOperands && op.outputs.size() <= kMaxOperands, "{} has too many operands", op_name(op.kind));
-      kernels_[phase].push_back(&cpu_kernel(op.kind, stage.compute_dtype));
+      kernels_[block].push_back(&cpu_kernel(op.kind, stage.compute_dtype));
     }
-    times_[phase].resize(stage.blocks[phase].ops.size());
+    times_[block].resize(stage.blocks[block].ops.size());
   }
 }
 
@@ -95,9 +97,13 @@ TensorView Executor::view(ValueId id, const ActionBinding& binding) const {
     }
     case ValueKind::kParameter: offset = value.sub == 0 ? map_.parameter_offset[value.index] : map_.packed_offset[value.index]; break;
     case ValueKind::kConstant: offset = map_.constant_offset[value.index]; break;
-    case ValueKind::kActivation: offset = map_.activation_offset[stage_.storage(id)]; break;
+    case ValueKind::kActivation: {
+      const ValueId storage = stage_.storage(id);
+      offset = map_.activation(storage, binding.slots.empty() ? 0 : binding.slots[static_cast<size_t>(stage_.value(storage).chunk)]);
+      break;
+    }
     case ValueKind::kGradient:
-      offset = map_.gradient_buffer_offset[value.buffer_role == 0 ? binding.gradient_buffer : binding.source_buffer] +
+      offset = map_.gradient_buffer_offset[static_cast<size_t>(value.chunk)][static_cast<size_t>(value.buffer_role == 0 ? binding.gradient_buffer : binding.source_buffer)] +
                map_.gradient_offset[value.index][value.sub];
       break;
     case ValueKind::kState: offset = map_.state_offset[value.index][value.sub]; break;
@@ -110,8 +116,8 @@ TensorView Executor::view(ValueId id, const ActionBinding& binding) const {
 }
 
 void Executor::run(Phase phase, const ActionBinding& binding, std::atomic<int64_t>* done) {
-  const auto phase_index = static_cast<size_t>(phase);
-  const std::vector<Op>& ops = stage_.block(phase).ops;
+  const size_t block = Stage::block_index(phase, binding.chunk);
+  const std::vector<Op>& ops = stage_.blocks[block].ops;
   std::array<TensorView, kMaxOperands> inputs, outputs;
   // Workspaces were planned for segments of at most sequence_tokens_, so a binding without folds says so too.
   GradFold fold = binding.fold;
@@ -127,12 +133,12 @@ void Executor::run(Phase phase, const ActionBinding& binding, std::atomic<int64_
     call.outputs = {outputs.data(), op.outputs.size()};
     call.attributes = &op.attributes;
     call.fold = &fold;
-    const int64_t workspace = map_.workspace_bytes[phase_index][i];
-    if (workspace > 0) call.workspace = {arena_.data() + map_.workspace_offset[phase_index][i], static_cast<size_t>(workspace)};
-    kernels_[phase_index][i]->run(context_, call);
+    const int64_t workspace = map_.workspace_bytes[block][i];
+    if (workspace > 0) call.workspace = {arena_.data() + map_.workspace_offset[block][i], static_cast<size_t>(workspace)};
+    kernels_[block][i]->run(context_, call);
     const auto after = std::chrono::steady_clock::now();
-    times_[phase_index][i].seconds += std::chrono::duration<double>(after - before).count();
-    ++times_[phase_index][i].calls;
+    times_[block][i].seconds += std::chrono::duration<double>(after - before).count();
+    ++times_[block][i].calls;
     before = after;
     if (done != nullptr) {
       done->fetch_add(1, std::memory_order_release);
@@ -142,8 +148,8 @@ void Executor::run(Phase phase, const ActionBinding& binding, std::atomic<int64_
 }
 
 void Executor::reset_op_times() {
-  for (auto& phase : times_)
-    for (OpTime& time : phase) time = {};
+  for (auto& block : times_)
+    for (OpTime& time : block) time = {};
 }
 
 }  // namespace orrery

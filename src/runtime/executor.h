@@ -17,8 +17,10 @@ namespace orrery {
 
 /// What an action fixes at run time: which micro-batch, which buffers, how many rows.
 struct ActionBinding {
+  int32_t chunk = 0;
   int32_t micro_batch = 0;
-  int32_t gradient_buffer = 0;
+  std::span<const int32_t> slots = {};  // by chunk: where this micro-batch's activations are; empty: slot 0
+  int32_t gradient_buffer = 0;          // of the chunk whose gradient it is
   int32_t source_buffer = 0;
   int32_t batch_copy = 0;        // which copy of the step's batch is this step's
   int64_t first_token = 0;       // of the micro-batch inside the step's token-shaped fields
@@ -42,14 +44,14 @@ class Executor {
   /// Resolves every kernel; fails with kUnsupported before anything runs when one is missing. `stage`, `map` and `arena` outlive it.
   Executor(const Stage& stage, const MemoryMap& map, const Arena& arena, const KernelContext& context, int64_t sequence_tokens);
 
-  /// Runs all ops of a phase, in order. No heap allocation. `done`, when given, is raised by one and notified after each op, for
+  /// Runs all ops of a phase of binding.chunk, in order. No heap allocation. `done`, when given, is raised by one and notified after each op, for
   /// other streams that wait for a part of the action.
   void run(Phase phase, const ActionBinding& binding, std::atomic<int64_t>* done = nullptr);
 
   /// The memory of a value under a binding: for the trainer (batch in, losses out), checkpoints and tests.
   TensorView view(ValueId id, const ActionBinding& binding) const;
 
-  const std::vector<OpTime>& op_times(Phase phase) const { return times_[static_cast<size_t>(phase)]; }
+  const std::vector<OpTime>& op_times(Phase phase, int32_t chunk = 0) const { return times_[Stage::block_index(phase, chunk)]; }
   void reset_op_times();
 
  private:
@@ -58,8 +60,8 @@ class Executor {
   const Arena& arena_;
   KernelContext context_;
   int64_t sequence_tokens_;
-  std::array<std::vector<const KernelEntry*>, static_cast<size_t>(Phase::kCount)> kernels_;
-  std::array<std::vector<OpTime>, static_cast<size_t>(Phase::kCount)> times_;
+  std::vector<std::vector<const KernelEntry*>> kernels_;  // by block and op
+  std::vector<std::vector<OpTime>> times_;                // by block and op
 };
 
 }  // namespace orrery

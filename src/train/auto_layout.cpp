@@ -45,7 +45,7 @@ TrainingPlanOptions options_of(const RunSetup& setup, const Candidate& candidate
 
 std::vector<Plan> plans_of(const RunSetup& setup, const TrainingPlanOptions& options) {
   EngineOptions each = setup.engine;
-  each.num_threads = rank_threads(setup.engine.num_threads, static_cast<int>(options.data.size));
+  each.num_threads = rank_threads(setup.engine.num_threads, static_cast<int>(options.world_size()));
   return make_training_plans(options, workspace_traits(each, options.sequence_tokens));
 }
 

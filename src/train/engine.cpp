@@ -16,7 +16,6 @@ namespace orrery {
 namespace {
 
 constexpr int kEvalCopy = 2;
-constexpr int64_t kActionDone = int64_t{1} << 62;
 
 int usable_cores() {
   cpu_set_t set;
@@ -47,14 +46,14 @@ WorkspaceBytes workspace_traits(const EngineOptions& options, int64_t sequence_t
   return [device = device_spec(options), sequence_tokens](const Stage& stage, const Op& op) { return op_workspace_bytes(device, stage, op, sequence_tokens); };
 }
 
-TrainingEngine::TrainingEngine(const Plan& plan, const EngineOptions& options, Communicator* communicator)
+TrainingEngine::TrainingEngine(const Plan& plan, const EngineOptions& options, Communicator* world)
     : plan_(plan),
       pool_(options.num_threads, options.pin_threads),
       arena_(plan.memory.total_bytes),
       executor_(plan.stage, plan.memory, arena_, {&pool_, options.isa, options.arithmetic, options.native_arithmetic}, plan.options.sequence_tokens),
       action_seconds_(plan.schedule.actions.size()),
-      communicator_(communicator),
-      done_(plan.schedule.actions.size()) {
+      world_(world),
+      progress_(plan.schedule) {
   set_floating_point_mode();
   const auto sequences = static_cast<size_t>(sequence_share(plan).count);
   const size_t copies = plan.options.evaluates ? 3 : 2;
@@ -62,24 +61,56 @@ TrainingEngine::TrainingEngine(const Plan& plan, const EngineOptions& options, C
   segment_counts_.assign(copies * sequences, 1);
   for (size_t i = 0; i < plan.stage.constants.size(); ++i)
     fill_rope_table(plan.stage.constants[i], reinterpret_cast<float*>(arena_.data() + plan.memory.constant_offset[i]));
-  const DataParallel& data = plan.options.data;
-  ORRERY_CHECK((communicator == nullptr && data.size == 1) || (communicator != nullptr && communicator->size() == data.size && communicator->rank() == data.rank),
-               "a plan for rank {} of {}", data.rank, data.size);
-  if (communicator == nullptr) return;
-  reduction_ = contiguous_lanes_plan(static_cast<int>(data.size), plan.options.lanes);
-  ORRERY_CHECK(reduction_.outputs.size() == 1 && reduction_.pieces[static_cast<size_t>(data.rank)].size() == plan.schedule.piece_buffers.size(),
-               "{} pieces planned", plan.schedule.piece_buffers.size());
-  for (const Action& action : plan.schedule.actions) labels_.push_back(to_string(action, plan.schedule));
-  ranges_.resize(static_cast<size_t>(data.size));
-  collective_thread_ = std::thread([this] { collective_thread(); });
+  const auto num_chunks = static_cast<size_t>(plan.stage.num_chunks());
+  slots_.assign(plan.schedule.micro_batches.size() * num_chunks, 0);
+  for (const Action& action : plan.schedule.actions) {
+    labels_.push_back(to_string(action, plan.schedule));
+    if (action.kind == ActionKind::kForward) slots_[static_cast<size_t>(action.micro_batch) * num_chunks + static_cast<size_t>(action.chunk)] = action.slot;
+  }
+  const int64_t size = plan.options.world_size();
+  ORRERY_CHECK((world == nullptr && size == 1) || (world != nullptr && world->size() == size && world->rank() == plan.options.world_rank()), "a plan for rank {} of {}",
+               plan.options.world_rank(), size);
 }
 
-TrainingEngine::~TrainingEngine() {
-  if (!collective_thread_.joinable()) return;
-  stopping_ = true;
-  steps_started_.fetch_add(1);
-  steps_started_.notify_all();
-  collective_thread_.join();
+TrainingEngine::~TrainingEngine() = default;
+
+void TrainingEngine::connect() {
+  if (world_ == nullptr) return;
+  const DataParallel& data = plan_.options.data;
+  const PipelineParallel& pipeline = plan_.options.pipeline;
+  data_ = world_;
+  if (pipeline.size > 1) {
+    data_group_ = world_->split(static_cast<int>(pipeline.rank), static_cast<int>(data.rank), "split data");
+    pipeline_group_ = world_->split(static_cast<int>(data.rank), static_cast<int>(pipeline.rank), "split pipeline");
+    data_ = data_group_.get();
+    num_stages_ = pipeline.size * plan_.stage.num_chunks();
+    messages_.emplace(plan_.schedule, static_cast<int32_t>(num_stages_), data.size, *pipeline_group_, message_buffers(), progress_);
+    message_thread_.emplace([this] {
+      try {
+        messages_->run();
+      } catch (...) {
+        progress_.fail(std::current_exception());
+      }
+    });
+  }
+  reduction_ = contiguous_lanes_plan(static_cast<int>(data.size), plan_.options.lanes);
+  for (const std::vector<int32_t>& pieces : plan_.schedule.piece_buffers)
+    ORRERY_CHECK(reduction_.outputs.size() == 1 && reduction_.pieces[static_cast<size_t>(data.rank)].size() == pieces.size(), "{} pieces planned", pieces.size());
+  ranges_.resize(static_cast<size_t>(data.size));
+  collective_thread_.emplace([this] {
+    try {
+      run_collectives();
+    } catch (...) {
+      progress_.fail(std::current_exception());
+    }
+  });
+}
+
+std::vector<const Communicator*> TrainingEngine::communicators() const {
+  std::vector<const Communicator*> all;
+  for (const Communicator* one : {static_cast<const Communicator*>(world_), static_cast<const Communicator*>(data_group_.get()), static_cast<const Communicator*>(pipeline_group_.get())})
+    if (one != nullptr) all.push_back(one);
+  return all;
 }
 
 std::byte* TrainingEngine::parameter_data(size_t parameter) const { return arena_.data() + plan_.memory.parameter_offset[parameter]; }
@@ -121,6 +152,7 @@ BatchView TrainingEngine::batch(int copy) {
 // cu_seqlens of a micro-batch from its sequences' documents; returns the number of segments.
 int64_t TrainingEngine::write_segments(int copy, const MicroBatch& batch, int32_t micro_batch) {
   const int64_t most = plan_.options.segments_per_sequence, tokens = plan_.options.sequence_tokens;
+  if (plan_.memory.batch_offset[static_cast<size_t>(BatchField::kCuSeqlens)] < 0) return 0;  // no attention in this rank's stages
   const int64_t slice = align_up((plan_.micro_batch_size * most + 1) * 4, kArenaAlignment);
   auto* cu_seqlens = reinterpret_cast<int32_t*>(batch_data(BatchField::kCuSeqlens, copy) + micro_batch * slice);
   const BatchView view = this->batch(copy);
@@ -139,12 +171,15 @@ int64_t TrainingEngine::write_segments(int copy, const MicroBatch& batch, int32_
 
 ActionBinding TrainingEngine::bind(const Action& action, int copy) {
   ActionBinding binding;
+  binding.chunk = action.chunk;
   binding.gradient_buffer = action.gradient_buffer;
   binding.source_buffer = std::max(0, action.source_buffer);
   binding.batch_copy = copy;
   if (action.micro_batch < 0) return binding;
   const MicroBatch& batch = plan_.schedule.micro_batches[static_cast<size_t>(action.micro_batch)];
   binding.micro_batch = action.micro_batch;
+  const auto num_chunks = static_cast<size_t>(plan_.stage.num_chunks());
+  binding.slots = std::span(slots_).subspan(static_cast<size_t>(action.micro_batch) * num_chunks, num_chunks);
   binding.first_token = batch.first_sequence * plan_.options.sequence_tokens;
   binding.num_tokens = batch.num_sequences * plan_.options.sequence_tokens;
   binding.num_segments = write_segments(copy, batch, action.micro_batch);
@@ -169,8 +204,8 @@ std::span<double> TrainingEngine::exchanged() const {
   return {reinterpret_cast<double*>(step_data(StepField::kSquaredSums)), static_cast<size_t>(plan_.num_norm_blocks + plan_.options.global_batch_size + 1)};
 }
 
-std::byte* TrainingEngine::gradient_data(int32_t buffer, int64_t element) const {
-  return arena_.data() + plan_.memory.gradient_buffer_offset[static_cast<size_t>(buffer)] + element * 4;
+std::byte* TrainingEngine::gradient_data(int32_t chunk, int32_t buffer, int64_t element) const {
+  return arena_.data() + plan_.memory.gradient_buffer_offset[static_cast<size_t>(chunk)][static_cast<size_t>(buffer)] + element * 4;
 }
 
 // What each rank owns of the unit's elements [origin, end), counted from `origin` and multiplied by `scale`.
@@ -180,46 +215,22 @@ std::span<const ElementRange> TrainingEngine::owners(const ParameterUnit& unit, 
   return ranges_;
 }
 
-void TrainingEngine::wait_for(const Action& action) {
-  for (const Wait& wait : action.waits) {
-    const int64_t needed = wait.after_op == Wait::kWhole ? kActionDone : wait.after_op + 1;
-    std::atomic<int64_t>& done = done_[static_cast<size_t>(wait.action)];
-    for (int64_t seen = done.load(std::memory_order_acquire); seen < needed; seen = done.load(std::memory_order_acquire)) done.wait(seen, std::memory_order_acquire);
-  }
-}
-
-void TrainingEngine::mark_done(size_t action) {
-  done_[action].store(kActionDone, std::memory_order_release);
-  done_[action].notify_all();
-}
-
-// Nothing waits any more; the caller's thread throws the error when it has come to its end.
-void TrainingEngine::fail(std::exception_ptr error) {
-  error_ = std::move(error);
-  failed_.store(true, std::memory_order_release);
-  for (size_t i = 0; i < done_.size(); ++i) mark_done(i);
-}
-
 void TrainingEngine::compute(int copy, const std::function<void()>& before_update) {
   const Schedule& schedule = plan_.schedule;
   const std::span<double> sums = exchanged();
   for (size_t i = 0; i < schedule.actions.size(); ++i) {
     const Action& action = schedule.actions[i];
     if (stream_of(action.kind) != Stream::kCompute) continue;
-    wait_for(action);
-    if (failed_.load(std::memory_order_acquire)) return;
-    if (communicator_ != nullptr) communicator_->set_activity(labels_[i]);
+    if (!progress_.wait_for(action)) return;
+    if (world_ != nullptr) world_->set_activity(labels_[i]);
     const auto begin = std::chrono::steady_clock::now();
     const ActionBinding binding = bind(action, copy);
     switch (action.kind) {
-      case ActionKind::kForward: executor_.run(Phase::kForward, binding, &done_[i]); break;
-      case ActionKind::kBackward: executor_.run(Phase::kBackward, binding, &done_[i]); break;
-      case ActionKind::kZero: executor_.run(Phase::kZero, binding); break;
-      case ActionKind::kMerge: executor_.run(Phase::kMerge, binding); break;
       case ActionKind::kNorm: {
         // Each number is made by one rank and zero on the others, so that their sum is exact in any order.
         std::fill(sums.begin(), sums.end(), 0.0);
         executor_.run(Phase::kNorm, binding);
+        if (!has_head(plan_)) break;
         const SequenceShare share = sequence_share(plan_);
         for (int64_t sequence = 0; sequence < share.count; ++sequence)
           sums[static_cast<size_t>(plan_.num_norm_blocks + share.first + sequence)] = sequence_loss(copy, sequence);
@@ -233,33 +244,33 @@ void TrainingEngine::compute(int copy, const std::function<void()>& before_updat
         executor_.run(Phase::kOptimizer, binding);
         break;
       }
-      default: ORRERY_CHECK(false, "{} is not run here", to_string(action, schedule));
+      default: executor_.run(*phase_of_action(action.kind), binding, &progress_.counter(i)); break;
     }
     action_seconds_[i] += seconds_since(begin);
-    mark_done(i);
+    progress_.mark_done(i);
   }
 }
 
 void TrainingEngine::run_collective(const Action& action) {
-  Communicator& group = *communicator_;
   const std::string_view label = labels_[static_cast<size_t>(&action - plan_.schedule.actions.data())];
   if (action.kind == ActionKind::kExchangeSums) {
-    group.all_reduce(std::as_writable_bytes(exchanged()), DType::kF64, label);
+    world_->all_reduce(std::as_writable_bytes(exchanged()), DType::kF64, label);
     return;
   }
+  Communicator& group = *data_;
   const ParameterUnit& unit = plan_.units[static_cast<size_t>(action.unit)];
   const int64_t begin = unit.cuts.front(), end = unit.cuts.back();
   switch (action.kind) {
     case ActionKind::kReduceScatterGradients: {
       std::array<const std::byte*, GradFold::kMaxDepth> pieces;
-      const std::vector<int32_t>& buffers = plan_.schedule.piece_buffers;
-      for (size_t i = 0; i < buffers.size(); ++i) pieces[i] = gradient_data(buffers[i], begin);
-      std::byte* const sum = gradient_data(action.gradient_buffer, unit.cuts[static_cast<size_t>(group.rank())]);
+      const std::vector<int32_t>& buffers = plan_.schedule.piece_buffers[static_cast<size_t>(unit.chunk)];
+      for (size_t i = 0; i < buffers.size(); ++i) pieces[i] = gradient_data(unit.chunk, buffers[i], begin);
+      std::byte* const sum = gradient_data(unit.chunk, action.gradient_buffer, unit.cuts[static_cast<size_t>(group.rank())]);
       group.reduce_scatter(reduction_, DType::kF32, {pieces.data(), buffers.size()}, owners(unit, begin, end, 1), {&sum, 1}, label);
       return;
     }
     case ActionKind::kAllGatherGradients:
-      group.all_gather_ranges({gradient_data(action.gradient_buffer, begin), static_cast<size_t>(end - begin) * 4}, owners(unit, begin, end, 4), label);
+      group.all_gather_ranges({gradient_data(unit.chunk, action.gradient_buffer, begin), static_cast<size_t>(end - begin) * 4}, owners(unit, begin, end, 4), label);
       return;
     case ActionKind::kAllGatherParameters: {
       const auto& offsets = plan_.memory.gradient_offset;
@@ -274,51 +285,74 @@ void TrainingEngine::run_collective(const Action& action) {
   }
 }
 
-void TrainingEngine::collect() {
+void TrainingEngine::run_collectives() {
   for (size_t i = 0; i < plan_.schedule.actions.size(); ++i) {
     const Action& action = plan_.schedule.actions[i];
     if (stream_of(action.kind) != Stream::kCollective) continue;
-    wait_for(action);
-    if (failed_.load(std::memory_order_acquire)) return;
+    if (!progress_.wait_for(action)) return;
     const auto begin = std::chrono::steady_clock::now();
     run_collective(action);
     action_seconds_[i] += seconds_since(begin);
-    mark_done(i);
+    progress_.mark_done(i);
   }
 }
 
-void TrainingEngine::collective_thread() {
-  set_floating_point_mode();
-  for (uint64_t seen = 0;;) {
-    steps_started_.wait(seen, std::memory_order_acquire);
-    ++seen;
-    if (stopping_) return;
-    try {
-      collect();
-    } catch (...) {
-      fail(std::current_exception());
-    }
-    steps_collected_.store(seen, std::memory_order_release);
-    steps_collected_.notify_all();
+// Where a message's bytes are; a slot's place never changes, so this is asked once.
+std::span<std::byte> TrainingEngine::message_buffer(const Action& action) {
+  const auto bytes = static_cast<size_t>(payload_bytes(plan_, action));
+  if (is_boundary_message(action.kind)) {
+    const StageBoundary& boundary = plan_.stage.boundaries[static_cast<size_t>(action.chunk)];
+    ActionBinding binding;
+    const auto num_chunks = static_cast<size_t>(plan_.stage.num_chunks());
+    binding.slots = std::span(slots_).subspan(static_cast<size_t>(action.micro_batch) * num_chunks, num_chunks);
+    const ValueId value = action.kind == ActionKind::kSendActivation   ? boundary.output
+                          : action.kind == ActionKind::kRecvActivation ? boundary.input
+                          : action.kind == ActionKind::kSendGradient   ? boundary.input_gradient
+                                                                       : boundary.output_gradient;
+    return {executor_.view(value, binding).data, bytes};
   }
+  const ParameterUnit& unit = plan_.units[static_cast<size_t>(action.unit)];
+  const auto parameter = static_cast<size_t>(plan_.shared->parameter);
+  if (action.kind == ActionKind::kSendWeight || action.kind == ActionKind::kRecvWeight) return {parameter_data(parameter), bytes};
+  // The second accumulator, of which each data-parallel rank moves what it owns of the sum.
+  const int64_t first_owned = unit.cuts[static_cast<size_t>(plan_.options.data.rank)] - unit.cuts.front();
+  return {gradient_data(unit.chunk, 0, plan_.memory.gradient_offset[parameter][1] / 4 + first_owned), bytes};
+}
+
+std::vector<std::span<std::byte>> TrainingEngine::message_buffers() {
+  std::vector<std::span<std::byte>> buffers;
+  for (const Action& action : plan_.schedule.actions) buffers.push_back(stream_of(action.kind) == Stream::kPoint ? message_buffer(action) : std::span<std::byte>());
+  return buffers;
+}
+
+void TrainingEngine::share_weights() {
+  if (!plan_.shared) return;
+  const auto parameter = static_cast<size_t>(plan_.shared->parameter);
+  const int peer = static_cast<int>(plan_.shared->peer / plan_.options.data.size);
+  const std::span<std::byte> weight{parameter_data(parameter), static_cast<size_t>(plan_.stage.parameters[parameter].num_elements() * dtype_bytes(plan_.stage.compute_dtype))};
+  if (plan_.shared->updated_here)
+    pipeline_group_->send(weight, peer, 0, "share weights");
+  else
+    pipeline_group_->recv(weight, peer, 0, "share weights");
 }
 
 StepResult TrainingEngine::step(int copy, const OptimizerHyper& hyper, const std::function<void()>& before_update) {
   const auto begin = std::chrono::steady_clock::now();
   std::memcpy(step_data(StepField::kHyper), &hyper, sizeof hyper);
-  for (std::atomic<int64_t>& done : done_) done.store(0, std::memory_order_relaxed);
-  if (communicator_ != nullptr) {
-    communicator_->set_step(check_context().step);
-    steps_started_.fetch_add(1, std::memory_order_release);
-    steps_started_.notify_all();
+  progress_.begin_step();
+  const bool alone = world_ == nullptr;
+  for (Communicator* group : {world_, data_group_.get(), pipeline_group_.get()})
+    if (group != nullptr) group->set_step(check_context().step);
+  if (!alone) collective_thread_->begin();
+  if (message_thread_) message_thread_->begin();
+  try {
+    compute(copy, before_update);
+  } catch (...) {
+    progress_.fail(std::current_exception());
   }
-  compute(copy, before_update);
-  if (communicator_ != nullptr) {
-    const uint64_t started = steps_started_.load(std::memory_order_relaxed);
-    for (uint64_t seen = steps_collected_.load(std::memory_order_acquire); seen != started; seen = steps_collected_.load(std::memory_order_acquire))
-      steps_collected_.wait(seen, std::memory_order_acquire);
-    if (error_) std::rethrow_exception(error_);
-  }
+  if (!alone) collective_thread_->wait();
+  if (message_thread_) message_thread_->wait();
+  progress_.rethrow();
   ++num_steps_timed_;
   step_seconds_ += seconds_since(begin);
   StepResult result;
@@ -344,10 +378,22 @@ int64_t TrainingEngine::evaluate(int64_t num_sequences, std::span<double> loss_s
     binding.num_tokens = batch.num_sequences * plan_.options.sequence_tokens;
     binding.num_segments = write_segments(kEvalCopy, batch, 0);
     binding.fold = {batch.num_sequences, plan_.options.sequence_tokens, nullptr, false};
-    executor_.run(Phase::kEval, binding);
+    for (binding.chunk = 0; binding.chunk < plan_.stage.num_chunks(); ++binding.chunk) evaluate_stage(binding.chunk, binding);
   }
+  if (!has_head(plan_)) return 0;
   for (int64_t sequence = 0; sequence < num_sequences; ++sequence) loss_sums[static_cast<size_t>(sequence)] = sequence_loss(kEvalCopy, sequence);
   return count_valid(kEvalCopy, num_sequences);
+}
+
+// One stage's forward for one micro-batch between its two neighbours; boundaries are those of slot 0.
+void TrainingEngine::evaluate_stage(int32_t chunk, const ActionBinding& binding) {
+  const BoundaryMessages messages = boundary_messages(plan_.stage, chunk);
+  const StageBoundary& boundary = plan_.stage.boundaries[static_cast<size_t>(chunk)];
+  const auto bytes = static_cast<size_t>(binding.num_tokens * plan_.options.model.hidden_size * dtype_bytes(plan_.stage.compute_dtype));
+  const int32_t stage = plan_.schedule.stage_of_chunk[static_cast<size_t>(chunk)];
+  if (messages.input) pipeline_group_->recv({executor_.view(boundary.input, binding).data, bytes}, rank_of_stage(plan_.options.pipeline, stage - 1), stage - 1, "evaluate");
+  executor_.run(Phase::kEval, binding);
+  if (messages.output) pipeline_group_->send({executor_.view(boundary.output, binding).data, bytes}, rank_of_stage(plan_.options.pipeline, stage + 1), stage, "evaluate");
 }
 
 std::span<std::byte> TrainingEngine::checkpoint_buffer() const {
@@ -390,9 +436,10 @@ std::string TrainingEngine::op_table() const {
   std::map<std::string, Row> rows;
   double total = 0;
   const double mean_context = static_cast<double>(plan_.options.sequence_tokens + 1) / 2;
-  for (Phase phase : {Phase::kZero, Phase::kForward, Phase::kBackward, Phase::kMerge, Phase::kNorm, Phase::kOptimizer}) {
-    const auto& ops = plan_.stage.block(phase).ops;
-    const auto& times = executor_.op_times(phase);
+  for (size_t block = 0; block < plan_.stage.blocks.size(); ++block) {
+    if (Stage::phase_of(block) == Phase::kEval) continue;
+    const auto& ops = plan_.stage.blocks[block].ops;
+    const auto& times = executor_.op_times(Stage::phase_of(block), static_cast<int32_t>(block / kNumPhases));
     for (size_t i = 0; i < ops.size(); ++i) {
       if (times[i].calls == 0) continue;
       Row& row = rows[fmt::format("{}{}", op_name(ops[i].kind), ops[i].recomputed ? " (again)" : "")];

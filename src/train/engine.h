@@ -1,15 +1,13 @@
-// One rank's plan in motion: the arena, the executor, and the walk over the schedule's actions, compute on the caller's thread and
-// collectives on one of its own. It knows nothing of files, configuration or reporting; the trainer (trainer.h) does.
+// One rank's plan in motion: the arena, the executor, and the walk over the schedule's actions, compute on the caller's thread,
+// collectives and messages on one of their own each. It knows nothing of files, configuration or reporting; the trainer (trainer.h) does.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
-#include <exception>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "backend/kernel.h"
@@ -18,6 +16,9 @@
 #include "planner/step_time.h"
 #include "runtime/arena.h"
 #include "runtime/executor.h"
+#include "train/action_progress.h"
+#include "train/message_stream.h"
+#include "train/step_thread.h"
 
 namespace orrery {
 
@@ -54,9 +55,9 @@ struct StepResult {
 
 class TrainingEngine {
  public:
-  /// Allocates the arena and resolves every kernel; all later calls allocate nothing. `communicator`: the data-parallel group, rank and
-  /// size as in plan.options.data; null for one rank. Both outlive the engine.
-  TrainingEngine(const Plan& plan, const EngineOptions& options, Communicator* communicator = nullptr);
+  /// Allocates the arena and resolves every kernel. `world`: all ranks, rank and size as plan.options say; null for one rank. Both outlive
+  /// the engine.
+  TrainingEngine(const Plan& plan, const EngineOptions& options, Communicator* world = nullptr);
   ~TrainingEngine();
   TrainingEngine(const TrainingEngine&) = delete;
   TrainingEngine& operator=(const TrainingEngine&) = delete;
@@ -65,7 +66,13 @@ class TrainingEngine {
   const Arena& arena() const { return arena_; }
   Executor& executor() { return executor_; }
 
+  /// Makes the groups of the plan's mesh. Every rank of the world calls it, once, before the first of the calls that they make together;
+  /// those allocate nothing.
+  void connect();
+
   void initialize_weights(uint64_t seed);
+  /// Copies the weight of a matrix that two stages share to the rank that does not update it: after weights were loaded. Every rank.
+  void share_weights();
 
   /// Copies 0 and 1 alternate between steps, so that a loader may fill one while the other trains; copy 2 is for evaluation.
   BatchView batch(int copy);
@@ -74,8 +81,12 @@ class TrainingEngine {
   /// change: a save that still reads them makes the step wait there. Errors: the communicator's (kPeerLost, kTimeout).
   StepResult step(int copy, const OptimizerHyper& hyper, const std::function<void()>& before_update = {});
   /// Losses of the first `num_sequences` sequences of the evaluation copy, one sum a sequence, into `loss_sums`; returns the number of
-  /// valid tokens. Weights are only read; no other rank takes part.
+  /// valid tokens. Weights are only read. The ranks of a pipeline take part together, with the same sequences; the one with the model's end
+  /// has the losses, the others leave `loss_sums` alone and return 0.
   int64_t evaluate(int64_t num_sequences, std::span<double> loss_sums);
+
+  /// By kind of group: what this rank sent and received. Valid after connect().
+  std::vector<const Communicator*> communicators() const;
 
   /// Addresses of a parameter's weight and state: for checkpoints.
   std::byte* parameter_data(size_t parameter) const;
@@ -100,16 +111,15 @@ class TrainingEngine {
   double sequence_loss(int copy, int64_t sequence) const;
   int64_t count_valid(int copy, int64_t num_sequences);
 
-  // The two streams of a step. Each walks its own actions in order and waits for the other's through done_.
+  // The streams of a step. Each runs its own actions and waits for the others' through progress_.
   void compute(int copy, const std::function<void()>& before_update);
-  void collect();
+  void run_collectives();
   void run_collective(const Action& action);
-  void collective_thread();
-  void wait_for(const Action& action);
-  void mark_done(size_t action);
-  void fail(std::exception_ptr error);
+  std::span<std::byte> message_buffer(const Action& action);
+  std::vector<std::span<std::byte>> message_buffers();
+  void evaluate_stage(int32_t chunk, const ActionBinding& binding);
   std::span<double> exchanged() const;  // block sums of all ranks, losses of all sequences, count of valid tokens
-  std::byte* gradient_data(int32_t buffer, int64_t element) const;
+  std::byte* gradient_data(int32_t chunk, int32_t buffer, int64_t element) const;
   std::span<const ElementRange> owners(const ParameterUnit& unit, int64_t origin, int64_t end, int64_t scale);
   std::byte* step_data(StepField field) const { return arena_.data() + plan_.memory.step_offset[static_cast<size_t>(field)]; }
   std::byte* batch_data(BatchField field, int copy) const;
@@ -124,15 +134,17 @@ class TrainingEngine {
   double step_seconds_ = 0;
   std::vector<double> action_seconds_;  // by action, since the reset; each is written by the one thread that runs it
 
-  Communicator* communicator_;
+  Communicator* world_;
+  std::unique_ptr<Communicator> data_group_, pipeline_group_;  // where they are not the world, or not for this rank's threads alone
+  Communicator* data_ = nullptr;
+  int64_t num_stages_ = 1;
   ReductionPlan reduction_;
-  std::vector<std::string> labels_;       // by action: its text
-  std::vector<ElementRange> ranges_;      // of the collective in progress
-  std::vector<std::atomic<int64_t>> done_;  // by action: ops done, kActionDone once it is whole
-  std::atomic<uint64_t> steps_started_{0}, steps_collected_{0};
-  std::atomic<bool> stopping_{false}, failed_{false};
-  std::exception_ptr error_;  // of the collective stream
-  std::thread collective_thread_;  // last: it uses everything above
+  std::vector<std::string> labels_;   // by action: its text
+  std::vector<ElementRange> ranges_;  // of the collective in progress
+  std::vector<int32_t> slots_;        // [micro-batch][chunk]
+  ActionProgress progress_;
+  std::optional<MessageStream> messages_;
+  std::optional<StepThread> collective_thread_, message_thread_;  // last: they use everything above
 };
 
 }  // namespace orrery

@@ -50,6 +50,7 @@ TrainingPlanOptions probe_options(const Plan& plan) {
   options.evaluates = false;
   options.memory_budget_bytes = 0;
   options.data = {};
+  options.pipeline = {};
   return options;
 }
 

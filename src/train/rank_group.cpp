@@ -14,6 +14,11 @@ BatchBuffers buffers_of(const BatchView& view) {
   return {view.ids.data(), view.targets.data(), view.positions.data(), view.segment_starts.data(), view.segment_counts.data()};
 }
 
+// A checkpoint has the model's order whichever rank holds what.
+void sort_by_model_order(std::vector<PhysicalTensor>& tensors) {
+  std::stable_sort(tensors.begin(), tensors.end(), [](const PhysicalTensor& a, const PhysicalTensor& b) { return a.spec->segments.front().tensor_index < b.spec->segments.front().tensor_index; });
+}
+
 }  // namespace
 
 RankGroup::RankGroup(std::vector<Plan> plans, const EngineOptions& options, ProcessWorld* world)
@@ -34,6 +39,7 @@ RankGroup::RankGroup(std::vector<Plan> plans, const EngineOptions& options, Proc
   }
   evaluated_.resize(static_cast<size_t>(plan().options.global_batch_size));
   for (int index = 1; index < num_local; ++index) local(first_local_ + index).thread = std::thread([this, rank = first_local_ + index] { rank_thread(rank); });
+  on_every_rank([this](int rank) { engine(rank).connect(); });
 }
 
 RankGroup::~RankGroup() {
@@ -94,6 +100,11 @@ void RankGroup::on_every_rank(const std::function<void(int)>& body) {
     if (rank->error) std::rethrow_exception(std::exchange(rank->error, nullptr));
 }
 
+void RankGroup::share_weights() {
+  if (plan().options.pipeline.size == 1) return;
+  on_every_rank([this](int rank) { engine(rank).share_weights(); });
+}
+
 void RankGroup::initialize_weights(uint64_t seed) {
   for (auto& rank : ranks_) rank->engine->initialize_weights(seed);
 }
@@ -146,7 +157,8 @@ StepResult RankGroup::evaluate(const Dataset& dataset, int64_t first, int64_t co
     for (int rank = 0; rank < size(); ++rank) {
       const SequenceShare share = sequence_share(plan(rank));
       constexpr auto kWidth = static_cast<int64_t>(sizeof(double));
-      ranges.push_back({share.first * kWidth, (share.first + share.count) * kWidth});
+      // Of a pipeline's ranks one has the losses.
+      ranges.push_back({share.first * kWidth, (share.first + (has_head(plan(rank)) ? share.count : 0)) * kWidth});
       results_[static_cast<size_t>(rank)].num_valid = counts[static_cast<size_t>(rank)];
     }
     world_->control().all_gather_ranges(std::as_writable_bytes(std::span(evaluated_)), ranges, "evaluate");
@@ -157,24 +169,47 @@ StepResult RankGroup::evaluate(const Dataset& dataset, int64_t first, int64_t co
   return result;
 }
 
-std::vector<PhysicalTensor> RankGroup::weights(int rank) const {
-  const Stage& stage = plan(rank).stage;
+std::vector<int> RankGroup::local_replicas() const {
+  const auto num_replicas = static_cast<int>(plan().options.data.size);
+  std::vector<int> replicas;
+  for (int replica = 0; replica < num_replicas; ++replica)
+    for (int rank = replica; rank < size(); rank += num_replicas)
+      if (is_local(rank)) {
+        replicas.push_back(replica);
+        break;
+      }
+  return replicas;
+}
+
+std::vector<PhysicalTensor> RankGroup::weights(int replica) const {
   std::vector<PhysicalTensor> tensors;
-  for (size_t i = 0; i < stage.parameters.size(); ++i)
-    tensors.push_back({&stage.parameters[i], is_local(rank) ? local(rank).engine->parameter_data(i) : nullptr, stage.compute_dtype, 0, -1, rank});
+  for (int rank = replica; rank < size(); rank += static_cast<int>(plan().options.data.size)) {
+    const Plan& from = plan(rank);
+    for (size_t i = 0; i < from.stage.parameters.size(); ++i) {
+      const bool updated_elsewhere = from.shared && !from.shared->updated_here && from.shared->parameter == static_cast<int32_t>(i);
+      if (updated_elsewhere) continue;
+      tensors.push_back({&from.stage.parameters[i], is_local(rank) ? local(rank).engine->parameter_data(i) : nullptr, from.stage.compute_dtype, 0, -1, rank});
+    }
+  }
+  sort_by_model_order(tensors);
   return tensors;
 }
 
-std::vector<PhysicalTensor> RankGroup::state(StateField field, int rank) const {
+std::vector<PhysicalTensor> RankGroup::state(StateField field, int replica) const {
   const DType dtype = field == StateField::kLow ? DType::kI16 : plan().options.optimizer.moment_dtype;
+  const auto num_replicas = static_cast<int>(plan().options.data.size);
   std::vector<PhysicalTensor> tensors;
-  for (size_t i = 0; i < plan().stage.parameters.size(); ++i)
-    for (int holder = 0; holder < size(); ++holder) {
-      if (!shards_state() && holder != rank) continue;
-      if (plan(holder).memory.state_offset[i][static_cast<size_t>(field)] < 0) continue;
-      const auto& [begin, end] = plan(holder).memory.state_range[i];
-      tensors.push_back({&plan().stage.parameters[i], is_local(holder) ? local(holder).engine->state_data(i, field) : nullptr, dtype, begin, end, holder});
-    }
+  for (int stage_begin = 0; stage_begin < size(); stage_begin += num_replicas) {
+    const Stage& stage = plan(stage_begin).stage;
+    for (size_t i = 0; i < stage.parameters.size(); ++i)
+      for (int holder = stage_begin; holder < stage_begin + num_replicas; ++holder) {
+        if (!shards_state() && holder != stage_begin + replica) continue;
+        if (plan(holder).memory.state_offset[i][static_cast<size_t>(field)] < 0) continue;
+        const auto& [begin, end] = plan(holder).memory.state_range[i];
+        tensors.push_back({&stage.parameters[i], is_local(holder) ? local(holder).engine->state_data(i, field) : nullptr, dtype, begin, end, holder});
+      }
+  }
+  sort_by_model_order(tensors);
   return tensors;
 }
 

@@ -1,4 +1,4 @@
-// The data-parallel ranks of a run: one engine, one data reader and one communicator each, as threads of this process or, in a
+// The ranks of a run: one engine, one data reader and one communicator each, as threads of this process or, in a
 // ProcessWorld, one in each process. It takes a step on all of them at one time, and shows their memory to whoever saves and loads. A
 // process with one rank has no threads of its own.
 #pragma once
@@ -39,7 +39,7 @@ class RankGroup {
   /// Of a rank of this process.
   TrainingEngine& engine(int rank) { return *local(rank).engine; }
   /// Of a group of several ranks: its counters.
-  const Communicator& communicator(int rank) const { return *local(rank).group; }
+  std::vector<const Communicator*> communicators(int rank) const { return local(rank).engine->communicators(); }
   int64_t planned_bytes() const;  // of the arenas of this process
 
   void initialize_weights(uint64_t seed);
@@ -51,12 +51,16 @@ class RankGroup {
   /// processes call it.
   StepResult evaluate(const Dataset& dataset, int64_t first, int64_t count);
 
-  /// Rank `rank`'s weights: each rank has all of them. Without data when it is another process.
-  std::vector<PhysicalTensor> weights(int rank) const;
-  /// The ranks' shards of a state field, which together hold every element once; rank `rank`'s own copy where state is not sharded. Those of
+  /// A replica of the model is the ranks of one pipeline; there is one for each data-parallel rank. Those with ranks of this process:
+  std::vector<int> local_replicas() const;
+  /// All weights, each once, where a replica has them. Without data when that is another process.
+  std::vector<PhysicalTensor> weights(int replica) const;
+  /// The ranks' shards of a state field, which together hold every element once; the replica's own copy where state is not sharded. Those of
   /// other processes are without data.
-  std::vector<PhysicalTensor> state(StateField field, int rank) const;
-  bool shards_state() const { return plan().options.data.zero_stage >= 1 && size() > 1; }
+  std::vector<PhysicalTensor> state(StateField field, int replica) const;
+  bool shards_state() const { return plan().options.data.zero_stage >= 1 && plan().options.data.size > 1; }
+  /// After weights were loaded: a matrix that two stages of a replica have goes from the one to the other. All processes call it.
+  void share_weights();
 
  private:
   struct Rank {

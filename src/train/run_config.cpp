@@ -235,7 +235,7 @@ void add_parallel_keys(TomlSchema<RunConfig>& schema) {
       .key("tensor_parallel_size", &S::tensor_parallel_size,
            needs(kParallel, "ranks that share each matrix", {"tp", "tensor_parallel", "tensor_model_parallel_size"}))
       .key("pipeline_parallel_size", &S::pipeline_parallel_size,
-           needs(kParallel, "ranks that hold consecutive layers", {"pp", "pipeline_parallel", "pipeline_model_parallel_size"}))
+           at_least(1, "ranks", "ranks that hold consecutive layers", "1", {"pp", "pipeline_parallel", "pipeline_model_parallel_size"}))
       .key("context_parallel_size", &S::context_parallel_size,
            needs(kParallel, "ranks that share each sequence", {"cp", "context_parallel"}))
       .key("expert_parallel_size", &S::expert_parallel_size,
@@ -247,10 +247,11 @@ void add_parallel_keys(TomlSchema<RunConfig>& schema) {
             .also_called = {"zero", "fsdp"}})
       .key("hybrid_shard_size", &S::hybrid_shard_size, needs(kParallel, "ranks in one shard group; 0 for all", {"hsdp"}))
       .key("schedule", &S::schedule,
-           needs(kParallel, "pipeline schedule: gpipe, 1f1b, interleaved, zb-h1, zb-v, dualpipe-v, 2bw, or a file",
-                 {"pipeline_schedule"}))
-      .key("virtual_stages", &S::virtual_stages, needs(kParallel, "stages on each rank of an interleaved schedule"))
-      .key("stage_layers", &S::stage_layers, needs(kParallel, "layers of each stage"))
+           {.help = "order of a pipeline's work: gpipe, 1f1b, interleaved, zb-h1, zb-v, dualpipe-v (2bw and files can be planned, not trained yet)",
+            .also_called = {"pipeline_schedule"}})
+      .key("virtual_stages", &S::virtual_stages, at_least(1, "", "stages on each rank of schedule = \"interleaved\"", "1"))
+      .key("stage_layers", &S::stage_layers,
+           {.help = "layers of each stage, such as [\"3\", \"5\"]; the first stage has the embedding too, the last the head", .default_text = "by cost"})
       .key("sequence_parallel", &S::sequence_parallel,
            needs(kParallel, "norms and residuals split over the tensor-parallel ranks", {"sp"}))
       .key("context_method", &S::context_method, needs(kParallel, "how attention crosses context-parallel ranks"))

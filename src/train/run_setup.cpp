@@ -1,6 +1,7 @@
 #include "train/run_setup.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
@@ -115,16 +116,37 @@ void resolve_plan_options(RunSetup& setup) {
   options.memory_budget_bytes = memory.bytes > 0 ? memory.bytes : static_cast<int64_t>(memory.fraction * static_cast<double>(available_memory_bytes()));
 }
 
+// "3", "0": one count a stage.
+std::vector<int64_t> stage_layers(const std::vector<std::string>& counts) {
+  std::vector<int64_t> layers;
+  for (const std::string& count : counts) {
+    int64_t value = -1;
+    const auto [end, error] = std::from_chars(count.data(), count.data() + count.size(), value);
+    if (error != std::errc() || end != count.data() + count.size() || value < 0)
+      throw Error(ErrorCode::kInvalidConfig, "parallel.stage_layers: \"{}\" is no number of layers; wanted one count for each stage, such as [\"3\", \"5\"]", count);
+    layers.push_back(value);
+  }
+  return layers;
+}
+
 // Ranks that the run file does not assign are data parallel.
 void resolve_layout(RunSetup& setup, const RunResources& resources) {
-  const int num_ranks = resources.num_ranks;
+  const int64_t num_ranks = resources.num_ranks;
   const ParallelSection& parallel = setup.config.parallel;
+  PipelineParallel& pipeline = setup.plan_options.pipeline;
+  pipeline.size = parallel.pipeline_parallel_size;
+  pipeline.virtual_stages = parallel.virtual_stages;
+  pipeline.stage_layers = stage_layers(parallel.stage_layers);
+  if (pipeline.size > 1) pipeline.kind = parse_pipeline_kind(parallel.schedule);
+  if (num_ranks % pipeline.size != 0)
+    throw Error(ErrorCode::kInvalidConfig, "parallel.pipeline_parallel_size = {} does not divide {} rank{}; start with --ranks {}, or another multiple", pipeline.size, num_ranks,
+                num_ranks == 1 ? "" : "s", pipeline.size);
   DataParallel& data = setup.plan_options.data;
-  data.size = parallel.data_parallel_size.value_or(num_ranks);
+  data.size = parallel.data_parallel_size.value_or(num_ranks / pipeline.size);
   data.zero_stage = static_cast<int>(parallel.zero_stage);
-  if (data.size != num_ranks)
-    throw Error(ErrorCode::kInvalidConfig, "parallel.data_parallel_size = {} for {} rank{}; start with --ranks {}, or leave data_parallel_size out", data.size, num_ranks,
-                num_ranks == 1 ? "" : "s", data.size);
+  if (data.size * pipeline.size != num_ranks)
+    throw Error(ErrorCode::kInvalidConfig, "parallel.data_parallel_size = {} times pipeline_parallel_size = {} for {} rank{}; start with --ranks {}, or leave data_parallel_size out",
+                data.size, pipeline.size, num_ranks, num_ranks == 1 ? "" : "s", data.size * pipeline.size);
   if (data.zero_stage > 1)
     throw Error(ErrorCode::kUnsupported, "parallel.zero_stage = {}: sharded gradients (2) and weights (3) are not built yet; use 0 or 1", data.zero_stage);
   setup.plan_options.memory_budget_bytes /= resources.num_local_ranks > 0 ? resources.num_local_ranks : num_ranks;  // they share this machine's memory
@@ -183,7 +205,7 @@ RunSetup prepare_run(const RunConfig& config, const RunResources& resources, con
 
 std::vector<Plan> plan_run(const RunSetup& setup, int num_local) {
   EngineOptions each = setup.engine;
-  each.num_threads = rank_threads(setup.engine.num_threads, num_local > 0 ? num_local : static_cast<int>(setup.plan_options.data.size));
+  each.num_threads = rank_threads(setup.engine.num_threads, num_local > 0 ? num_local : static_cast<int>(setup.plan_options.world_size()));
   return make_training_plans(setup.plan_options, workspace_traits(each, setup.plan_options.sequence_tokens));
 }
 

@@ -75,6 +75,7 @@ class Trainer {
       });
     }
     const int64_t first_step = start_or_resume();
+    ranks_.share_weights();
     together("begin", [&] {
       if (leads_) write_run_file();
       if (first_step < setup_.num_steps) open_writer();
@@ -154,8 +155,7 @@ class Trainer {
 
 void Trainer::begin_weights() {
   if (setup_.base)
-    for (int rank = ranks_.first_local(); rank < ranks_.first_local() + ranks_.num_local(); ++rank)
-      load_model(*setup_.base, ranks_.weights(rank), ranks_.state(StateField::kLow, rank));
+    for (int replica : ranks_.local_replicas()) load_model(*setup_.base, ranks_.weights(replica), ranks_.state(StateField::kLow, replica));
   else
     ranks_.initialize_weights(static_cast<uint64_t>(setup_.config.train.seed));
 }
@@ -194,12 +194,12 @@ int64_t Trainer::start_or_resume() {
 
 void Trainer::load(const std::string& path) {
   const CheckpointReader reader(path);
-  const int first = ranks_.first_local();
-  for (int rank = first; rank < first + ranks_.num_local(); ++rank) {
-    reader.load(ranks_.weights(rank), "");
-    if (rank > first && ranks_.shards_state()) continue;  // the shards of all ranks were filled together
+  const std::vector<int> replicas = ranks_.local_replicas();
+  for (int replica : replicas) {
+    reader.load(ranks_.weights(replica), "");
+    if (replica != replicas.front() && ranks_.shards_state()) continue;  // the shards of all ranks were filled together
     for (const auto& [field, suffix] : kStateFields)
-      if (const auto tensors = ranks_.state(field, rank); !tensors.empty()) reader.load(tensors, suffix);
+      if (const auto tensors = ranks_.state(field, replica); !tensors.empty()) reader.load(tensors, suffix);
   }
 }
 

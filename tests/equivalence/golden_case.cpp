@@ -62,7 +62,7 @@ std::map<std::string, std::vector<double>> read_gradients(const Training& traini
   for (size_t i = 0; i < plan.stage.parameters.size(); ++i) {
     const ParameterSpec& spec = plan.stage.parameters[i];
     // NORM has added the second use of a tied matrix to the first.
-    const int64_t offset = plan.memory.gradient_buffer_offset[0] + plan.memory.gradient_offset[i][0];
+    const int64_t offset = plan.memory.gradient_buffer_offset[0][0] + plan.memory.gradient_offset[i][0];
     const auto* from = reinterpret_cast<const float*>(training.engine->arena().data() + offset);
     std::vector<float> sum(from, from + spec.num_elements());
     sums.push_back(std::move(sum));
