@@ -27,12 +27,18 @@ run 2; err_has "needs a command"; out_is_empty
 run 2 exmaples; err_has 'unknown command `exmaples` for `orrery`: did you mean `examples`?'; out_is_empty
 run 2 examples --jsno; err_has 'unknown option `--jsno`'
 run 2 probe --jsno; err_has 'did you mean `--json`?'; err_has "see: orrery probe --help"
+"$orrery" doctor >out 2>err; [ $? -eq 0 ] || fail "orrery doctor on this machine"; out_has "disk"; out_has "memory"
+run 0 doctor --json; python3 -c 'import json; assert all(f["severity"] == "good" or f["found"] for f in json.load(open("out")))' || fail "doctor --json"
+run 3 doctor --dir nowhere; out_has "cannot be looked at"
+run 2 plan; err_has "a run file"; err_has "orrery examples"
+run 2 plan compare nowhere; err_has "trace.json"
+mkdir -p broken; echo '{"version": 1}' >broken/trace.json; run 4 plan compare broken; err_has "not a trace"
 run 2 config; err_has '`orrery config` needs a command'
 run 2 config shwo; err_has 'did you mean `show`?'
 run 2 config show; err_has "file is required"
 run 2 config show --st train.steps=3; err_has 'did you mean `--set`?'
 run 2 completion tcsh; err_has "tcsh"
-for command in examples config help completion probe checkpoint convert quantize; do run 0 $command --help; out_has "orrery $command"; err_is_empty; done
+for command in examples config help completion probe doctor checkpoint convert quantize; do run 0 $command --help; out_has "orrery $command"; err_is_empty; done
 
 # Every example is a valid run file, and its resolved value reads back to itself.
 run 0 examples; out_has "llama-11m"

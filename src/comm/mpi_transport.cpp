@@ -196,6 +196,16 @@ class MpiTransport final : public Transport {
 
 }  // namespace
 
+std::vector<std::string> usable_mpi() {
+  std::vector<std::string> names;
+  for (const MpiLibrary library : {MpiLibrary::kOpenMpi, MpiLibrary::kMpich}) try {
+      open_plugin(library);
+      names.emplace_back(mpi_library_name(library));
+    } catch (const Error&) {  // not installed, or not built
+    }
+  return names;
+}
+
 std::unique_ptr<Transport> make_mpi_transport(MpiLibrary library) { return std::make_unique<MpiTransport>(library); }
 
 }  // namespace orrery

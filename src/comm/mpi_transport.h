@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "comm/transport.h"
 
@@ -11,6 +12,8 @@ namespace orrery {
 
 enum class MpiLibrary { kOpenMpi, kMpich };
 std::string_view mpi_library_name(MpiLibrary library);
+/// Names of the libraries whose plugin opens here; nothing is initialized.
+std::vector<std::string> usable_mpi();
 
 /// Initializes MPI, once in a process; blocks until all ranks have. The plugin is searched in $ORRERY_MPI_PLUGIN_DIR, beside the
 /// program, and in ../lib/orrery. A wait looks at its peer's process now and then, where it runs on the same host: a dead one fails

@@ -40,6 +40,7 @@ namespace orrery {
   X(quantize) \
   X(checkpoint) \
   X(probe) \
+  X(doctor) \
   X(simulate) \
   X(data) \
   X(config) \

@@ -101,7 +101,9 @@ void add_plan_command(CLI::App& app, int& exit_code) {
   add_plan_schedule(*command, exit_code);
   command->callback([options, command, &exit_code] {
     if (!command->get_subcommands().empty()) return;
-    if (options->path.empty()) throw CLI::RequiredError("file");
+    if (options->path.empty())
+      throw Error(ErrorCode::kInvalidArgument, "`orrery plan` needs a run file: orrery plan run.toml. One to start from: orrery examples llama-11m > run.toml. "
+                                               "With `validate`, `compare` or `schedule` it does something else: orrery plan --help");
     if (!options->cluster.cluster_path.empty()) {
       options->cluster.run_path = options->path, options->cluster.overrides = options->overrides, options->cluster.json = options->json;
       plan_for_cluster(options->cluster);
