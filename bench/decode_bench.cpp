@@ -3,6 +3,9 @@
 // llama-perplexity counts it: chunks of 512 tokens, the second half of each.
 //   decode_bench MODEL [--dtype bf16|f32] [--threads N] [--repeat 3] [--ops] [--only pp512|1|8|32]
 //   decode_bench MODEL --perplexity TEXT [--chunks 20]
+//   decode_bench MODEL --generate [--dtype bf16|f32] [--threads N] [--repeat 9]
+// The last is what `orrery generate` does after its prompt (forward pass, draw, one sequence), in rounds of 16 tokens in turns with
+// the read loop; medians.
 // Prints one JSON line. read_gb_s is a read loop over as many bytes as the packed weights, read_share the share of it that batch 1 reaches.
 #include <algorithm>
 #include <chrono>
@@ -12,10 +15,13 @@
 #include <iterator>
 #include <numeric>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "base/error.h"
 #include "runtime/memory_bandwidth.h"
+#include "serve/generator.h"
+#include "serve/sampling/sampler.h"
 #include "serve/serving_model.h"
 
 namespace orrery {
@@ -28,7 +34,7 @@ struct Options {
   std::string model, dtype = "bf16", perplexity, only;
   int threads = 0, repeat = 3;
   int64_t chunks = 20;
-  bool ops = false;
+  bool ops = false, generate = false;
 };
 
 class Batch {
@@ -72,17 +78,29 @@ class Batch {
   std::vector<int64_t> lengths_;
 };
 
-double best_read_gb_s(ThreadPool& pool, int64_t bytes) {
-  std::vector<std::byte> memory(static_cast<size_t>(bytes / 8192 * 8192), std::byte{1});
-  const size_t part = memory.size() / static_cast<size_t>(pool.num_threads()) / 256 * 256;
-  double best = 1e9;
-  volatile uint64_t sink = 0;
-  for (int i = 0; i < 5; ++i) {
+// Reads memory as large as the weights, with huge pages like theirs.
+class ReadLoop {
+ public:
+  ReadLoop(ThreadPool& pool, int64_t bytes) : pool_(pool), memory_(bytes), part_(static_cast<size_t>(bytes / pool.num_threads() / 256 * 256)) {}
+  double seconds() {
+    volatile uint64_t sink = 0;
     const auto begin = Clock::now();
-    pool.run([&](int thread, int) { sink = read_all_bytes_avx2(memory.data() + static_cast<size_t>(thread) * part, part); });
-    best = std::min(best, seconds_since(begin));
+    pool_.run([&](int thread, int) { sink = read_all_bytes_avx2(memory_.data() + static_cast<size_t>(thread) * part_, part_); });
+    return seconds_since(begin);
   }
-  return static_cast<double>(part) * pool.num_threads() / best / 1e9;
+  double bytes() const { return static_cast<double>(part_) * pool_.num_threads(); }
+
+ private:
+  ThreadPool& pool_;
+  Arena memory_;
+  size_t part_;
+};
+
+double best_read_gb_s(ThreadPool& pool, int64_t bytes) {
+  ReadLoop loop(pool, bytes);
+  double best = 1e9;
+  for (int i = 0; i < 5; ++i) best = std::min(best, loop.seconds());
+  return loop.bytes() / best / 1e9;
 }
 
 double median(std::vector<double> values) {
@@ -157,6 +175,45 @@ void run_speed(const Options& options) {
              one * static_cast<double>(bytes) / 1e9 / read);
 }
 
+void run_generate(const Options& options) {
+  constexpr int64_t kPrompt = 32, kRound = 16;
+  const ModelSource source = open_model(options.model);
+  GeneratorOptions serving;
+  serving.num_threads = options.threads > 0 ? options.threads : static_cast<int>(std::thread::hardware_concurrency());
+  serving.compute_dtype = *parse_dtype(options.dtype);
+  serving.max_context = std::min<int64_t>(source.config().max_seq_len, kPrompt + kRound * (options.repeat + 1));
+  Generator generator(source, serving);
+  ThreadPool readers(serving.num_threads);  // sleeps while the generator's own threads work
+  SamplingOptions greedy;
+  greedy.temperature = 0;
+  Sampler sampler(greedy);
+  SamplerScratch scratch;
+  const int64_t bytes = generator.plan().memory.class_bytes[static_cast<size_t>(MemoryClass::kPackedWeights)];
+  ReadLoop loop(readers, bytes);
+  std::vector<int32_t> prompt(static_cast<size_t>(kPrompt));
+  for (size_t i = 0; i < prompt.size(); ++i) prompt[i] = static_cast<int32_t>((i * 7919 + 13) % static_cast<size_t>(source.config().vocab_size));
+  std::span<const float> logits = generator.append(prompt);
+  std::vector<double> token_seconds, read_seconds, shares;
+  for (int round = 0; round <= options.repeat; ++round) {
+    const auto begin = Clock::now();
+    for (int64_t i = 0; i < kRound; ++i) {
+      const int32_t id = sampler.sample(logits, generator.length(), {}, &scratch).id;
+      sampler.accept(id);
+      logits = generator.append(std::span(&id, 1));
+    }
+    const double token = seconds_since(begin) / kRound;
+    double read = 0;
+    for (int64_t i = 0; i < kRound; ++i) read += loop.seconds() / kRound;
+    if (round == 0) continue;
+    token_seconds.push_back(token);
+    read_seconds.push_back(read);
+    shares.push_back(read * (static_cast<double>(bytes) / loop.bytes()) / token);
+  }
+  fmt::print("{{\"model\": \"{}\", \"dtype\": \"{}\", \"threads\": {}, \"generate_tokens_per_s\": {:.1f}, \"weight_mb\": {:.1f}, \"read_gb_s\": {:.1f}, \"read_share\": {:.3f}}}\n",
+             options.model, options.dtype, readers.num_threads(), 1 / median(token_seconds), static_cast<double>(bytes) / 1e6,
+             loop.bytes() / median(read_seconds) / 1e9, median(shares));
+}
+
 void run_perplexity(const Options& options) {
   const ModelSource source = open_model(options.model);
   const Tokenizer tokenizer = load_model_tokenizer(source);
@@ -209,12 +266,14 @@ int run(int argc, char** argv) {
     else if (flag == "--chunks") options.chunks = std::stoi(next());
     else if (flag == "--only") options.only = next();
     else if (flag == "--ops") options.ops = true;
+    else if (flag == "--generate") options.generate = true;
     else if (!flag.starts_with("--") && options.model.empty()) options.model = flag;
     else throw Error(ErrorCode::kInvalidArgument, "{} is not known; the flags are listed at the top of decode_bench.cpp", flag);
   }
   if (options.model.empty()) throw Error(ErrorCode::kInvalidArgument, "give a model file");
-  if (options.perplexity.empty()) run_speed(options);
-  else run_perplexity(options);
+  if (!options.perplexity.empty()) run_perplexity(options);
+  else if (options.generate) run_generate(options);
+  else run_speed(options);
   return 0;
 }
 
