@@ -19,7 +19,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::string_view kTrainBpe = "train:bpe";
-constexpr int kNumericsVersion = 1;
+constexpr int kNumericsVersion = 2;
 
 std::string read_whole(const fs::path& path) {
   std::ifstream file(path, std::ios::binary);

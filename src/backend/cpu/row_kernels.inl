@@ -47,8 +47,9 @@ void swiglu_grad(const void* dh, const void* gate, const void* up, void* dgate, 
   for_lanes(count, [&](int64_t i, int64_t n) {
     const F32x16 g = load_n(in<T>(gate) + i, n), d = load_n(in<T>(dh) + i, n);
     const F32x16 dsilu = round_to<T>(d * load_n(in<T>(up) + i, n));
-    store_n(out<T>(dup) + i, d * round_to<T>(silu(g)), n);
-    store_n(out<T>(dgate) + i, dsilu * silu_derivative(g), n);
+    const SigmoidPair s = sigmoid_pair(g);
+    store_n(out<T>(dup) + i, d * round_to<T>(silu(g, s)), n);
+    store_n(out<T>(dgate) + i, dsilu * silu_derivative(g, s), n);
   });
 }
 
