@@ -332,6 +332,24 @@ void search_layouts(const SearchRequest& request, SearchResult& result) {
     throw Error(ErrorCode::kInvalidConfig, "the search needs layers, hidden size, heads, sequence length and global batch of at least 1; found {} layers, hidden {}, {} heads, {} tokens, batch {}",
                 request.model.num_layers, request.model.hidden, request.model.num_heads, request.model.seq_len, request.global_batch);
   Search(request, result).run();
+  const PricesSection& prices = request.cluster.prices;
+  if (!request.front || request.objective != Objective::kTime || request.total_tokens <= 0 || (prices.per_device_hour <= 0 && prices.per_kwh <= 0)) return;
+  // For time every device counts, so the search above saw one number of them; the front of time against money has more points.
+  constexpr int kHalvings = 5;
+  SearchRequest fewer = request;
+  fewer.front = false, fewer.deadline_seconds = fewer.budget = 0;
+  SearchResult other;
+  for (int i = 0; i < kHalvings && fewer.cluster.devices.count % (2 * request.cluster.devices.per_node) == 0; ++i) {
+    fewer.cluster.devices.count /= 2;
+    try {
+      search_layouts(fewer, other);
+    } catch (const Error&) {
+      break;  // too small to hold the model
+    }
+    Candidate point = other.best.front();
+    point.job.cluster.device = &result.device;
+    if (point.money < result.pareto.back().money) result.pareto.push_back(point);
+  }
 }
 
 void replan_after_loss(SearchRequest request, int64_t lost_nodes, SearchResult& result) {
@@ -340,6 +358,7 @@ void replan_after_loss(SearchRequest request, int64_t lost_nodes, SearchResult& 
   // Using every device that is left may leave only odd degrees, which can be slower than fewer devices. So the largest count of whole
   // hosts that some layout can use competes with the multiples of a sixteenth of the largest power of two: at most 17 searches more.
   const int64_t per_node = request.cluster.devices.per_node;
+  request.front = false;
   auto try_count = [&](int64_t n, SearchResult& into) {
     request.cluster.devices.count = n;
     try {

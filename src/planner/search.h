@@ -26,6 +26,7 @@ struct SearchRequest {
   double deadline_seconds = 0, budget = 0;  // 0: none
   double memory_fraction = 0.92;            // of a device, what tensors may use
   int64_t max_tensor_parallel = 64, max_pipeline_parallel = 256, max_context_parallel = 64;
+  bool front = true;  // also look at half the devices, a quarter, ...: what less money costs in time
   bool prune = true;  // false: score everything (to check that pruning loses nothing)
 };
 
@@ -68,8 +69,11 @@ void replan_after_loss(SearchRequest request, int64_t lost_nodes, SearchResult& 
 std::string layout_text(const JobLayout& layout);
 std::string search_to_text(const SearchRequest& request, const SearchResult& result, bool explain);
 std::string search_to_json(const SearchRequest& request, const SearchResult& result);
-/// One self-contained page.
-std::string search_to_html(const SearchRequest& request, const SearchResult& result);
+/// One self-contained page; `timeline` is a picture of the best layout's step, as HTML.
+std::string search_to_html(const SearchRequest& request, const SearchResult& result, std::string_view timeline);
+/// The head of such a page, with its style.
+std::string_view page_head();
+std::string escape_html(std::string_view text);
 std::string_view objective_name(Objective objective);
 
 }  // namespace orrery

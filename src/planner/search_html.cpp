@@ -9,15 +9,10 @@
 namespace orrery {
 namespace {
 
-std::string escaped(std::string_view text) {
-  std::string out;
-  for (const char c : text) out += c == '<' ? "&lt;" : c == '>' ? "&gt;" : c == '&' ? "&amp;" : std::string(1, c);
-  return out;
-}
-
 constexpr std::string_view kHead =
-    "<!doctype html><html lang=en><meta charset=utf-8><title>orrery plan</title><style>"
+    "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width,initial-scale=1'><title>orrery</title><style>"
     "body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:#222;background:#fff}"
+    "pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:13px}.wide{overflow-x:auto}.wide svg{min-width:560px}"
     "h1{font-size:1.5em}h2{font-size:1.1em;margin-top:2em}table{border-collapse:collapse;width:100%}td,th{padding:.3em .6em;border-bottom:1px solid #ddd;text-align:left;vertical-align:top}"
     "td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}svg{width:100%;height:auto}svg text{font:12px system-ui,sans-serif;fill:#444}"
     "@media(prefers-color-scheme:dark){body{background:#161616;color:#ddd}td,th{border-color:#444}svg text{fill:#bbb}}</style>";
@@ -62,25 +57,34 @@ std::string pareto_front(const SearchResult& result) {
   std::string svg = "<svg viewBox='0 0 960 320' role=img aria-label='time against money'><line x1=60 y1=280 x2=940 y2=280 stroke='#999'/><line x1=60 y1=10 x2=60 y2=280 stroke='#999'/>";
   for (const Candidate& c : result.pareto) {
     const double x = 60 + 820 * c.run_seconds / most_time, y = 280 - 250 * c.money / most_money;
-    svg += fmt::format("<circle cx={:.1f} cy={:.1f} r=5 fill='#4e79a7'><title>{}</title></circle><text x={:.1f} y={:.1f}>{}</text>", x, y, escaped(layout_text(c.job.layout)), x + 8, y - 6, c.job.cluster.num_devices);
+    svg += fmt::format("<circle cx={:.1f} cy={:.1f} r=5 fill='#4e79a7'><title>{}</title></circle><text x={:.1f} y={:.1f}>{}</text>", x, y, escape_html(layout_text(c.job.layout)), x + 8, y - 6, c.job.cluster.num_devices);
   }
   return svg + fmt::format("<text x=780 y=305>run time, to {}</text><text x=66 y=20>money, to {:.0f}; labels: devices</text></svg>", format_duration(most_time), most_money);
 }
 
 }  // namespace
 
-std::string search_to_html(const SearchRequest& request, const SearchResult& result) {
-  std::string page = fmt::format("{}<h1>Plan</h1><pre>{}</pre>", kHead, escaped(search_to_text(request, result, false)));
-  page += "<h2>Memory on the fullest rank, ten best layouts</h2>" + memory_bars(result);
-  page += "<h2>Top ten</h2><table><tr><th>#<th>step<th>90 %<th>memory<th>layout</tr>";
+std::string_view page_head() { return kHead; }
+
+std::string escape_html(std::string_view text) {
+  std::string out;
+  for (const char c : text) out += c == '<' ? "&lt;" : c == '>' ? "&gt;" : c == '&' ? "&amp;" : c == '\'' ? "&#39;" : std::string(1, c);
+  return out;
+}
+
+std::string search_to_html(const SearchRequest& request, const SearchResult& result, std::string_view timeline) {
+  std::string page = fmt::format("{}<h1>Plan</h1><pre>{}</pre>", kHead, escape_html(search_to_text(request, result, false)));
+  page += "<h2>Memory on the fullest rank, ten best layouts</h2><div class=wide>" + memory_bars(result) + "</div>";
+  page += fmt::format("<h2>A step of the best, one pipeline</h2><div class=wide>{}</div>", timeline);
+  page += "<h2>Top ten</h2><div class=wide><table><tr><th>#<th>step<th>90 %<th>memory<th>layout</tr>";
   for (size_t i = 0; i < std::min<size_t>(10, result.best.size()); ++i) {
     const Candidate& c = result.best[i];
     page += fmt::format("<tr><td class=n>{}<td class=n>{}<td class=n>{} to {}<td class=n>{}<td>{}</tr>", i + 1, format_duration(c.step.seconds), format_duration(c.low_seconds), format_duration(c.high_seconds),
-                        format_bytes(c.memory.total()), escaped(layout_text(c.job.layout)));
+                        format_bytes(c.memory.total()), escape_html(layout_text(c.job.layout)));
   }
-  page += "</table><h2>Time against money</h2>" + pareto_front(result) + "<h2>Why not</h2><table><tr><th>family<th>reason</tr>";
-  for (const FamilyVerdict& v : result.families) page += fmt::format("<tr><td>{}<td>{}</tr>", escaped(v.family), escaped(v.reason));
-  return page + "</table></html>\n";
+  page += "</table></div><h2>Time against money</h2><div class=wide>" + pareto_front(result) + "</div><h2>Why not</h2><div class=wide><table><tr><th>family<th>reason</tr>";
+  for (const FamilyVerdict& v : result.families) page += fmt::format("<tr><td>{}<td>{}</tr>", escape_html(v.family), escape_html(v.reason));
+  return page + "</table></div></html>\n";
 }
 
 }  // namespace orrery

@@ -54,7 +54,7 @@ TEST(Search, EqualInputsGiveEqualPlans) {
   const SearchRequest request = small_request();
   const SearchResult a = search(request), b = search(request);
   EXPECT_EQ(search_to_json(request, a), search_to_json(request, b));
-  EXPECT_EQ(search_to_html(request, a), search_to_html(request, b));
+  EXPECT_EQ(search_to_html(request, a, ""), search_to_html(request, b, ""));
 }
 
 TEST(Search, EveryCandidateFitsAndDivides) {

@@ -62,4 +62,7 @@ ClusterTimeline simulate_cluster(const SimulatedCluster& cluster);
 /// Errors: kIo. Returns the number of events.
 int64_t write_trace(const ClusterTimeline& timeline, const std::string& path);
 
+/// The timeline as an SVG element and, where not all is shown, a line that says so: for a self-contained page.
+std::string timeline_svg(const Timeline& timeline);
+
 }  // namespace orrery

@@ -33,6 +33,44 @@ ModelConfig run_model(const RunConfig& config) {
 
 }  // namespace
 
+PipelineKind pipeline_kind_of(PipelineSchedule schedule) {
+  switch (schedule) {
+    case PipelineSchedule::kGpipe: return PipelineKind::kGPipe;
+    case PipelineSchedule::kInterleaved: return PipelineKind::kInterleaved;
+    case PipelineSchedule::kZeroBubbleH1: return PipelineKind::kZbH1;
+    case PipelineSchedule::kZeroBubbleV: return PipelineKind::kZbV;
+    case PipelineSchedule::kOneForwardOneBackward: break;
+  }
+  return PipelineKind::k1F1B;
+}
+
+SimulatedPipeline simulated_pipeline(const Candidate& candidate, PipelineKind kind) {
+  const JobLayout& layout = candidate.job.layout;
+  PipelineOptions options;
+  options.kind = kind;
+  options.num_ranks = static_cast<int32_t>(layout.pp), options.num_micro_batches = static_cast<int32_t>(layout.num_micro_batches);
+  const bool v_shape = kind == PipelineKind::kZbV || kind == PipelineKind::kDualPipeV;
+  options.chunks_per_rank = v_shape ? 2 : kind == PipelineKind::kInterleaved ? static_cast<int32_t>(std::max(2.0, layout.virtual_stages)) : 1;
+  const PipelineOrder order = pipeline_order(options);
+  SimulatedPipeline pipeline;
+  pipeline.rank_of_stage = order.rank_of_stage;
+  for (const auto& steps : order.steps) {
+    auto& rank = pipeline.steps.emplace_back();
+    for (const ComputeStep& step : steps)
+      if (step.kind != ActionKind::kOptimizer) rank.push_back({step.kind, step.stage, step.micro_batch});
+  }
+  const double steady = candidate.step.steady_seconds / layout.num_micro_batches;  // of a rank and micro-batch
+  const double chunks = static_cast<double>(order.num_stages()) / layout.pp;
+  const double forward_share = layout.recompute == RecomputeKind::kFull ? 0.25 : 1.0 / 3;
+  pipeline.forward_seconds = steady * forward_share / chunks;
+  pipeline.backward_input_seconds = pipeline.backward_weight_seconds = steady * (1 - forward_share) / 2 / chunks;
+  // A message of one micro-batch's activations, over the network where stages lie on different hosts.
+  const double message = layout.micro_batch * candidate.job.model.seq_len / layout.cp * candidate.job.model.hidden * 2 / (layout.sequence_parallel ? layout.tp : 1);
+  pipeline.handoff_seconds = layout.pp > 1 ? message / candidate.job.cluster.device->network_bytes_per_second : 0;
+  pipeline.tail_seconds = candidate.step.seconds - candidate.step.steady_seconds - candidate.step.bubble_seconds;
+  return pipeline;
+}
+
 SearchRequest cluster_request(const ClusterPlanOptions& options) {
   const RunConfig config = load_run_config(options.run_path, options.overrides);
   const ModelConfig model = run_model(config);
@@ -74,7 +112,8 @@ void plan_for_cluster(const ClusterPlanOptions& options) {
   else search_layouts(request, result);
   if (!options.html_path.empty()) {
     std::ofstream page(options.html_path, std::ios::binary);
-    page << search_to_html(request, result);
+    const Candidate& best = result.best.front();
+    page << search_to_html(request, result, timeline_svg(simulate(simulated_pipeline(best, pipeline_kind_of(best.job.layout.schedule)))));
     if (!page.flush()) throw Error(ErrorCode::kIo, "cannot write {}", options.html_path);
     fmt::print(stderr, "wrote {}\n", options.html_path);
   }

@@ -4,7 +4,9 @@
 #include <string>
 #include <vector>
 
+#include "parallel/pipeline.h"
 #include "planner/search.h"
+#include "simulate/simulate.h"
 
 namespace orrery {
 
@@ -20,5 +22,10 @@ SearchRequest cluster_request(const ClusterPlanOptions& options);
 
 /// Prints the plan to stdout. Errors: kInvalidConfig, kInvalidArgument, as the parts say.
 void plan_for_cluster(const ClusterPlanOptions& options);
+
+PipelineKind pipeline_kind_of(PipelineSchedule schedule);
+/// The pipeline of a layout, its stages' seconds from the closed form: a third of the work is forward, without recomputation, and the
+/// two halves of the backward are equal.
+SimulatedPipeline simulated_pipeline(const Candidate& candidate, PipelineKind kind);
 
 }  // namespace orrery

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <fstream>
 #include <memory>
 #include <string>
 
@@ -19,48 +20,10 @@ namespace {
 
 struct Options {
   ClusterPlanOptions plan;
-  std::string schedule, trace_path;
+  std::string schedule, trace_path, html_path;
   double straggler = 1, link_factor = 1, fail_rate = 0;
   int64_t straggler_rank = 0;
 };
-
-PipelineKind kind_of(PipelineSchedule schedule) {
-  switch (schedule) {
-    case PipelineSchedule::kGpipe: return PipelineKind::kGPipe;
-    case PipelineSchedule::kInterleaved: return PipelineKind::kInterleaved;
-    case PipelineSchedule::kZeroBubbleH1: return PipelineKind::kZbH1;
-    case PipelineSchedule::kZeroBubbleV: return PipelineKind::kZbV;
-    case PipelineSchedule::kOneForwardOneBackward: break;
-  }
-  return PipelineKind::k1F1B;
-}
-
-/// The pipeline of a layout, its stages' seconds from the closed form: a third of the work is forward, without recomputation, and the
-/// two halves of the backward are equal.
-SimulatedPipeline pipeline_of(const Candidate& candidate, PipelineKind kind, double handoff_seconds) {
-  const JobLayout& layout = candidate.job.layout;
-  PipelineOptions options;
-  options.kind = kind;
-  options.num_ranks = static_cast<int32_t>(layout.pp), options.num_micro_batches = static_cast<int32_t>(layout.num_micro_batches);
-  const bool v_shape = kind == PipelineKind::kZbV || kind == PipelineKind::kDualPipeV;
-  options.chunks_per_rank = v_shape ? 2 : kind == PipelineKind::kInterleaved ? static_cast<int32_t>(std::max(2.0, layout.virtual_stages)) : 1;
-  const PipelineOrder order = pipeline_order(options);
-  SimulatedPipeline pipeline;
-  pipeline.rank_of_stage = order.rank_of_stage;
-  for (const auto& steps : order.steps) {
-    auto& rank = pipeline.steps.emplace_back();
-    for (const ComputeStep& step : steps)
-      if (step.kind != ActionKind::kOptimizer) rank.push_back({step.kind, step.stage, step.micro_batch});
-  }
-  const double steady = candidate.step.steady_seconds / layout.num_micro_batches;  // of a rank and micro-batch
-  const double chunks = static_cast<double>(order.num_stages()) / layout.pp;
-  const double forward_share = layout.recompute == RecomputeKind::kFull ? 0.25 : 1.0 / 3;
-  pipeline.forward_seconds = steady * forward_share / chunks;
-  pipeline.backward_input_seconds = pipeline.backward_weight_seconds = steady * (1 - forward_share) / 2 / chunks;
-  pipeline.handoff_seconds = handoff_seconds;
-  pipeline.tail_seconds = candidate.step.seconds - candidate.step.steady_seconds - candidate.step.bubble_seconds;
-  return pipeline;
-}
 
 void run(const Options& options) {
   SearchRequest request;
@@ -76,24 +39,33 @@ void run(const Options& options) {
   search_layouts(request, result);
   const Candidate& best = result.best.front();
   const JobLayout& layout = best.job.layout;
-  const PipelineKind kind = options.schedule.empty() ? kind_of(layout.schedule) : parse_pipeline_kind(options.schedule);
+  const PipelineKind kind = options.schedule.empty() ? pipeline_kind_of(layout.schedule) : parse_pipeline_kind(options.schedule);
   SimulatedCluster cluster;
-  // A message of one micro-batch's activations, over the network where stages lie on different hosts.
-  const double message = layout.micro_batch * request.model.seq_len / layout.cp * request.model.hidden * 2 / (layout.sequence_parallel ? layout.tp : 1);
-  cluster.pipeline = pipeline_of(best, kind, message / result.device.network_bytes_per_second);
+  cluster.pipeline = simulated_pipeline(best, kind);
   cluster.replicas = static_cast<int64_t>(best.job.cluster.num_devices / layout.pp);
   const double base = simulate_cluster(cluster).step_seconds;
   if (options.straggler > 1) cluster.straggler_rank = options.straggler_rank, cluster.straggler_slowdown = options.straggler;
   const ClusterTimeline timeline = simulate_cluster(cluster);
-  fmt::print("layout    {} on {} devices\n", layout_text(layout), best.job.cluster.num_devices);
-  fmt::print("schedule  {}, {} micro-batches; idle {:.1f} % of the pipeline's time\n", pipeline_name(kind), layout.num_micro_batches, 100 * timeline.classes.front().idle_share);
-  fmt::print("step      {} simulated, {} by the closed form\n", format_duration(base), format_duration(best.step.seconds));
+  std::string text;
+  text += fmt::format("layout    {} on {} devices\n", layout_text(layout), best.job.cluster.num_devices);
+  text += fmt::format("schedule  {}, {} micro-batches; idle {:.1f} % of the pipeline's time\n", pipeline_name(kind), layout.num_micro_batches, 100 * timeline.classes.front().idle_share);
+  text += fmt::format("step      {} simulated, {} by the closed form{}\n", format_duration(base), format_duration(best.step.seconds),
+                      kind == pipeline_kind_of(layout.schedule) ? "" : fmt::format(" with {}", pipeline_name(pipeline_kind_of(layout.schedule))));
   if (options.straggler > 1)
-    fmt::print("what if   rank {} takes {:g} times as long: {} ({:+.1f} %)\n", options.straggler_rank, options.straggler, format_duration(timeline.step_seconds), 100 * (timeline.step_seconds / base - 1));
+    text += fmt::format("what if   rank {} takes {:g} times as long: {} ({:+.1f} %)\n", options.straggler_rank, options.straggler, format_duration(timeline.step_seconds), 100 * (timeline.step_seconds / base - 1));
   if (options.fail_rate > 0) {
     const FailureModel failures{3600 / options.fail_rate, count_parameters(request.model).total * 14 / (request.cluster.tiers.storage_gbytes_per_second * 1e9), request.cluster.failures.restart_seconds};
     const double interval = std::max(best_checkpoint_interval(failures), timeline.step_seconds);
-    fmt::print("what if   {:g} faults an hour: goodput {:.3f} with a checkpoint every {}\n", options.fail_rate, goodput(failures, interval), format_duration(interval));
+    text += fmt::format("what if   {:g} faults an hour: goodput {:.3f} with a checkpoint every {}\n", options.fail_rate, goodput(failures, interval), format_duration(interval));
+  }
+  fmt::print("{}", text);
+  if (!options.html_path.empty()) {
+    std::ofstream page(options.html_path, std::ios::binary);
+    page << page_head() << "<h1>Simulated step</h1><pre>" << escape_html(text) << "</pre><h2>One pipeline</h2><div class=wide>" << timeline_svg(timeline.classes.front()) << "</div>";
+    if (timeline.classes.size() > 1) page << "<h2>The pipeline with the slow rank</h2><div class=wide>" << timeline_svg(timeline.classes.back()) << "</div>";
+    page << "</html>\n";
+    if (!page.flush()) throw Error(ErrorCode::kIo, "cannot write {}", options.html_path);
+    fmt::print(stderr, "wrote {}\n", options.html_path);
   }
   if (!options.trace_path.empty()) {
     const int64_t events = write_trace(timeline, options.trace_path);
@@ -116,6 +88,7 @@ void add_simulate_command(CLI::App& app, int& exit_code) {
   command->add_option("--link-factor", options->link_factor, "what if every link had this share of its bandwidth (0.5: halved); the layout is searched again")->capture_default_str();
   command->add_option("--fail-rate", options->fail_rate, "what if this many faults an hour stopped the job");
   command->add_option("--trace", options->trace_path, "write the timeline of every rank for Perfetto");
+  command->add_option("--html", options->html_path, "also write one self-contained page with the timeline");
   command->footer("Examples:\n  orrery simulate run.toml --cluster cluster.toml --trace step.json\n  orrery simulate run.toml --cluster cluster.toml --straggler 1.3 --fail-rate 0.5\n");
   command->callback([options, &exit_code] {
     run(*options);

@@ -154,7 +154,8 @@ int64_t measure_collectives(int num_ranks, OpTimes& times) {
     const Arena region(kRegionBytes);
     const ReductionPlan plan = rank_tree_plan(num_ranks);
     std::vector<ElementRange> owners(n), byte_owners(n);
-    for (const char* operation : {"rs", "ag", "xs"})
+    const int next = (comm.rank() + 1) % num_ranks, previous = (comm.rank() + num_ranks - 1) % num_ranks;
+    for (const char* operation : {"rs", "ag", "xs", "message"})
       for (const int64_t bytes : kSizes) {
         const std::string name = operation;
         if (name == "xs" && bytes > kSizes[1]) continue;
@@ -169,7 +170,13 @@ int64_t measure_collectives(int num_ranks, OpTimes& times) {
           const auto begin = Clock::now();
           if (name == "rs") comm.reduce_scatter(plan, DType::kF32, {&piece, 1}, owners, {&sum, 1}, "RS");
           else if (name == "ag") comm.all_gather_ranges({data, static_cast<size_t>(bytes)}, byte_owners, "AG");
-          else comm.all_reduce({data, static_cast<size_t>(bytes)}, DType::kF64, "XS");
+          else if (name == "message") {
+            const auto half = static_cast<size_t>(kRegionBytes / 2);
+            Work in = comm.post_recv({region.data() + half, static_cast<size_t>(bytes)}, previous, 0, "R");
+            Work out = comm.post_send({region.data(), static_cast<size_t>(bytes)}, next, 0, "S");
+            in.wait();
+            out.wait();
+          } else comm.all_reduce({data, static_cast<size_t>(bytes)}, DType::kF64, "XS");
           comm.barrier("BAR");
           if (repeat > 0) seconds.push_back(std::chrono::duration<double>(Clock::now() - begin).count());
         }
@@ -258,7 +265,7 @@ int64_t measure_missing(const std::vector<Plan>& plans, const EngineOptions& opt
     count += measure_ops(plan, each, context, dataset, times);
     times.add_probe(name);
   }
-  if (num_ranks > 1 && !times.has_comm(comm_key("xs", num_ranks, machine.transport))) count += measure_collectives(num_ranks, times);
+  if (num_ranks > 1 && !times.has_comm(comm_key("message", num_ranks, machine.transport))) count += measure_collectives(num_ranks, times);
   return count;
 }
 
