@@ -28,6 +28,11 @@ Engine::Engine(ServingModel& model, const EngineOptions& options)
   const ServingPlanOptions& plan = model.plan().options;
   if (plan.kv_blocks < model.plan().blocks_per_sequence)
     throw Error(ErrorCode::kInvalidConfig, "the key-value cache holds {} tokens, one sequence may reach {}; raise --kv-memory, or lower --max-model-len", plan.kv_blocks * plan.block_tokens, plan.max_context);
+  if (options.draft) {
+    if (options.draft->config().vocab_size != model.config().vocab_size)
+      throw Error(ErrorCode::kInvalidConfig, "the draft model has {} tokens, the model {}: its guesses would mean other words", options.draft->config().vocab_size, model.config().vocab_size);
+    draft_.emplace(*options.draft);
+  }
   stats_.kv_blocks = plan.kv_blocks;
   scratch_.resize(static_cast<size_t>(model.pool().num_threads()));
   thread_ = std::thread([this] { run(); });
@@ -49,10 +54,12 @@ Admission Engine::submit(GenerationRequest request, uint64_t* id) {
   {
     const std::lock_guard lock(mutex_);
     if (stopping_ || draining_) return Admission::kStopping;
-    if (num_waiting_ >= options_.max_queue) return Admission::kQueueFull;
+    // A request that came after the last step is counted as waiting until the next one begins, though a sequence may be free for it.
+    const int64_t free_sequences = std::max<int64_t>(0, model_.plan().options.max_sequences - stats_.running);
+    if (num_waiting_ >= options_.max_queue + free_sequences) return Admission::kQueueFull;
     Sampler sampler(request.sampling);
     sampler.add_prompt(request.prompt);
-    auto live = std::make_unique<Live>(Live{std::move(request), std::move(sampler), 0, now_seconds(), -1, {}, {}, {}});
+    auto live = std::make_unique<Live>(Live{std::move(request), std::move(sampler), 0, now_seconds(), -1, {}, {}, {}, {}});
     *id = next_id_++;
     submitted_.emplace_back(*id, std::move(live));
     ++num_live_;
@@ -118,7 +125,7 @@ void Engine::take_commands() {
       live->matcher.emplace(request.grammar);
       live->mask.resize(request.grammar->vocabulary().mask_words());
     }
-    scheduler_.add({id, request.prompt, request.priority, request.tenant, request.cache_salt});
+    scheduler_.add({id, request.prompt, request.priority, request.tenant, request.cache_salt, request.prompt_logprobs});
     live_.emplace(id, std::move(live));
   }
   for (const uint64_t id : cancelled) {
@@ -162,8 +169,7 @@ void Engine::bind(const std::vector<StepItem>& step) {
       slots[row + k] = static_cast<int32_t>(blocks[static_cast<size_t>(position / block_tokens)] * block_tokens + position % block_tokens);
     }
     row += item.count;
-    if (item.samples)
-      for (int64_t k = static_cast<int64_t>(item.draft.size()); k >= 0; --k) rows[num_rows++] = static_cast<int32_t>(row - 1 - k);
+    for (int64_t k = item.num_rows(); k > 0; --k) rows[num_rows++] = static_cast<int32_t>(row - k);
     starts[sequence + 1] = static_cast<int32_t>(row);
     lengths[sequence] = static_cast<int32_t>(item.first + item.count);
     const size_t used = std::min(blocks.size(), static_cast<size_t>(width));
@@ -172,19 +178,40 @@ void Engine::bind(const std::vector<StepItem>& step) {
   }
 }
 
+// Drafts where every decoding sequence has a place in the draft model and enough rows are left; true when there are any.
+bool Engine::propose_drafts() {
+  if (!draft_ || !(options_.draft_always || governor_.use())) return false;
+  const std::vector<uint64_t> ids = scheduler_.decoding();
+  const auto count = static_cast<int64_t>(ids.size());
+  if (count == 0 || count > draft_->num_places()) return false;
+  const int64_t limit = std::min(options_.draft_tokens, options_.scheduler.speculative_rows / count - 1);
+  std::vector<DraftModel::Request> requests;
+  for (const uint64_t id : ids) {
+    const Live& live = *live_.at(id);
+    const int64_t wanted = std::min(limit, live.request.max_tokens - live.num_generated - 1);
+    // A grammar's mask depends on the draft's own tokens; such answers go without.
+    if (wanted > 0 && !live.matcher && !live.request.embed) requests.push_back({id, &scheduler_.tokens(id), &live.sampler, wanted});
+  }
+  if (requests.empty()) return false;
+  std::vector<std::vector<int32_t>> drafts = draft_->propose(requests);
+  for (size_t i = 0; i < requests.size(); ++i) scheduler_.offer_draft(requests[i].id, std::move(drafts[i]));
+  return true;
+}
+
 void Engine::run_step() {
+  const double begin = now_seconds();
+  const bool drafted = propose_drafts();
   const std::vector<StepItem> step = scheduler_.schedule();
   if (step.empty()) return;
-  const double begin = now_seconds();
   int64_t num_tokens = 0, num_rows = 0;
   std::vector<std::pair<const StepItem*, int64_t>> sampling;  // with its first row
   for (const StepItem& item : step) {
     num_tokens += item.count;
     Live& live = *live_.at(item.id);
     if (live.started < 0) live.started = begin;
-    if (!item.samples) continue;
+    if (item.num_rows() == 0) continue;
     sampling.emplace_back(&item, num_rows);
-    num_rows += 1 + static_cast<int64_t>(item.draft.size());
+    num_rows += item.num_rows();
   }
   bind(step);
   // The head takes one row where nobody asked, as its kernels take no empty batch.
@@ -194,6 +221,11 @@ void Engine::run_step() {
     for (size_t i = static_cast<size_t>(thread_index); i < sampling.size(); i += static_cast<size_t>(num_threads))
       draw_item(*sampling[i].first, sampling[i].second, &scratch_[static_cast<size_t>(thread_index)]);
   });
+  if (draft_ && num_tokens == num_rows) {  // a step of decoding alone
+    int64_t drawn = 0;
+    for (const StepItem& item : step) drawn += static_cast<int64_t>(live_.at(item.id)->event.tokens.size());
+    governor_.record(drafted, now_seconds() - begin, drawn);
+  }
   for (const StepItem& item : step) {
     if (item.samples)
       finish_item(item);
@@ -209,11 +241,30 @@ void Engine::run_step() {
   publish();
 }
 
+// Rows of the prompt, each with the token that really followed. A prompt that is computed again after a preemption is not scored again.
+void Engine::score_prompt(const StepItem& item, int64_t first_row, SamplerScratch* scratch) {
+  Live& live = *live_.at(item.id);
+  if (live.num_generated > 0) return;  // told already
+  const std::vector<int32_t>& prompt = live.request.prompt;
+  for (int64_t k = 0; k < item.count; ++k) {
+    const auto next = static_cast<size_t>(item.first + k + 1);
+    if (next >= prompt.size() || next <= live.prompt.size()) continue;
+    const SampledToken scored = token_logprobs(model_.logits(first_row + k), prompt[next], live.request.sampling.top_logprobs, scratch);
+    live.prompt.push_back({prompt[next], scored.logprob, {scored.top_logprobs.begin(), scored.top_logprobs.end()}});
+  }
+}
+
 // Each row's token is the request's own seeded draw; the next row counts only while the draft was that token (NUMERICS rule 13).
 void Engine::draw_item(const StepItem& item, int64_t first_row, SamplerScratch* scratch) {
   Live& live = *live_.at(item.id);
+  if (item.all_rows) {
+    score_prompt(item, first_row, scratch);
+    first_row += item.count - 1;
+    if (!item.samples) return;
+  }
   TokenEvent& event = live.event;
   event = {};
+  event.prompt = std::move(live.prompt);
   event.cached_tokens = std::max<int64_t>(0, scheduler_.cached_tokens(item.id));
   event.queue_seconds = live.started - live.submitted;
   if (live.request.embed) {

@@ -15,6 +15,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "serve/draft_model.h"
 #include "serve/grammar/grammar.h"
 #include "serve/sampling/sampler.h"
 #include "serve/scheduler.h"
@@ -37,6 +38,7 @@ struct TokenEvent {
   std::vector<GeneratedToken> tokens;
   std::optional<FinishReason> finish;  // the last event has it; for kStop by token the last of `tokens` is the stop token
   std::vector<float> embedding;        // of an embedding request, with finish
+  std::vector<GeneratedToken> prompt;  // with prompt_logprobs, in the first event: the prompt's tokens but the first, and their logprobs
   int64_t cached_tokens = 0;           // prompt tokens that came from the prefix cache
   double queue_seconds = 0;            // from submission to the first step
 };
@@ -49,6 +51,7 @@ struct GenerationRequest {
   std::vector<int32_t> stop_token_ids;
   std::shared_ptr<const Grammar> grammar;  // null: any text. Its end tokens must be among stop_token_ids
   bool embed = false;              // the last token's hidden state instead of tokens
+  bool prompt_logprobs = false;    // also those of the prompt's tokens, as many as sampling.top_logprobs says
   int32_t priority = 0;
   std::string tenant, cache_salt;
   std::string adapter;             // empty: the model itself; the only value that is served today
@@ -60,7 +63,10 @@ enum class Admission : uint8_t { kAccepted, kQueueFull, kStopping };
 
 struct EngineOptions {
   SchedulerOptions scheduler;  // bounds and cache size are taken from the model's plan
-  int64_t max_queue = 256;     // requests that wait
+  ServingModel* draft = nullptr;  // of the same vocabulary: proposes tokens (draft_model.h); null: none
+  int64_t draft_tokens = 4;       // most that it proposes for a sequence and step
+  bool draft_always = false;      // also where it does not pay: for tests
+  int64_t max_queue = 256;     // requests that wait, beside those for which a sequence of the batch is free
 };
 
 /// A consistent picture for /metrics and the page.
@@ -102,11 +108,14 @@ class Engine {
     TokenEvent event;  // of the present step
     std::optional<GrammarMatcher> matcher;
     std::vector<uint64_t> mask;
+    std::vector<GeneratedToken> prompt;  // scored so far
   };
   void run();
   void take_commands();
   void run_step();
+  bool propose_drafts();
   void bind(const std::vector<StepItem>& step);
+  void score_prompt(const StepItem& item, int64_t first_row, SamplerScratch* scratch);
   void draw_item(const StepItem& item, int64_t first_row, SamplerScratch* scratch);
   void finish_item(const StepItem& item);
   void publish();
@@ -116,6 +125,8 @@ class Engine {
   Scheduler scheduler_;
   std::unordered_map<uint64_t, std::unique_ptr<Live>> live_;
   std::vector<SamplerScratch> scratch_;  // by compute thread
+  std::optional<DraftModel> draft_;
+  DraftGovernor governor_;
 
   mutable std::mutex mutex_;
   std::condition_variable wake_;

@@ -20,7 +20,7 @@ struct Answer {
 struct Conditions {
   int threads = 2;
   int64_t max_sequences = 16, max_tokens = 64, prefill_chunk = 32, kv_blocks = 0, speculative_tokens = 0;
-  bool prefix_cache = true;
+  bool prefix_cache = true, draft = false;
 };
 
 const ModelSource& source() {
@@ -30,14 +30,19 @@ const ModelSource& source() {
 
 struct Server {
   ServingModel model;
+  std::unique_ptr<ServingModel> draft;  // the same weights: what it proposes is mostly right
   Engine engine;
 
   explicit Server(const Conditions& conditions)
       : model(source(), {.num_threads = conditions.threads, .max_tokens = conditions.max_tokens, .max_sequences = conditions.max_sequences, .max_rows = conditions.max_sequences + 16, .kv_blocks = conditions.kv_blocks}),
-        engine(model, engine_options(conditions)) {}
+        draft(conditions.draft ? std::make_unique<ServingModel>(source(), ServingModelOptions{.max_tokens = 40, .max_sequences = 4}, &model.pool()) : nullptr),
+        engine(model, engine_options(conditions, draft.get())) {}
 
-  static EngineOptions engine_options(const Conditions& conditions) {
+  static EngineOptions engine_options(const Conditions& conditions, ServingModel* draft) {
     EngineOptions options;
+    options.draft = draft;
+    options.draft_tokens = 3;
+    options.draft_always = true;
     options.scheduler.prefill_chunk = conditions.prefill_chunk;
     options.scheduler.prefix_cache = conditions.prefix_cache;
     options.scheduler.speculative_tokens = conditions.speculative_tokens;
@@ -124,6 +129,63 @@ TEST(Engine, SameTokensAloneAndUnderLoad) {
   drafts.max_sequences = 4;
   const SchedulerCounters drafted = check("drafts", drafts);
   EXPECT_GT(drafted.draft_tokens, 0);
+  drafts.draft = true;
+  const SchedulerCounters guessed = check("a draft model", drafts);
+  EXPECT_GT(guessed.accepted_tokens, guessed.draft_tokens / 2);
+}
+
+// The arm that is faster is used, the other one tried from time to time, and a change of speed is noticed.
+TEST(DraftGovernor, FollowsWhatPays) {
+  DraftGovernor governor;
+  const auto run = [&](double with, double without, int steps) {
+    int used = 0;
+    for (int i = 0; i < steps; ++i) {
+      const bool use = governor.use();
+      used += use;
+      governor.record(use, use ? with : without, 1);
+    }
+    return used;
+  };
+  EXPECT_GT(run(1, 2, 640), 540);
+  EXPECT_LT(run(2, 1, 640), 200);
+}
+
+// Scored prompts: every token but the first, once, whatever was chunked or preempted; the same numbers alone and among others.
+TEST(Engine, PromptLogprobsDoNotDependOnTheBatch) {
+  const auto scores = [](const Conditions& conditions, bool others) {
+    Server server(conditions);
+    std::vector<std::future<Answer>> pending;
+    for (uint64_t seed = 0; others && seed < 20; ++seed) pending.push_back(server.ask(request_of(seed)));
+    std::vector<std::pair<int32_t, float>> result;
+    std::promise<void> done;
+    GenerationRequest request = request_of(13);
+    request.prompt_logprobs = true;
+    request.sampling.top_logprobs = 2;
+    const std::vector<int32_t> prompt = request.prompt;
+    request.sink = [&](TokenEvent&& event) {
+      for (const GeneratedToken& token : event.prompt) {
+        result.emplace_back(token.id, token.logprob);
+        EXPECT_EQ(token.top_logprobs.size(), 2u);
+      }
+      if (event.finish) done.set_value();
+    };
+    uint64_t id = 0;
+    EXPECT_EQ(server.engine.submit(std::move(request), &id), Admission::kAccepted);
+    done.get_future().get();
+    for (auto& answer : pending) answer.get();
+    EXPECT_EQ(result.size() + 1, prompt.size());
+    for (size_t i = 0; i < result.size(); ++i) EXPECT_EQ(result[i].first, prompt[i + 1]);
+    return result;
+  };
+  const auto expected = scores({}, false);
+  Conditions chunks;
+  chunks.max_tokens = 16;
+  chunks.prefill_chunk = 3;
+  EXPECT_EQ(scores(chunks, true), expected);
+  Conditions scarce;
+  scarce.kv_blocks = 3;
+  scarce.max_sequences = 8;
+  EXPECT_EQ(scores(scarce, true), expected);
 }
 
 TEST(Engine, CancelFreesBlocksAndTheQueueIsBounded) {

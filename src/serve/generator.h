@@ -2,6 +2,7 @@
 // many requests through the same model (serving_model.h).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 
@@ -24,6 +25,8 @@ class Generator {
   int64_t length() const { return length_; }
   int64_t max_context() const { return plan().options.max_context; }
   void clear() { length_ = 0; }
+  /// Forgets all but the first `length` tokens.
+  void truncate(int64_t length) { length_ = std::min(length_, length); }
 
   /// Appends tokens and returns the logits after the last of them, [vocab_size], valid until the next call. Needs at least one
   /// token. The bits do not depend on how the tokens are cut into calls (NUMERICS rule 13).

@@ -1,6 +1,7 @@
 #include "serve/scheduler.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/error.h"
 
@@ -89,8 +90,12 @@ bool Scheduler::make_room(Sequence& sequence, int64_t num_tokens, std::vector<St
 }
 
 void Scheduler::plan_draft(Sequence& sequence, int64_t limit, std::vector<int32_t>* draft) {
-  if (sequence.acceptance < kWorthwhileAcceptance && ++sequence.steps_without_draft % kStepsBetweenTrials != 0) return;
   if (options_.max_context > 0) limit = std::min(limit, options_.max_context - static_cast<int64_t>(sequence.tokens.size()));
+  *draft = std::exchange(sequence.offered, {});
+  sequence.looked_up = draft->empty();
+  if (!sequence.looked_up) return draft->resize(std::min(draft->size(), static_cast<size_t>(std::max<int64_t>(0, limit))));
+  if (options_.speculative_tokens == 0) return;
+  if (sequence.acceptance < kWorthwhileAcceptance && ++sequence.steps_without_draft % kStepsBetweenTrials != 0) return;
   *draft = propose_by_lookup(sequence.tokens, std::min(limit, options_.speculative_tokens));
 }
 
@@ -110,8 +115,8 @@ std::vector<StepItem> Scheduler::schedule() {
   for (const uint64_t id : order) {
     Sequence& sequence = sequences_.at(id);
     if (!runs(id) || sequence.pending() != 1) continue;
-    StepItem item{id, sequence.computed, 1, true, {}};
-    if (options_.speculative_tokens > 0) plan_draft(sequence, std::min({draft_rows, budget, rows}), &item.draft);
+    StepItem item{id, sequence.computed, 1, true, false, {}};
+    if (options_.speculative_tokens > 0 || !sequence.offered.empty()) plan_draft(sequence, std::min({draft_rows, budget, rows}), &item.draft);
     // A draft never pushes anybody out: it takes only what is free.
     if (!item.draft.empty() && !blocks_.grow(&sequence.table, sequence.computed + 1 + static_cast<int64_t>(item.draft.size()))) item.draft.clear();
     if (!make_room(sequence, sequence.computed + 1, &step)) continue;
@@ -127,16 +132,32 @@ std::vector<StepItem> Scheduler::schedule() {
     if (budget <= 0) break;
     Sequence& sequence = sequences_.at(id);
     if (!runs(id) || sequence.pending() <= 1) continue;
-    int64_t count = std::min(sequence.pending(), budget);
-    if (count == sequence.pending() && rows == 0) --count;
-    if (count == 0 || !make_room(sequence, sequence.computed + count, &step)) continue;
-    const bool samples = count == sequence.pending();
-    step.push_back({id, sequence.computed, count, samples, {}});
-    budget -= count;
-    rows -= samples;
+    StepItem item = prefill_item(sequence, budget, rows);
+    if (item.count == 0 || !make_room(sequence, sequence.computed + item.count, &step)) continue;
+    budget -= item.count;
+    rows -= item.num_rows();
+    step.push_back(std::move(item));
   }
   if (counters_.preemptions == preemptions) admit(&step, &budget, &rows);
   return step;
+}
+
+std::vector<uint64_t> Scheduler::decoding() const {
+  std::vector<uint64_t> ids;
+  for (const uint64_t id : running_)
+    if (sequences_.at(id).pending() == 1) ids.push_back(id);
+  return ids;
+}
+
+// A chunk of a prompt: what budget and rows of logits allow.
+StepItem Scheduler::prefill_item(const Sequence& sequence, int64_t budget, int64_t rows) const {
+  StepItem item{sequence.spec.id, sequence.computed, std::min(sequence.pending(), budget), false, sequence.wants_all_rows(), {}};
+  if (item.all_rows)
+    item.count = std::min(item.count, rows);
+  else if (item.count == sequence.pending() && rows == 0)
+    --item.count;
+  item.samples = item.count > 0 && item.count == sequence.pending();
+  return item;
 }
 
 uint64_t Scheduler::best_waiting() const {
@@ -154,8 +175,9 @@ void Scheduler::admit(std::vector<StepItem>* step, int64_t* budget, int64_t* row
   while (!waiting_.empty() && num_running() < options_.max_sequences && *budget > 0 && *rows > 0) {
     const uint64_t id = best_waiting();
     Sequence& sequence = sequences_.at(id);
-    sequence.computed = blocks_.match_prefix(sequence.tokens, sequence.spec.cache_salt, &sequence.table);
-    const int64_t count = std::min(sequence.pending(), *budget);
+    if (!sequence.spec.prompt_logits) sequence.computed = blocks_.match_prefix(sequence.tokens, sequence.spec.cache_salt, &sequence.table);
+    StepItem item = prefill_item(sequence, *budget, *rows);
+    const int64_t count = item.count;
     // Running sequences may still grow into what is left; a newcomer that would be preempted at once is not let in.
     const int64_t reserve = num_running() > 0 ? num_running() : 0;
     const int64_t wanted = (sequence.computed + count + options_.block_tokens - 1) / options_.block_tokens - static_cast<int64_t>(sequence.table.blocks.size());
@@ -171,10 +193,9 @@ void Scheduler::admit(std::vector<StepItem>* step, int64_t* budget, int64_t* row
       counters_.prefix_queried_tokens += static_cast<int64_t>(sequence.tokens.size());
       counters_.prefix_hit_tokens += sequence.computed;
     }
-    const bool samples = count == sequence.pending();
-    step->push_back({id, sequence.computed, count, samples, {}});
     *budget -= count;
-    *rows -= samples;
+    *rows -= item.num_rows();
+    step->push_back(std::move(item));
   }
 }
 
@@ -185,7 +206,7 @@ void Scheduler::complete(const StepItem& item, std::span<const int32_t> sampled)
   tenants_.at(sequence.spec.tenant).served += static_cast<double>(item.count);
   if (!item.draft.empty()) {
     const auto accepted = static_cast<double>(sampled.size() - 1), drafted = static_cast<double>(item.draft.size());
-    sequence.acceptance += 0.25 * (accepted / drafted - sequence.acceptance);
+    if (sequence.looked_up) sequence.acceptance += 0.25 * (accepted / drafted - sequence.acceptance);
     ++counters_.drafts;
     counters_.draft_tokens += static_cast<int64_t>(item.draft.size());
     counters_.accepted_tokens += static_cast<int64_t>(sampled.size()) - 1;

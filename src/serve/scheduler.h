@@ -31,6 +31,7 @@ struct SequenceSpec {
   int32_t priority = 0;   // smaller runs first
   std::string tenant;     // fair share is between these
   std::string cache_salt;
+  bool prompt_logits = false;  // the logits after every prompt token are wanted: nothing comes from the prefix cache
 };
 
 /// One sequence's part of a step: tokens [first, first + count) of it, the last `draft.size()` of which are guesses.
@@ -39,6 +40,8 @@ struct StepItem {
   int64_t first = 0;
   int64_t count = 0;
   bool samples = false;         // its last 1 + draft.size() rows need logits
+  bool all_rows = false;        // all `count` rows do
+  int64_t num_rows() const { return all_rows ? count : samples ? 1 + static_cast<int64_t>(draft.size()) : 0; }
   std::vector<int32_t> draft;
 };
 
@@ -61,6 +64,11 @@ class Scheduler {
   /// The step ran. `sampled`: for items that sample, the accepted drafts and one more token; empty for the others.
   void complete(const StepItem& item, std::span<const int32_t> sampled);
 
+  /// Sequences whose next step is one token, in the order in which they run.
+  std::vector<uint64_t> decoding() const;
+  /// A draft for a sequence's next step, made elsewhere; it goes before prompt lookup, and is taken as far as rows and blocks allow.
+  void offer_draft(uint64_t id, std::vector<int32_t> draft) { sequences_.at(id).offered = std::move(draft); }
+
   const std::vector<int32_t>& tokens(uint64_t id) const { return sequences_.at(id).tokens; }
   const BlockTable& block_table(uint64_t id) const { return sequences_.at(id).table; }
   /// Prompt tokens that did not have to be computed when the sequence was first admitted.
@@ -80,8 +88,12 @@ class Scheduler {
     int64_t cached_tokens = -1;   // -1: never admitted
     double acceptance = 1;        // of drafts, exponential mean
     int64_t steps_without_draft = 0;
+    std::vector<int32_t> offered;
+    bool looked_up = false;       // where the present step's draft is from
     BlockTable table;
     int64_t pending() const { return static_cast<int64_t>(tokens.size()) - computed; }
+    // The next `limit` tokens or fewer end inside the prompt, whose logits are wanted.
+    bool wants_all_rows() const { return spec.prompt_logits && computed < static_cast<int64_t>(spec.prompt.size()); }
   };
   struct Tenant {
     double served = 0;
@@ -90,6 +102,7 @@ class Scheduler {
   bool before(const Sequence& a, const Sequence& b) const;  // who keeps its blocks, and runs first
   bool make_room(Sequence& sequence, int64_t num_tokens, std::vector<StepItem>* step);
   void preempt(uint64_t id, std::vector<StepItem>* step);
+  StepItem prefill_item(const Sequence& sequence, int64_t budget, int64_t rows) const;
   void admit(std::vector<StepItem>* step, int64_t* budget, int64_t* rows);
   uint64_t best_waiting() const;
   void plan_draft(Sequence& sequence, int64_t limit, std::vector<int32_t>* draft);

@@ -39,6 +39,7 @@ namespace orrery {
   X(convert) \
   X(quantize) \
   X(checkpoint) \
+  X(bench) \
   X(probe) \
   X(doctor) \
   X(simulate) \

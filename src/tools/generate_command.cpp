@@ -5,14 +5,14 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <functional>
 #include <iostream>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "base/error.h"
-#include "data/tokenizer_encoder.h"
+#include "serve/chat/chat_template.h"
 #include "serve/generator.h"
 #include "serve/sampling/sampler.h"
 #include "tools/commands.h"
@@ -56,7 +56,8 @@ class Conversation {
         source_(open_model(options.model)),
         tokenizer_(model_tokenizer(source_, options.tokenizer)),
         generator_(source_, {.num_threads = options.threads, .max_context = options.max_context, .compute_dtype = *parse_dtype(options.dtype)}),
-        sampler_(options.sampling) {
+        sampler_(options.sampling),
+        ends_(end_tokens(source_, tokenizer_)) {
     for (const SkippedCheckpoint& skipped : source_.skipped()) fmt::print(stderr, "skipped   {}: {}\n", skipped.path, skipped.reason);
     if (tokenizer_.vocab_size() > source_.config().vocab_size)
       throw Error(ErrorCode::kInvalidArgument, "the tokenizer has {} tokens, the model {}: they do not belong together; leave --tokenizer out, or give the model's own", tokenizer_.vocab_size(), source_.config().vocab_size);
@@ -64,9 +65,9 @@ class Conversation {
 
   const Tokenizer& tokenizer() const { return tokenizer_; }
 
-  /// Errors: kInvalidArgument when `ids` do not fit behind what was said before.
+  /// Errors: kInvalidArgument when the text is longer than the context.
   void check_fits(const std::vector<int32_t>& ids) const {
-    const int64_t wanted = generator_.length() + static_cast<int64_t>(ids.size());
+    const auto wanted = static_cast<int64_t>(ids.size());
     if (wanted <= generator_.max_context()) return;
     throw Error(ErrorCode::kInvalidArgument, "the text has {} tokens, the context holds {}; {}", wanted, generator_.max_context(),
                 generator_.max_context() < source_.config().max_seq_len
@@ -74,42 +75,48 @@ class Conversation {
                     : "shorten it: the model was made for no more");
   }
 
-  /// Streams an answer to `ids` to stdout.
-  void answer(const std::vector<int32_t>& ids) {
+  /// Streams what follows `ids` to stdout, and returns it. What `ids` share with the last text and its answer is not read again.
+  /// Errors: kInvalidArgument when they do not fit.
+  std::string answer(const std::vector<int32_t>& ids) {
+    check_fits(ids);
+    const auto shared = std::mismatch(ids.begin(), ids.end() - 1, read_.begin(), read_.end()).first - ids.begin();
+    generator_.truncate(shared);
+    read_ = ids;
+    return go_on(std::vector<int32_t>(ids.begin() + shared, ids.end()));
+  }
+
+ private:
+  std::string go_on(const std::vector<int32_t>& ids) {
     const auto begin = Clock::now();
     std::span<const float> logits = generator_.append(ids);
     const auto prefilled = Clock::now();
     StreamDecoder decoder(tokenizer_, {.skip_special = true});
     int64_t count = 0;
+    std::string said;
+    const auto say = [&](const std::string& text) {
+      said += text;
+      std::fwrite(text.data(), 1, text.size(), stdout);
+      std::fflush(stdout);
+    };
     while (count < options_.max_tokens) {
       const int32_t id = sampler_.sample(logits, generator_.length(), {}, &scratch_).id;
       if (id < 0) throw Error(ErrorCode::kCorruptData, "every logit after {} tokens is NaN: the weights of {} are damaged", generator_.length(), options_.model);
       sampler_.accept(id);
       ++count;
-      if (ends(id)) {
-        last_token_ = id;
-        break;
-      }
-      const std::string text = decoder.push(id);
-      std::fwrite(text.data(), 1, text.size(), stdout);
-      std::fflush(stdout);
+      if (std::binary_search(ends_.begin(), ends_.end(), id)) break;
+      say(decoder.push(id));
       if (generator_.length() >= generator_.max_context()) {
         fmt::print(stderr, "\nthe context of {} tokens is full\n", generator_.max_context());
         break;
       }
       logits = generator_.append(std::span(&id, 1));
+      read_.push_back(id);
     }
-    const std::string rest = decoder.finish();
-    std::fwrite(rest.data(), 1, rest.size(), stdout);
+    say(decoder.finish());
     std::fputc('\n', stdout);
     std::fflush(stdout);
     if (options_.timing) print_timing(static_cast<int64_t>(ids.size()), count, begin, prefilled);
-  }
-
- private:
-  bool ends(int32_t id) const {
-    const auto& ends = source_.config().eos_token_ids;
-    return id == tokenizer_.eos_id() || std::find(ends.begin(), ends.end(), id) != ends.end() || tokenizer_.token_text(id) == "<|im_end|>";
+    return said;
   }
 
   void print_timing(int64_t prompt_tokens, int64_t answer_tokens, Clock::time_point begin, Clock::time_point prefilled) const {
@@ -125,7 +132,8 @@ class Conversation {
   Generator generator_;
   Sampler sampler_;
   SamplerScratch scratch_;
-  int32_t last_token_ = -1;
+  std::vector<int32_t> ends_;  // ascending
+  std::vector<int32_t> read_;  // the tokens behind the generator's keys and values
 };
 
 int run_generate(const Options& options) {
@@ -142,30 +150,26 @@ int run_generate(const Options& options) {
   return 0;
 }
 
+// The whole conversation is rendered each time, by the model's own template; what the cache holds of it already is not read again.
 int run_chat(const Options& options) {
   Conversation conversation(options);
   const Tokenizer& tokenizer = conversation.tokenizer();
-  if (tokenizer.token_id("<|im_start|>") < 0)
-    throw Error(ErrorCode::kUnsupported, "{} has no ChatML tokens (<|im_start|>, <|im_end|>), so it was not trained to chat; use: orrery generate {} --prompt ...", options.model, options.model);
-  const ChatRenderer render = chat_renderer(tokenizer, "auto");
+  if (tokenizer.chat_template().empty() && tokenizer.token_id("<|im_start|>") < 0)
+    throw Error(ErrorCode::kUnsupported, "{} has no chat template and no ChatML tokens (<|im_start|>, <|im_end|>), so it was not trained to chat; use: orrery generate {} --prompt ...", options.model, options.model);
+  const ChatTemplate chat(tokenizer.chat_template().empty() ? chatml_template() : std::string_view(tokenizer.chat_template()));
+  const auto name = [&](int32_t id) { return id >= 0 ? tokenizer.token_text(id) : std::string(); };
+  nlohmann::ordered_json variables = {{"messages", nlohmann::ordered_json::array()}, {"add_generation_prompt", true}, {"bos_token", name(tokenizer.bos_id())}, {"eos_token", name(tokenizer.eos_id())}};
+  nlohmann::ordered_json& messages = variables["messages"];
+  if (!options.system.empty()) messages.push_back({{"role", "system"}, {"content", options.system}});
   const bool terminal = isatty(STDIN_FILENO);
   if (terminal) fmt::print(stderr, "type a message; an empty line or Ctrl-D ends the chat\n");
-  bool first = true;
   std::string line;
   while (true) {
     if (terminal) fmt::print(stderr, "> ");
     if (!std::getline(std::cin, line) || line.empty()) return 0;
-    std::vector<ChatMessage> messages;
-    if (first && !options.system.empty()) messages.push_back({"system", options.system});
-    messages.push_back({"user", line});
-    std::vector<int32_t> ids;
-    EncodeScratch scratch;
-    if (!first) tokenizer.encode("<|im_end|>\n", {.add_special = false, .allow_special = true}, &scratch, &ids);
-    for (const TextSegment& segment : render(messages)) tokenizer.encode(segment.text, {.add_special = false, .allow_special = segment.allow_special}, &scratch, &ids);
-    tokenizer.encode("<|im_start|>assistant\n", {.add_special = false, .allow_special = true}, &scratch, &ids);
-    conversation.check_fits(ids);
-    conversation.answer(ids);
-    first = false;
+    messages.push_back({{"role", "user"}, {"content", line}});
+    const std::string answer = conversation.answer(encode_prompt(tokenizer, chat.render(variables)));
+    messages.push_back({{"role", "assistant"}, {"content", answer}});
   }
 }
 

@@ -26,9 +26,9 @@ namespace orrery {
 namespace {
 
 struct Options {
-  std::string model, tokenizer, host = "127.0.0.1", api_key_file, served_model_name, kv_memory = "1GiB", dtype = "bf16", tls_certificate, tls_key, max_body = "8MiB";
+  std::string model, tokenizer, host = "127.0.0.1", api_key_file, served_model_name, kv_memory = "1GiB", dtype = "bf16", tls_certificate, tls_key, max_body = "8MiB", draft;
   int port = 8080, threads = 0, http_threads = 2, grace_seconds = 30;
-  int64_t max_queue = 256, max_model_len = 0, max_num_seqs = 32, max_num_batched_tokens = 512, prefill_chunk = 128, max_connections = 16384, speculative_tokens = 0;
+  int64_t max_queue = 256, max_model_len = 0, max_num_seqs = 32, max_num_batched_tokens = 512, prefill_chunk = 128, max_connections = 16384, speculative_tokens = 0, draft_tokens = 4;
   bool no_prefix_cache = false, strict_model_name = false;
 };
 
@@ -64,7 +64,7 @@ ServingModelOptions model_options(const ModelSource& source, const Options& opti
   result.compute_dtype = *parse_dtype(options.dtype);
   result.max_sequences = options.max_num_seqs;
   result.max_tokens = std::max(options.max_num_batched_tokens, options.max_num_seqs);
-  result.max_rows = options.max_num_seqs + (options.speculative_tokens > 0 ? 16 : 0);
+  result.max_rows = options.max_num_seqs + (options.speculative_tokens > 0 || !options.draft.empty() ? 16 : 0);
   const int64_t block_bytes = kv_block_bytes(source, result);
   const int64_t context = options.max_model_len > 0 ? options.max_model_len : source.config().max_seq_len;
   const int64_t block_tokens = ServingPlanOptions{}.block_tokens, blocks_of_one = (context + block_tokens - 1) / block_tokens;
@@ -75,14 +75,20 @@ ServingModelOptions model_options(const ModelSource& source, const Options& opti
   return result;
 }
 
-std::vector<int32_t> end_tokens(const ModelSource& source, const Tokenizer& tokenizer) {
-  std::vector<int32_t> ids;
-  for (const int64_t id : source.config().eos_token_ids) ids.push_back(static_cast<int32_t>(id));
-  if (tokenizer.eos_id() >= 0) ids.push_back(tokenizer.eos_id());
-  if (const int32_t id = tokenizer.token_id("<|im_end|>"); id >= 0) ids.push_back(id);
-  std::sort(ids.begin(), ids.end());
-  ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
-  return ids;
+// Places for as many sequences as a step has rows for drafts; it computes with the model's threads.
+std::unique_ptr<ServingModel> load_draft(const Options& options, const Tokenizer& tokenizer, ServingModel& model) {
+  if (options.draft.empty()) return nullptr;
+  const ModelSource source = open_model(options.draft);
+  const Tokenizer other = model_tokenizer(source);
+  bool same = source.config().vocab_size == model.config().vocab_size && other.vocab_size() == tokenizer.vocab_size();
+  for (int32_t id = 0; same && id < tokenizer.vocab_size(); ++id) same = other.token_bytes(id) == tokenizer.token_bytes(id);
+  if (!same) throw Error(ErrorCode::kInvalidArgument, "--draft {}: its vocabulary is not that of {}, so its guesses would mean other words; give a smaller model of the same family", options.draft, options.model);
+  constexpr int64_t kPlaces = 8;
+  ServingModelOptions serving;
+  serving.compute_dtype = *parse_dtype(options.dtype);
+  serving.max_context = std::min(source.config().max_seq_len, model.plan().options.max_context);
+  serving.max_sequences = std::min(kPlaces, options.max_num_seqs);
+  return std::make_unique<ServingModel>(source, serving, &model.pool());
 }
 
 // The first real token: weights are read, threads run; only then is the server healthy.
@@ -127,7 +133,7 @@ int run_serve(const Options& options) {
   http.tls_certificate = options.tls_certificate;
   http.tls_key = options.tls_key;
   // Declared before the server, so that its threads end first.
-  std::unique_ptr<ServingModel> model;
+  std::unique_ptr<ServingModel> model, draft;
   std::unique_ptr<Engine> engine;
   HttpServer server(http, api);
   fmt::print(stderr, "listening {}://{}:{}\n", options.tls_key.empty() ? "http" : "https", options.host, server.port());
@@ -141,11 +147,15 @@ int run_serve(const Options& options) {
   engine_options.scheduler.prefill_chunk = options.prefill_chunk;
   engine_options.scheduler.prefix_cache = !options.no_prefix_cache;
   engine_options.scheduler.speculative_tokens = options.speculative_tokens;
+  draft = load_draft(options, tokenizer, *model);
+  engine_options.draft = draft.get();
+  engine_options.draft_tokens = options.draft_tokens;
   engine = std::make_unique<Engine>(*model, engine_options);
   warm_up(*engine);
   const ServingPlanOptions& plan = model->plan().options;
   // The front's own class: what connections and the queue may come to hold, beside the arena.
   const int64_t front_bytes = options.max_connections * (http.max_header_bytes + 8192) + options.max_queue * plan.max_context * static_cast<int64_t>(sizeof(int32_t)) * 2;
+  if (draft) fmt::print(stderr, "memory    draft model {}\n", format_bytes(static_cast<double>(draft->arena_bytes())));
   fmt::print(stderr, "memory    arena {}, of it {} for keys and values: {} tokens; front at most {} ({} connections, {} waiting requests), streams apart\n", format_bytes(static_cast<double>(model->arena_bytes())),
              format_bytes(static_cast<double>(model->plan().memory.class_bytes[static_cast<size_t>(MemoryClass::kKvCache)])), plan.kv_blocks * plan.block_tokens, format_bytes(static_cast<double>(front_bytes)), options.max_connections, options.max_queue);
   api.attach(*engine, tokenizer, end_tokens(source, tokenizer), model->arena_bytes());
@@ -185,6 +195,8 @@ void add_serve_command(CLI::App& app, int& exit_code) {
   command->add_option("--prefill-chunk", options->prefill_chunk, "prompt tokens of a step while others decode")->check(CLI::Range(1, 65536));
   command->add_flag("--no-prefix-cache", options->no_prefix_cache, "compute every prompt anew");
   command->add_option("--speculate", options->speculative_tokens, "draft up to so many tokens by prompt lookup; the answer stays the same")->check(CLI::Range(0, 15));
+  command->add_option("--draft", options->draft, "a smaller model of the same vocabulary that proposes tokens; the answer stays the same, and it rests where it does not pay");
+  command->add_option("--draft-tokens", options->draft_tokens, "most tokens that it proposes at a time")->check(CLI::Range(1, 15));
   command->add_option("--threads", options->threads, "compute threads; 0 for every core");
   command->add_option("--dtype", options->dtype, "what weights and activations are computed in")->check(CLI::IsMember({"bf16", "f32"}));
   command->add_option("--http-threads", options->http_threads, "threads for HTTP, JSON and text")->check(CLI::Range(1, 64));

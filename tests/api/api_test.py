@@ -3,7 +3,6 @@
 trained first so that there is one with a chat tokenizer. usage: api_test.py ORRERY SOURCE_DIR"""
 import http.client
 import json
-import os
 import pathlib
 import re
 import signal
@@ -14,107 +13,15 @@ import tempfile
 import threading
 import time
 
-ORRERY, SOURCE = os.path.realpath(sys.argv[1]), os.path.realpath(sys.argv[2])
-RUN = """
-[model]
-family = "llama"
-hidden_size = 64
-num_layers = 2
-num_heads = 4
-num_kv_heads = 2
-intermediate_size = 128
-vocab_size = 512
-max_seq_len = 256
-[data]
-train = ["SOURCE/*.md"]
-val_fraction = 0.1
-tokenizer = "train:bpe"
-[train]
-steps = 5
-global_batch_size = 4
-[optimizer]
-lr = 1e-3
-"""
+from harness import HELLO, ORRERY, USED, Server, train_tiny
+
 failures = []
-USED = {"prompt": 0, "completion": 0, "requests": 0}
 
 
 def check(condition, what):
     if not condition:
         failures.append(what)
         print("FAILED:", what, file=sys.stderr)
-
-
-class Server:
-    def __init__(self, model, *options, wait=True):
-        self.log = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen([ORRERY, "serve", model, "--port", "0", "--threads", "2", *options], stderr=self.log, stdin=subprocess.DEVNULL)
-        end = time.time() + 60
-        while not (found := re.search(r"listening http://127.0.0.1:(\d+)", self.text())):
-            assert self.process.poll() is None and time.time() < end, self.text()
-            time.sleep(0.02)
-        self.port = int(found[1])
-        while wait and self.call("GET", "/health")[0] != 200:
-            assert self.process.poll() is None and time.time() < end, self.text()
-            time.sleep(0.05)
-
-    def text(self):
-        self.log.seek(0)
-        return self.log.read()
-
-    def call(self, method, path, body=None, headers=None, raw=False):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        data = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()
-        connection.request(method, path, data, headers or {})
-        response = connection.getresponse()
-        text = response.read()
-        connection.close()
-        if raw:
-            return response.status, text, response.headers
-        try:
-            return response.status, json.loads(text) if text else None
-        except ValueError:
-            return response.status, text.decode()
-
-    def post(self, path, **body):
-        status, answer = self.call("POST", path, body)
-        if status == 200 and "usage" in answer and "embed" not in path:
-            USED["prompt"] += answer["usage"]["prompt_tokens"]
-            USED["completion"] += answer["usage"]["completion_tokens"]
-            USED["requests"] += len(answer["choices"])
-        return status, answer
-
-    def stream(self, path, **body):
-        """All events of a stream, and the raw bytes."""
-        status, raw, headers = self.call("POST", path, dict(body, stream=True, stream_options={"include_usage": True}), raw=True)
-        assert status == 200 and headers["Content-Type"] == "text/event-stream", raw
-        events = [json.loads(e[6:]) for e in raw.decode().split("\n\n")[:-2]]
-        USED["prompt"] += events[-1]["usage"]["prompt_tokens"]
-        USED["completion"] += events[-1]["usage"]["completion_tokens"]
-        USED["requests"] += body.get("n", 1)
-        return events, raw
-
-    def metric(self, name):
-        total = 0.0
-        for line in self.call("GET", "/metrics")[1].splitlines():
-            if line.startswith(name + "{") or line.startswith(name + " "):
-                total += float(line.rsplit(" ", 1)[1])
-        return total
-
-    def settles(self, seconds=5):
-        end = time.time() + seconds
-        while time.time() < end:
-            if self.metric("vllm:num_requests_running") == 0 and self.metric("vllm:kv_cache_usage_perc") == 0 and self.metric("vllm:num_requests_waiting") == 0:
-                return True
-            time.sleep(0.02)
-        return False
-
-    def stop(self):
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(40)
-
-
-HELLO = [{"role": "user", "content": "Hello there"}]
 
 
 def models_and_health(server):
@@ -299,7 +206,7 @@ def structured(server):
         check(status == 400 and body["error"]["message"], f"{bad}: {status}")
     tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {"hot": {"type": "boolean"}}, "required": ["hot"], "additionalProperties": False}}}]
     for choice, reason in (("required", "tool_calls"), ({"type": "function", "function": {"name": "weather"}}, "stop")):
-        body = dict(messages=HELLO, temperature=1, seed=2, max_tokens=120, tools=tools, tool_choice=choice)
+        body = dict(messages=HELLO, temperature=1, seed=2, max_tokens=120, tools=tools, tool_choice=choice, parallel_tool_calls=False)
         whole = server.post("/v1/chat/completions", **body)[1]["choices"][0]
         check(whole["finish_reason"] == reason and whole["message"]["content"] is None, f"tool_choice {choice}: {whole}")
         call = (whole["message"].get("tool_calls") or [{"function": {"name": "", "arguments": "{}"}}])[0]["function"]
@@ -307,6 +214,18 @@ def structured(server):
         events, _ = server.stream("/v1/chat/completions", **body)
         pieces = [t for e in events for c in e["choices"] for t in c["delta"].get("tool_calls", [])]
         check(pieces and pieces[0]["function"]["name"] == "weather" and "".join(p["function"]["arguments"] for p in pieces) == call["arguments"] and all("id" not in p for p in pieces[1:]), f"streamed call: {pieces}")
+    for seed in range(3):
+        events, _ = server.stream("/v1/chat/completions", messages=HELLO, temperature=1, seed=seed, max_tokens=200, tools=tools, tool_choice="required")
+        pieces = [t for e in events for c in e["choices"] for t in c["delta"].get("tool_calls", [])]
+        indices = [p["index"] for p in pieces]
+        check(indices == sorted(indices) and set(indices) == set(range(max(indices) + 1)), f"parallel calls come in order: {indices}")
+        if max(indices) == 0:
+            continue
+        first = "".join(p["function"]["arguments"] for p in pieces if p["index"] == 0)
+        check(set(json.loads(first)) == {"hot"} and len({p["id"] for p in pieces if "id" in p}) == max(indices) + 1, f"parallel calls: {pieces}")
+        break
+    else:
+        check(False, "no seed gave parallel calls")
     cut = server.post("/v1/chat/completions", messages=HELLO, tools=tools, tool_choice="required", max_tokens=2)[1]["choices"][0]
     check(cut["finish_reason"] == "length", "a call cut short ends with length")
     for choice in ("none", "auto"):
@@ -369,9 +288,7 @@ def queue_keys_and_drain(model, folder):
 def main():
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        (folder / "run.toml").write_text(RUN.replace("SOURCE", SOURCE))
-        model = str(folder / "tiny")
-        subprocess.run([ORRERY, "train", "run.toml", "--set", f"checkpoint.dir={model}"], cwd=name, check=True, capture_output=True, timeout=120)
+        model = train_tiny(folder)
         server = Server(model, "--max-num-seqs", "8", "--speculate", "3")
         for part in (models_and_health, answers, streams, stop_strings, logprobs, seeds, structured):
             part(server)

@@ -253,8 +253,10 @@ ORRERY_INLINE int32_t store_i8(int8_t* out, I32x16 a) {
 template <typename T>
 void quantize_row(const void* row, int64_t k, QuantizedBlock* blocks) {
   const T* x = static_cast<const T*>(row);
+  F32x16 poison = zero();  // x - x is 0, and NaN where x is not finite
   for (int64_t block = 0; block < k / kQuantBlock; ++block) {
     const F32x16 a = load(x + block * kQuantBlock), b = load(x + block * kQuantBlock + 16);
+    poison = poison + ((a - a) + (b - b));
     const float amax = reduce_max(max(max(a, zero() - a), max(b, zero() - b)));
     const F32x16 inverse = splat(amax > 0 ? 127.0f / amax : 0.0f);
     QuantizedBlock& out = blocks[block];
@@ -263,6 +265,8 @@ void quantize_row(const void* row, int64_t k, QuantizedBlock* blocks) {
     out.scale = amax / 127.0f;
     out.minus_sum = -(out.scale * static_cast<float>(out.sum[0] + out.sum[1]));
   }
+  // Codes have no way to say NaN or infinity: one scale does, and with it every product of the row.
+  if (k > 0 && !(reduce_add(poison) == 0)) blocks[0].scale = __builtin_nanf("");
 }
 
 }  // namespace

@@ -188,5 +188,27 @@ TEST(QuantizedLinear, ExtremesStayExact) {
   }
 }
 
+// Codes cannot say it, so a row with a NaN or an infinity anywhere makes every output NaN, and the other rows stay what they were.
+TEST(QuantizedLinear, WhatIsNotFiniteIsNotLost) {
+  const int64_t k = 64;
+  std::vector<std::byte> blocks(68, std::byte{0x01});
+  const uint16_t one = f32_to_f16(1.0f);
+  std::memcpy(blocks.data(), &one, 2);
+  std::memcpy(blocks.data() + 34, &one, 2);
+  Tensor packed(DType::kI32, {quantized_weight_bytes(WeightFormat::kQ8_0, 1, k) / 4});
+  pack_quantized_panel(WeightFormat::kQ8_0, blocks.data(), 68, 1, k, packed.data());
+  const PackedLinearAttributes attributes{1, k, {{WeightFormat::kQ8_0, 1}}};
+  for (const Machine& machine : machines())
+    for (const float bad : {std::nanf(""), INFINITY, -INFINITY})
+      for (const int64_t place : {0, 17, 63}) {
+        Tensor x = Tensor::filled(DType::kF32, {2, k}, 127.0);
+        reinterpret_cast<float*>(x.data())[place] = bad;
+        Tensor y(DType::kF32, {2, 1});
+        run_views(OpKind::kLinearPacked, DType::kF32, machine, attributes, {x.view(), bytes_view(packed)}, {y.view()});
+        EXPECT_TRUE(std::isnan(y.get(0))) << bad << " at " << place;
+        EXPECT_EQ(y.get(1), 127.0 * 64);
+      }
+}
+
 }  // namespace
 }  // namespace orrery::test

@@ -37,18 +37,6 @@ void check_depth(const std::string& body) {
   }
 }
 
-json parse_object(const std::string& body) {
-  check_depth(body);
-  json object;
-  try {
-    object = json::parse(body);
-  } catch (const json::exception& error) {
-    bad({}, fmt::format("the body is not JSON: {}", error.what()));
-  }
-  if (!object.is_object()) bad({}, "the body must be a JSON object");
-  return object;
-}
-
 const json* field(const json& object, const char* name) {
   const auto found = object.find(name);
   return found == object.end() || found->is_null() ? nullptr : &*found;
@@ -197,6 +185,7 @@ void read_tools(const json& object, CompletionRequest* request) {
   if (request->callable.empty()) bad("tool_choice", fmt::format("tool_choice names \"{}\", which is not in tools", named));
   if (choice && *choice == "none") request->callable.clear();
   request->tools_json = tools->dump();
+  request->parallel_tool_calls = boolean(object, "parallel_tool_calls", true);
   if (request->grammar_kind && request->tool_choice != CompletionRequest::ToolChoice::kAuto) bad("tool_choice", "an answer cannot both be a tool call and follow response_format");
 }
 
@@ -205,8 +194,14 @@ void read_shared(const json& object, int64_t vocab_size, CompletionRequest* requ
   read_structure(object, request);
   request->model = text(object, "model");
   request->n = integer(object, "n", 1, kChoicesMax).value_or(1);
-  if (const auto best_of = integer(object, "best_of", 0, kChoicesMax); best_of && *best_of > request->n) bad("best_of", "best_of above n is not supported");
   request->stream = boolean(object, "stream");
+  // 0 is what some clients send for "not given".
+  request->best_of = request->n;
+  if (const auto best_of = integer(object, "best_of", 0, kChoicesMax); best_of && *best_of > 0) {
+    if (*best_of < request->n) bad("best_of", fmt::format("best_of = {} is below n = {}", *best_of, request->n));
+    if (*best_of > request->n && request->stream) bad("best_of", "best_of above n cannot be streamed: which choices are told is known at the end");
+    request->best_of = *best_of;
+  }
   if (const json* options = field(object, "stream_options")) {
     if (!options->is_object()) bad("stream_options", "stream_options must be an object");
     request->include_usage = boolean(*options, "include_usage");
@@ -290,8 +285,20 @@ std::string error_body(const ApiError& error) {
   return json{{"error", {{"message", error.what()}, {"type", error.type}, {"param", param}, {"code", code}}}}.dump(-1, ' ', false, json::error_handler_t::replace);
 }
 
+json parse_request_object(const std::string& body) {
+  check_depth(body);
+  json object;
+  try {
+    object = json::parse(body);
+  } catch (const json::exception& error) {
+    bad({}, fmt::format("the body is not JSON: {}", error.what()));
+  }
+  if (!object.is_object()) bad({}, "the body must be a JSON object");
+  return object;
+}
+
 CompletionRequest parse_chat_request(const std::string& body, int64_t vocab_size) {
-  const json object = parse_object(body);
+  const json object = parse_request_object(body);
   CompletionRequest request;
   request.chat = true;
   request.messages_json = read_messages(object);
@@ -309,23 +316,26 @@ CompletionRequest parse_chat_request(const std::string& body, int64_t vocab_size
   const auto top = integer(object, "top_logprobs", 0, 20);
   if (top.value_or(0) > 0 && !wants_logprobs) bad("top_logprobs", "top_logprobs needs logprobs: true");
   if (wants_logprobs) request.sampling.top_logprobs = static_cast<int>(top.value_or(0));
+  request.tell_logprobs = wants_logprobs;
   return request;
 }
 
 CompletionRequest parse_text_request(const std::string& body, int64_t vocab_size) {
-  const json object = parse_object(body);
+  const json object = parse_request_object(body);
   CompletionRequest request;
   read_texts(object, "prompt", vocab_size, &request.prompts, &request.prompt_ids);
   read_shared(object, vocab_size, &request);
   request.add_special_tokens = boolean(object, "add_special_tokens", true);
   request.max_tokens = integer(object, "max_tokens", 0, INT64_MAX).value_or(16);
-  if (const auto top = integer(object, "logprobs", 0, 20)) request.sampling.top_logprobs = static_cast<int>(*top);
-  if (request.echo && request.sampling.top_logprobs >= 0) throw ApiError(400, "logprobs of an echoed prompt are not supported by this server", "echo", "invalid_request_error", "unsupported_parameter");
+  if (const auto top = integer(object, "logprobs", 0, 20)) {
+    request.sampling.top_logprobs = static_cast<int>(*top);
+    request.tell_logprobs = true;
+  }
   return request;
 }
 
 EmbeddingRequest parse_embedding_request(const std::string& body, int64_t vocab_size) {
-  const json object = parse_object(body);
+  const json object = parse_request_object(body);
   EmbeddingRequest request;
   request.model = text(object, "model");
   read_texts(object, "input", vocab_size, &request.inputs, &request.input_ids);
@@ -337,7 +347,7 @@ EmbeddingRequest parse_embedding_request(const std::string& body, int64_t vocab_
 }
 
 TokenizeRequest parse_tokenize_request(const std::string& body) {
-  const json object = parse_object(body);
+  const json object = parse_request_object(body);
   TokenizeRequest request;
   if (field(object, "messages")) {
     request.is_chat = true;
@@ -352,7 +362,7 @@ TokenizeRequest parse_tokenize_request(const std::string& body) {
 }
 
 TokenizeRequest parse_detokenize_request(const std::string& body, int64_t vocab_size) {
-  const json object = parse_object(body);
+  const json object = parse_request_object(body);
   const json* tokens = field(object, "tokens");
   if (!tokens || !tokens->is_array()) bad("tokens", "tokens must be a list of token ids");
   TokenizeRequest request;

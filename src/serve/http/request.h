@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -24,6 +25,9 @@ struct ApiError : std::runtime_error {
 
 std::string error_body(const ApiError& error);
 
+/// The body as a JSON object, its depth bounded. Errors: ApiError 400.
+nlohmann::json parse_request_object(const std::string& body);
+
 /// What chat and text completions share, and what only one of them has.
 struct CompletionRequest {
   bool chat = false;
@@ -33,6 +37,7 @@ struct CompletionRequest {
   std::string tools_json;                      // chat: the tools that the template shows; empty: none
   std::vector<Grammar::Tool> callable;         // tools that may be called: none with tool_choice "none"
   enum class ToolChoice : uint8_t { kAuto, kRequired, kNamed } tool_choice = ToolChoice::kAuto;
+  bool parallel_tool_calls = true;
   bool add_generation_prompt = true;
   std::optional<GrammarKind> grammar_kind;     // structured output
   std::string grammar_text;
@@ -40,9 +45,10 @@ struct CompletionRequest {
   std::vector<std::vector<int32_t>> prompt_ids;  // token ids; one of the two
   bool echo = false;
   std::optional<int64_t> max_tokens;
-  int64_t n = 1;
+  int64_t n = 1, best_of = 1;                  // n of best_of choices are told: those with the largest mean log-probability
   bool stream = false, include_usage = false, continuous_usage = false;
   SamplingOptions sampling;                    // top_logprobs included
+  bool tell_logprobs = false;
   bool has_seed = false;
   std::vector<std::string> stop;
   bool include_stop = false, ignore_eos = false, add_special_tokens = true;

@@ -76,8 +76,8 @@ class Session final : public HttpResponder, public std::enable_shared_from_this<
                                 self->chunked_ ? "Transfer-Encoding: chunked\r\n" : "", self->common_headers(), self->keep_alive_ ? "" : "Connection: close\r\n"));
     });
   }
-  void write_event(std::string_view data) override {
-    post([self = this->shared_from_this(), event = fmt::format("data: {}\n\n", data)] {
+  void write_event(std::string_view data, std::string_view name) override {
+    post([self = this->shared_from_this(), event = name.empty() ? fmt::format("data: {}\n\n", data) : fmt::format("event: {}\ndata: {}\n\n", name, data)] {
       self->enqueue(self->chunked_ ? fmt::format("{:x}\r\n{}\r\n", event.size(), event) : event);
     });
   }

@@ -34,7 +34,7 @@ class HttpResponder {
   virtual void send(HttpResponse response) = 0;
   /// text/event-stream; then any number of events, each written to the socket by itself; then the end.
   virtual void begin_stream() = 0;
-  virtual void write_event(std::string_view data) = 0;  // "data: DATA\n\n"
+  virtual void write_event(std::string_view data, std::string_view name = {}) = 0;  // ["event: NAME\n"]"data: DATA\n\n"
   virtual void end_stream() = 0;
   /// Runs `body` on the connection's own strand: never two at a time for one connection.
   virtual void post(std::function<void()> body) = 0;
