@@ -28,6 +28,8 @@ run 2 exmaples; err_has 'unknown command `exmaples` for `orrery`: did you mean `
 run 2 examples --jsno; err_has 'unknown option `--jsno`'
 run 2 probe --jsno; err_has 'did you mean `--json`?'; err_has "see: orrery probe --help"
 "$orrery" doctor >out 2>err; [ $? -eq 0 ] || fail "orrery doctor on this machine"; out_has "disk"; out_has "memory"
+mkdir -p cache/orrery; echo '{"version": 2, "cpu_model": "another"}' >cache/orrery/probe.json; run 0 probe; err_has "of another machine"; out_has "links"; out_has "gemm"
+run 0 probe --json; err_has "rates from"
 run 0 doctor --json; python3 -c 'import json; assert all(f["severity"] == "good" or f["found"] for f in json.load(open("out")))' || fail "doctor --json"
 run 3 doctor --dir nowhere; out_has "cannot be looked at"
 run 2 plan; err_has "a run file"; err_has "orrery examples"

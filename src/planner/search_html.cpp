@@ -51,15 +51,17 @@ std::string memory_bars(const SearchResult& result) {
 }
 
 std::string pareto_front(const SearchResult& result) {
-  double most_time = 0, most_money = 0;
-  for (const Candidate& c : result.pareto) most_time = std::max(most_time, c.run_seconds), most_money = std::max(most_money, c.money);
-  if (result.pareto.size() < 2 || most_money <= 0) return "<p>One point: give the cluster prices and a run with more than one step to see what fewer devices cost.</p>";
-  std::string svg = "<svg viewBox='0 0 960 320' role=img aria-label='time against money'><line x1=60 y1=280 x2=940 y2=280 stroke='#999'/><line x1=60 y1=10 x2=60 y2=280 stroke='#999'/>";
+  if (result.pareto.size() < 2 || result.pareto.front().money <= 0) return "<p>One point: give the cluster prices and a run with more than one step to see what fewer devices cost.</p>";
+  double most_time = 0, most_money = 0, least_money = result.pareto.front().money;
+  for (const Candidate& c : result.pareto) most_time = std::max(most_time, c.run_seconds), most_money = std::max(most_money, c.money), least_money = std::min(least_money, c.money);
+  const double range = std::max(most_money - least_money, 0.01 * most_money);
+  std::string svg = "<svg viewBox='0 0 960 300' role=img aria-label='time against money'><line x1=90 y1=250 x2=940 y2=250 stroke='#999'/><line x1=90 y1=20 x2=90 y2=250 stroke='#999'/>";
   for (const Candidate& c : result.pareto) {
-    const double x = 60 + 820 * c.run_seconds / most_time, y = 280 - 250 * c.money / most_money;
-    svg += fmt::format("<circle cx={:.1f} cy={:.1f} r=5 fill='#4e79a7'><title>{}</title></circle><text x={:.1f} y={:.1f}>{}</text>", x, y, escape_html(layout_text(c.job.layout)), x + 8, y - 6, c.job.cluster.num_devices);
+    const double x = 90 + 780 * c.run_seconds / most_time, y = 230 - 190 * (c.money - least_money) / range;
+    svg += fmt::format("<circle cx={:.1f} cy={:.1f} r=5 fill='#4e79a7'><title>{}</title></circle><text x={:.1f} y={:.1f}>{} devices</text>", x, y, escape_html(layout_text(c.job.layout)), x + 9, y + 4, c.job.cluster.num_devices);
   }
-  return svg + fmt::format("<text x=780 y=305>run time, to {}</text><text x=66 y=20>money, to {:.0f}; labels: devices</text></svg>", format_duration(most_time), most_money);
+  svg += fmt::format("<text x=84 y=44 text-anchor=end>{:.0f}</text><text x=84 y=234 text-anchor=end>{:.0f}</text><text x=0 y=14>money of the run</text>", most_money, least_money);
+  return svg + fmt::format("<text x=90 y=270>0</text><text x=870 y=270 text-anchor=middle>{}</text><text x=480 y=290 text-anchor=middle>time of the run</text></svg>", format_duration(most_time));
 }
 
 }  // namespace

@@ -18,14 +18,16 @@
 #include "backend/kernel.h"
 #include "base/error.h"
 #include "base/thread_pool.h"
+#include "comm/communicator.h"
 #include "runtime/arena.h"
 #include "runtime/memory_bandwidth.h"
 
 namespace orrery {
 namespace {
 
-constexpr int kProbeVersion = 1;
-constexpr double kSecondsPerRate = 0.4;
+constexpr int kProbeVersion = 2;
+constexpr double kSecondsPerRate = 0.4, kSecondsPerShape = 0.1;
+constexpr int64_t kMessageBytes = int64_t{16} << 20;
 constexpr int64_t kDiskBytes = int64_t{64} << 20, kDiskChunkBytes = int64_t{8} << 20;
 constexpr int64_t kGemmRows = 512, kGemmWidth = 2048;
 
@@ -33,10 +35,10 @@ double now_seconds() { return std::chrono::duration<double>(std::chrono::steady_
 
 /// The shortest of the runs that fit into the time, after one to warm up. Other work on the machine only makes a run longer.
 template <typename Body>
-double best_seconds(Body&& body) {
+double best_seconds(Body&& body, double for_seconds = kSecondsPerRate) {
   body();
   double best = 1e300;
-  const double end = now_seconds() + kSecondsPerRate;
+  const double end = now_seconds() + for_seconds;
   do {
     const double start = now_seconds();
     body();
@@ -92,8 +94,8 @@ TensorView matrix_view(std::byte* data, DType dtype, int64_t rows, int64_t colum
   return view;
 }
 
-/// y = x weight^T through the same kernel that training uses.
-double measure_gemm(ThreadPool& pool, DType dtype) {
+/// FLOP/s of y = x weight^T through the same kernel that training uses.
+double measure_gemm(ThreadPool& pool, DType dtype, int64_t rows, int64_t columns, int64_t depth, double for_seconds) {
   const KernelEntry& kernel = cpu_kernel(OpKind::kLinear, dtype);
   const CpuFeatures& features = cpu_features();
   const Arithmetic arithmetic = dtype == DType::kF32 ? Arithmetic::kFma1 : native_arithmetic(features);
@@ -101,11 +103,10 @@ double measure_gemm(ThreadPool& pool, DType dtype) {
       .isa = features.best_isa(), .arithmetic = arithmetic, .native_arithmetic = true, .num_threads = pool.num_threads()};
   const KernelContext context{.pool = &pool, .isa = device.isa, .arithmetic = arithmetic, .native_arithmetic = true};
   const Attributes attributes = NoAttributes{};
-  const int64_t row_bytes = kGemmWidth * dtype_bytes(dtype);
-  const int64_t x_bytes = kGemmRows * row_bytes, weight_bytes = kGemmWidth * row_bytes;
-  std::vector<TensorView> inputs = {matrix_view(nullptr, dtype, kGemmRows, kGemmWidth),
-                                    matrix_view(nullptr, dtype, kGemmWidth, kGemmWidth)};
-  std::vector<TensorView> outputs = {matrix_view(nullptr, dtype, kGemmRows, kGemmWidth)};
+  const auto bytes = [&](int64_t elements) { return (elements * dtype_bytes(dtype) + 63) / 64 * 64; };
+  const int64_t x_bytes = bytes(rows * depth), weight_bytes = bytes(columns * depth), y_bytes = bytes(rows * columns);
+  std::vector<TensorView> inputs = {matrix_view(nullptr, dtype, rows, depth), matrix_view(nullptr, dtype, columns, depth)};
+  std::vector<TensorView> outputs = {matrix_view(nullptr, dtype, rows, columns)};
   OpCall call;
   call.kind = OpKind::kLinear;
   call.inputs = inputs;
@@ -113,14 +114,19 @@ double measure_gemm(ThreadPool& pool, DType dtype) {
   call.attributes = &attributes;
   const int64_t workspace_bytes = kernel.workspace_bytes != nullptr ? kernel.workspace_bytes(device, call) : 0;
   // Zeroed memory: the products are 0, and no instruction here takes longer for other values.
-  const Arena arena(2 * x_bytes + weight_bytes + workspace_bytes);
+  const Arena arena(x_bytes + weight_bytes + y_bytes + workspace_bytes);
   inputs[0].data = arena.data();
   inputs[1].data = arena.data() + x_bytes;
   outputs[0].data = arena.data() + x_bytes + weight_bytes;
-  call.workspace = {arena.data() + 2 * x_bytes + weight_bytes, static_cast<size_t>(workspace_bytes)};
-  const double seconds = best_seconds([&] { kernel.run(context, call); });
-  return 2.0 * static_cast<double>(kGemmRows) * static_cast<double>(kGemmWidth) * static_cast<double>(kGemmWidth) / seconds;
+  call.workspace = {arena.data() + x_bytes + weight_bytes + y_bytes, static_cast<size_t>(workspace_bytes)};
+  const double seconds = best_seconds([&] { kernel.run(context, call); }, for_seconds);
+  return 2.0 * static_cast<double>(rows) * static_cast<double>(columns) * static_cast<double>(depth) / seconds;
 }
+
+// What a token or a micro-batch meets in models of 10 M to 1 B parameters: few rows, a narrow model, a wide feed-forward, a head.
+constexpr struct {
+  int64_t rows, columns, depth;
+} kGemmShapes[] = {{16, 2048, 2048}, {2048, 1152, 384}, {2048, 3072, 768}, {2048, 768, 3072}, {512, 8192, 1024}};
 
 void measure_gemms(ThreadPool& pool, MachineProbe& probe) {
   if (!cpu_features().avx2) {
@@ -128,12 +134,45 @@ void measure_gemms(ThreadPool& pool, MachineProbe& probe) {
     return;
   }
   try {
-    probe.gemm_bf16_flops_per_second = measure_gemm(pool, DType::kBF16);
-    probe.gemm_f32_flops_per_second = measure_gemm(pool, DType::kF32);
+    probe.gemm_bf16_flops_per_second = measure_gemm(pool, DType::kBF16, kGemmRows, kGemmWidth, kGemmWidth, kSecondsPerRate);
+    probe.gemm_f32_flops_per_second = measure_gemm(pool, DType::kF32, kGemmRows, kGemmWidth, kGemmWidth, kSecondsPerRate);
+    for (const DType dtype : {DType::kBF16, DType::kF32})
+      for (const auto& shape : kGemmShapes)
+        probe.gemm_shapes.push_back({std::string(dtype_name(dtype)), shape.rows, shape.columns, shape.depth,
+                                     measure_gemm(pool, dtype, shape.rows, shape.columns, shape.depth, kSecondsPerShape)});
   } catch (const Error& error) {
     if (error.code() != ErrorCode::kUnsupported) throw;
     probe.notes += fmt::format("matrix products: {}; ", error.what());
   }
+}
+
+// Two ranks as threads, as `--ranks 2` makes them.
+void measure_links(MachineProbe& probe) {
+  if (probe.facts.usable_cores < 2) {
+    probe.notes += "one core: ranks as threads have no link to measure; ";
+    return;
+  }
+  run_local_ranks(2, {}, [&](Communicator& comm) {
+    std::vector<std::byte> out(static_cast<size_t>(kMessageBytes)), in(static_cast<size_t>(kMessageBytes));
+    const int other = 1 - comm.rank();
+    double best = 1e300, best_trip = 1e300;
+    for (int repeat = 0; repeat < 12; ++repeat) {
+      comm.barrier("BAR");
+      const double begin = now_seconds();
+      Work receive = comm.post_recv(in, other, 0, "R"), send = comm.post_send(out, other, 0, "S");
+      receive.wait();
+      send.wait();
+      best = std::min(best, now_seconds() - begin);
+    }
+    const std::span<std::byte> word(in.data(), 8);
+    for (int repeat = 0; repeat < 200; ++repeat) {
+      const double begin = now_seconds();
+      if (comm.rank() == 0) comm.send(word, 1, 1, "PING"), comm.recv(word, 1, 2, "PONG");
+      else comm.recv(word, 0, 1, "PING"), comm.send(word, 0, 2, "PONG");
+      best_trip = std::min(best_trip, now_seconds() - begin);
+    }
+    if (comm.rank() == 0) probe.link_bytes_per_second = static_cast<double>(kMessageBytes) / best, probe.link_latency_seconds = best_trip / 2;
+  });
 }
 
 /// A file that disappears with its descriptor.
@@ -205,6 +244,7 @@ MachineProbe measure_machine(const ProbeOptions& options) {
   ThreadPool pool(options.num_threads > 0 ? options.num_threads : probe.facts.usable_cores);
   if (probe.facts.isa.find("avx2") != std::string::npos) measure_memory(pool, probe);
   measure_gemms(pool, probe);
+  measure_links(probe);
   if (!options.disk_folder.empty()) measure_disk(options.disk_folder, probe);
   if (probe.notes.ends_with("; ")) probe.notes.resize(probe.notes.size() - 2);
   return probe;
@@ -216,6 +256,9 @@ std::string probe_to_json(const MachineProbe& probe) {
   for (const CacheFact& cache : facts.caches) {
     caches.push_back({{"level", cache.level}, {"type", cache.type}, {"bytes", cache.bytes}, {"shared_by", cache.shared_by}});
   }
+  nlohmann::ordered_json shapes = nlohmann::ordered_json::array();
+  for (const GemmRate& rate : probe.gemm_shapes)
+    shapes.push_back({{"dtype", rate.dtype}, {"rows", rate.rows}, {"columns", rate.columns}, {"depth", rate.depth}, {"flops_per_second", rate.flops_per_second}});
   const nlohmann::ordered_json root = {{"version", kProbeVersion},
                                        {"fingerprint", machine_fingerprint(facts)},
                                        {"cpu_model", facts.cpu_model},
@@ -234,6 +277,9 @@ std::string probe_to_json(const MachineProbe& probe) {
                                        {"memory_copy_bytes_per_second", probe.memory_copy_bytes_per_second},
                                        {"gemm_bf16_flops_per_second", probe.gemm_bf16_flops_per_second},
                                        {"gemm_f32_flops_per_second", probe.gemm_f32_flops_per_second},
+                                       {"gemm_shapes", shapes},
+                                       {"link_bytes_per_second", probe.link_bytes_per_second},
+                                       {"link_latency_seconds", probe.link_latency_seconds},
                                        {"disk_write_bytes_per_second", probe.disk_write_bytes_per_second},
                                        {"fsync_seconds", probe.fsync_seconds},
                                        {"disk_folder", probe.disk_folder},
@@ -266,6 +312,10 @@ std::optional<MachineProbe> probe_from_json(const std::string& text) {
     root.at("memory_copy_bytes_per_second").get_to(probe.memory_copy_bytes_per_second);
     root.at("gemm_bf16_flops_per_second").get_to(probe.gemm_bf16_flops_per_second);
     root.at("gemm_f32_flops_per_second").get_to(probe.gemm_f32_flops_per_second);
+    for (const auto& entry : root.at("gemm_shapes"))
+      probe.gemm_shapes.push_back({entry.at("dtype"), entry.at("rows"), entry.at("columns"), entry.at("depth"), entry.at("flops_per_second")});
+    root.at("link_bytes_per_second").get_to(probe.link_bytes_per_second);
+    root.at("link_latency_seconds").get_to(probe.link_latency_seconds);
     root.at("disk_write_bytes_per_second").get_to(probe.disk_write_bytes_per_second);
     root.at("fsync_seconds").get_to(probe.fsync_seconds);
     root.at("disk_folder").get_to(probe.disk_folder);

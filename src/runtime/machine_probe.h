@@ -5,10 +5,19 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "runtime/machine_facts.h"
 
 namespace orrery {
+
+/// y = x weight^T with x [rows, depth], weight [columns, depth], through the kernel that training uses.
+struct GemmRate {
+  std::string dtype;  // "bf16", "f32"
+  int64_t rows = 0, columns = 0, depth = 0;
+  double flops_per_second = 0;
+  bool operator==(const GemmRate&) const = default;
+};
 
 /// A rate of 0 means not measured; `notes` says why.
 struct MachineProbe {
@@ -17,6 +26,9 @@ struct MachineProbe {
   double memory_copy_bytes_per_second = 0;  // bytes read plus bytes written
   double gemm_bf16_flops_per_second = 0;    // kLinear, T = 512, K = N = 2048, the arithmetic that is native here
   double gemm_f32_flops_per_second = 0;
+  std::vector<GemmRate> gemm_shapes;       // thin and wide products of small and middle models
+  double link_bytes_per_second = 0;        // between two ranks as threads, one direction, both busy: 16 MiB messages
+  double link_latency_seconds = 0;         // half of a round trip of 8 bytes
   double disk_write_bytes_per_second = 0;  // 64 MiB written and synced
   double fsync_seconds = 0;                // median of 4 KiB writes
   std::string disk_folder;

@@ -63,6 +63,8 @@ TEST(MachineProbe, JsonRoundTripAndDamage) {
   probe.facts = machine_facts();
   probe.memory_read_bytes_per_second = 1.0 / 3;
   probe.disk_folder = "/tmp";
+  probe.gemm_shapes = {{"bf16", 16, 2048, 2048, 1.5e11}};
+  probe.link_bytes_per_second = 4e9;
   const std::string text = probe_to_json(probe);
   EXPECT_EQ(probe_from_json(text), probe);
   EXPECT_FALSE(probe_from_json(""));

@@ -3,6 +3,7 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 #include <string>
 
@@ -49,6 +50,10 @@ void print_probe(const MachineProbe& probe) {
              rate_or_na(probe.memory_read_bytes_per_second, "B/s"), rate_or_na(probe.memory_copy_bytes_per_second, "B/s"));
   fmt::print("gemm    bf16 {}   f32 {}\n", rate_or_na(probe.gemm_bf16_flops_per_second, "FLOP/s"),
              rate_or_na(probe.gemm_f32_flops_per_second, "FLOP/s"));
+  for (const GemmRate& rate : probe.gemm_shapes)
+    fmt::print("        {} {} x {} x {}   {}\n", rate.dtype, rate.rows, rate.columns, rate.depth, format_rate(rate.flops_per_second, "FLOP/s"));
+  fmt::print("links   between two ranks as threads {}   latency {}\n", rate_or_na(probe.link_bytes_per_second, "B/s"),
+             probe.link_latency_seconds > 0 ? fmt::format("{:.1f} us", probe.link_latency_seconds * 1e6) : "n/a");
   if (!probe.disk_folder.empty()) {
     fmt::print("disk    {}   write and sync {}   fsync {:.2f} ms\n", probe.disk_folder,
                rate_or_na(probe.disk_write_bytes_per_second, "B/s"), probe.fsync_seconds * 1e3);
@@ -60,6 +65,8 @@ void print_probe(const MachineProbe& probe) {
 int run_probe(const Options& options) {
   std::optional<MachineProbe> probe = options.fresh ? std::nullopt : cached_probe();
   const bool cached = probe.has_value();
+  if (!cached && !options.fresh && std::filesystem::exists(probe_cache_path()))
+    fmt::print(stderr, "{} is of another machine, of another share of this one, or of another version of this program: measured again\n", probe_cache_path());
   if (cached) {
     probe->facts = machine_facts();  // what is available now
   } else {
@@ -82,7 +89,7 @@ int run_probe(const Options& options) {
 
 void add_probe_command(CLI::App& app, int& exit_code) {
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("probe", "measure this machine: cores, memory, matrix products, disk");
+  CLI::App* command = app.add_subcommand("probe", "measure this machine: cores, memory, matrix products by shape, links between ranks, disk");
   command->add_flag("--json", options->json, "print JSON");
   command->add_flag("--fresh", options->fresh, "measure again, even when a result for this machine is cached");
   command->add_option("--dir", options->folder, "the folder whose disk is measured (64 MiB are written and removed)")
