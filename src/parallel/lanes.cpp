@@ -21,7 +21,12 @@ std::vector<Schedule> lane_schedules(const LaneSchedule& options, bool needs_zer
   pipeline.num_ranks = static_cast<int32_t>(options.pipeline_ranks.size());
   pipeline.chunks_per_rank = options.chunks_per_rank;
   pipeline.num_micro_batches = static_cast<int32_t>(lane_folds(share).micro_batches.size());
-  std::vector<Schedule> schedules = lower_pipeline(pipeline_order(pipeline), {.share = share, .needs_zero = needs_zero, .world_ranks = options.pipeline_ranks});
+  if (options.order && (options.order->num_micro_batches != pipeline.num_micro_batches || options.order->steps.size() != options.pipeline_ranks.size()))
+    throw Error(ErrorCode::kInvalidConfig,
+                "the schedule file has {} ranks and {} micro-batches; the pipeline has {} ranks and {} micro-batches of up to {} sequences; change the file, "
+                "parallel.pipeline_parallel_size or train.micro_batch_size",
+                options.order->steps.size(), options.order->num_micro_batches, pipeline.num_ranks, pipeline.num_micro_batches, options.micro_batch_size);
+  std::vector<Schedule> schedules = lower_pipeline(options.order ? *options.order : pipeline_order(pipeline), {.share = share, .needs_zero = needs_zero, .world_ranks = options.pipeline_ranks});
   for (Schedule& schedule : schedules) schedule.actions.pop_back();  // OPT: what comes before it between ranks is append_update's (data.h)
   return schedules;
 }

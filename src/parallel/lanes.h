@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "ir/schedule.h"
@@ -19,6 +20,7 @@ struct LaneSchedule {
   PipelineKind pipeline = PipelineKind::k1F1B;
   std::vector<int32_t> pipeline_ranks = {0};  // the world ranks that share these micro-batches, by rank of the pipeline
   int32_t chunks_per_rank = 1;
+  std::optional<PipelineOrder> order;  // of a schedule file, instead of the kind's
 };
 
 /// The rank's first lane; first_lane(options, num_ranks) is `lanes`.
@@ -31,7 +33,8 @@ int64_t first_lane_of(const LaneSchedule& options, int64_t rank);
 /// Gradient buffers used by one rank without a pipeline with L lanes and micro-batches of l whole lanes: max(1, log2(L / l)); smaller than a lane
 /// log2(L) + 1; in general the peak of the binary counter.
 /// `needs_zero`: some accumulators are written row by row (embedding), so a Z action precedes each first use of a buffer.
-/// Errors: kInvalidConfig when lanes is not a power of two, does not divide the batch, or is less than the ranks; as pipeline_order.
+/// Errors: kInvalidConfig when lanes is not a power of two, does not divide the batch, or is less than the ranks; when the given order
+/// has another number of ranks or micro-batches; as pipeline_order.
 std::vector<Schedule> lane_schedules(const LaneSchedule& options, bool needs_zero);
 
 }  // namespace orrery

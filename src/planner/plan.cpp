@@ -48,6 +48,7 @@ std::vector<Schedule> pipeline_schedules(const TrainingPlanOptions& options, int
   lanes.pipeline_ranks.clear();
   for (int64_t rank = 0; rank < options.pipeline.size; ++rank) lanes.pipeline_ranks.push_back(static_cast<int32_t>(rank * options.data.size + options.data.rank));
   lanes.chunks_per_rank = chunks_per_rank(options.pipeline);
+  lanes.order = options.pipeline.order;
   // The embedding's gradient, in the first stage of every model here.
   return lane_schedules(lanes, /*needs_zero=*/true);
 }
@@ -70,7 +71,9 @@ Plan build_plan(const TrainingPlanOptions& options, int64_t micro_batch_size, Re
   const std::vector<Schedule> pipeline = pipeline_schedules(options, micro_batch_size);
   plan.schedule = pipeline[static_cast<size_t>(options.pipeline.rank)];
   const bool splits = std::any_of(plan.schedule.actions.begin(), plan.schedule.actions.end(), [](const Action& action) { return action.kind == ActionKind::kBackwardInput; });
-  RankStage rank = build_rank_stage(options, micro_batch_size, recompute, ranks_of_stages(pipeline), splits);
+  plan.rank_of_stage = ranks_of_stages(pipeline);
+  if (plan.schedule.stage_of_chunk.empty()) throw Error(ErrorCode::kInvalidConfig, "the schedule file leaves rank {} of the pipeline without a stage; leave the rank out", options.pipeline.rank);
+  RankStage rank = build_rank_stage(options, micro_batch_size, recompute, plan.rank_of_stage, splits);
   plan.stage = std::move(rank.stage);
   plan.units = std::move(rank.units);
   plan.shared = rank.shared;
@@ -157,6 +160,7 @@ void verify_world(const std::vector<Plan>& plans) {
     schedules.push_back(plan.schedule);
   }
   const std::vector<std::string> problems = verify_schedules(schedules, schedule_context(plans));
+  if (!problems.empty() && plans.front().options.pipeline.order) throw Error(ErrorCode::kInvalidConfig, "the schedule file does not verify:\n  {}", fmt::join(problems, "\n  "));
   ORRERY_CHECK(problems.empty(), "the schedules do not verify: {}", problems.front());
 }
 
@@ -217,10 +221,6 @@ std::vector<Plan> make_training_plans(const TrainingPlanOptions& options, const 
 Plan make_training_plan(const TrainingPlanOptions& options, const WorkspaceBytes& workspace_bytes) {
   ORRERY_CHECK(options.world_size() == 1, "{} ranks", options.world_size());
   return std::move(make_training_plans(options, workspace_bytes).front());
-}
-
-int rank_of_stage(const PipelineParallel& pipeline, int32_t stage) {
-  return is_v_shaped(pipeline.kind) && stage >= pipeline.size ? static_cast<int>(2 * pipeline.size - 1 - stage) : static_cast<int>(stage % pipeline.size);
 }
 
 bool has_head(const Plan& plan) { return plan.memory.batch_offset[static_cast<size_t>(BatchField::kTokenLoss)] >= 0; }

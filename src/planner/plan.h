@@ -24,6 +24,7 @@ struct PipelineParallel {
   PipelineKind kind = PipelineKind::k1F1B;
   int64_t virtual_stages = 1;         // stages a rank, where the kind leaves the choice
   std::vector<int64_t> stage_layers;  // layers of each stage; empty: chosen by cost
+  std::optional<PipelineOrder> order;  // of a schedule file: instead of kind and virtual_stages
   bool operator==(const PipelineParallel&) const = default;
 };
 
@@ -55,6 +56,7 @@ struct Plan {
   MemoryMap memory;
   std::vector<ParameterUnit> units;  // what is reduced in one collective
   std::optional<SharedMatrix> shared;
+  std::vector<int32_t> rank_of_stage;  // of the pipeline
   int64_t num_norm_blocks = 0;       // of the whole model: f64 sums in the step field kSquaredSums; behind them the losses of all sequences and a count
 
   int64_t num_parameters = 0;
@@ -74,9 +76,6 @@ Plan make_training_plan(const TrainingPlanOptions& options, const WorkspaceBytes
 
 /// Who takes part in what and how long it is, for verify_schedules; refers to `plans`, which are all ranks' in world order.
 ScheduleContext schedule_context(const std::vector<Plan>& plans);
-
-/// Which rank of the pipeline has a stage.
-int rank_of_stage(const PipelineParallel& pipeline, int32_t stage);
 
 /// Whether the rank has the end of the model, and so its losses.
 bool has_head(const Plan& plan);

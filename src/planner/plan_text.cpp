@@ -95,7 +95,7 @@ std::string plan_to_json(const Plan& plan, const StepPrediction* prediction) {
          {"zero_stage", options.data.zero_stage},
          {"pipeline_parallel_size", options.pipeline.size},
          {"pipeline_parallel_rank", options.pipeline.rank},
-         {"schedule", pipeline_name(options.pipeline.kind)},
+         {"schedule", options.pipeline.order ? to_string(*options.pipeline.order) : std::string(pipeline_name(options.pipeline.kind))},
          {"stages", plan.schedule.stage_of_chunk},
          {"recompute", recompute_name(plan.recompute)}}},
       {"flops_per_step", plan.flops_per_step},
@@ -123,7 +123,7 @@ std::string plan_to_text(const Plan& plan) {
   const DataParallel& data = options.data;
   const PipelineParallel& pipeline = options.pipeline;
   std::vector<std::string> axes;
-  if (pipeline.size > 1) axes.push_back(fmt::format("pipeline parallel {} ({}, {} stages)", pipeline.size, pipeline_name(pipeline.kind), pipeline.size * plan.stage.num_chunks()));
+  if (pipeline.size > 1) axes.push_back(fmt::format("pipeline parallel {} ({}, {} stages)", pipeline.size, pipeline.order ? "schedule file" : pipeline_name(pipeline.kind), plan.rank_of_stage.size()));
   if (data.size > 1) axes.push_back(fmt::format("data parallel {}, ZeRO-{}", data.size, data.zero_stage));
   const std::string ranks = options.world_size() == 1 ? "1 rank" : fmt::format("{}; rank {} of {} below", fmt::join(axes, ", "), options.world_rank(), options.world_size());
   text += fmt::format("layout    {}, {} compute, recompute {}, {:.2f} TFLOP a step{}\n", ranks, dtype_name(options.compute_dtype), recompute_name(plan.recompute),

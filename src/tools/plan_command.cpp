@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "ir/block.h"
 #include "runtime/machine_facts.h"
+#include "planner/schedule_text.h"
 #include "planner/validate.h"
 #include "tools/cluster_plan.h"
 #include "tools/commands.h"
@@ -75,7 +76,8 @@ void add_plan_command(CLI::App& app, int& exit_code) {
     std::vector<std::string> overrides;
     int num_threads = 0, num_ranks = 0;
     int rank = -1;
-    bool json = false, ops = false;
+    bool json = false, ops = false, schedule = false;
+    std::string schedule_file;
     ClusterPlanOptions cluster;
   };
   auto options = std::make_shared<Options>();
@@ -87,6 +89,8 @@ void add_plan_command(CLI::App& app, int& exit_code) {
   command->add_option("--rank", options->rank, "which rank's memory and schedule to print; by default the last, which has the most to hold");
   command->add_flag("--json", options->json, "the whole plan as JSON: blocks, schedule, every offset");
   command->add_flag("--ops", options->ops, "also print the ops of each block, one a line");
+  command->add_flag("--schedule", options->schedule, "also print the step x rank grid, the bubble, bytes on every link and memory of every rank");
+  command->add_option("--schedule-file", options->schedule_file, "a pipeline's order from this file, one line a rank like `rank 0: F0 F1 B0 B1`; verified, and what train runs with parallel.schedule = FILE");
   ClusterPlanOptions& cluster = options->cluster;
   CLI::Option* given = command->add_option("--cluster", cluster.cluster_path, "search the layout for the cluster of this file instead of this machine");
   command->add_option("--objective", cluster.objective, "time, cost, energy or memory")->capture_default_str()->needs(given);
@@ -110,6 +114,7 @@ void add_plan_command(CLI::App& app, int& exit_code) {
       exit_code = 0;
       return;
     }
+    if (!options->schedule_file.empty()) options->overrides.push_back("parallel.schedule=" + options->schedule_file);
     const RunConfig config = load_run_config(options->path, options->overrides);
     const SetupNote note = [](std::string_view line) { fmt::print(stderr, "{}\n", line); };
     RunSetup setup = prepare_run(config, {options->num_threads, std::max(1, options->num_ranks)}, note);
@@ -122,6 +127,7 @@ void add_plan_command(CLI::App& app, int& exit_code) {
       fmt::print("{}\n", plan_to_json(plan, &choice.prediction));
     } else {
       fmt::print("{}{}", plan_to_text(plan), layout_choice_to_text(choice));
+      if (options->schedule || !options->schedule_file.empty()) fmt::print("\n{}", schedules_to_text(plans));
       if (options->ops)
         for (Phase phase : {Phase::kForward, Phase::kBackward, Phase::kOptimizer}) fmt::print("\n{}\n{}", phase_name(phase), to_string(plan.stage, phase));
       fmt::print(stderr, "next:  orrery train {}\n", options->path);

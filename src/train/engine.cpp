@@ -83,8 +83,7 @@ void TrainingEngine::connect() {
     data_group_ = world_->split(static_cast<int>(pipeline.rank), static_cast<int>(data.rank), "split data");
     pipeline_group_ = world_->split(static_cast<int>(data.rank), static_cast<int>(pipeline.rank), "split pipeline");
     data_ = data_group_.get();
-    num_stages_ = pipeline.size * plan_.stage.num_chunks();
-    messages_.emplace(plan_.schedule, static_cast<int32_t>(num_stages_), data.size, *pipeline_group_, message_buffers(), progress_);
+    messages_.emplace(plan_.schedule, static_cast<int32_t>(plan_.rank_of_stage.size()), data.size, *pipeline_group_, message_buffers(), progress_);
     message_thread_.emplace([this] {
       try {
         messages_->run();
@@ -391,9 +390,9 @@ void TrainingEngine::evaluate_stage(int32_t chunk, const ActionBinding& binding)
   const StageBoundary& boundary = plan_.stage.boundaries[static_cast<size_t>(chunk)];
   const auto bytes = static_cast<size_t>(binding.num_tokens * plan_.options.model.hidden_size * dtype_bytes(plan_.stage.compute_dtype));
   const int32_t stage = plan_.schedule.stage_of_chunk[static_cast<size_t>(chunk)];
-  if (messages.input) pipeline_group_->recv({executor_.view(boundary.input, binding).data, bytes}, rank_of_stage(plan_.options.pipeline, stage - 1), stage - 1, "evaluate");
+  if (messages.input) pipeline_group_->recv({executor_.view(boundary.input, binding).data, bytes}, plan_.rank_of_stage[static_cast<size_t>(stage) - 1], stage - 1, "evaluate");
   executor_.run(Phase::kEval, binding);
-  if (messages.output) pipeline_group_->send({executor_.view(boundary.output, binding).data, bytes}, rank_of_stage(plan_.options.pipeline, stage + 1), stage, "evaluate");
+  if (messages.output) pipeline_group_->send({executor_.view(boundary.output, binding).data, bytes}, plan_.rank_of_stage[static_cast<size_t>(stage) + 1], stage, "evaluate");
 }
 
 std::span<std::byte> TrainingEngine::checkpoint_buffer() const {

@@ -137,7 +137,6 @@ class TrainingEngine {
   Communicator* world_;
   std::unique_ptr<Communicator> data_group_, pipeline_group_;  // where they are not the world, or not for this rank's threads alone
   Communicator* data_ = nullptr;
-  int64_t num_stages_ = 1;
   ReductionPlan reduction_;
   std::vector<std::string> labels_;   // by action: its text
   std::vector<ElementRange> ranges_;  // of the collective in progress

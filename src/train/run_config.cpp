@@ -247,7 +247,7 @@ void add_parallel_keys(TomlSchema<RunConfig>& schema) {
             .also_called = {"zero", "fsdp"}})
       .key("hybrid_shard_size", &S::hybrid_shard_size, needs(kParallel, "ranks in one shard group; 0 for all", {"hsdp"}))
       .key("schedule", &S::schedule,
-           {.help = "order of a pipeline's work: gpipe, 1f1b, interleaved, zb-h1, zb-v, dualpipe-v (2bw and files can be planned, not trained yet)",
+           {.help = "order of a pipeline's work: gpipe, 1f1b, interleaved, zb-h1, zb-v, dualpipe-v, or the path of a schedule file (2bw can be planned, not trained yet)",
             .also_called = {"pipeline_schedule"}})
       .key("virtual_stages", &S::virtual_stages, at_least(1, "", "stages on each rank of schedule = \"interleaved\"", "1"))
       .key("stage_layers", &S::stage_layers,

@@ -129,6 +129,17 @@ std::vector<int64_t> stage_layers(const std::vector<std::string>& counts) {
   return layers;
 }
 
+// A kind's name, or the path of a schedule file.
+void set_schedule(PipelineParallel& pipeline, const std::string& name) {
+  if (!fs::is_regular_file(name)) {
+    pipeline.kind = parse_pipeline_kind(name);
+    return;
+  }
+  pipeline.order = parse_pipeline_order(read_whole(name));
+  if (static_cast<int64_t>(pipeline.order->steps.size()) != pipeline.size)
+    throw Error(ErrorCode::kInvalidConfig, "schedule file {} has {} ranks, parallel.pipeline_parallel_size is {}; they must be equal", name, pipeline.order->steps.size(), pipeline.size);
+}
+
 // Ranks that the run file does not assign are data parallel.
 void resolve_layout(RunSetup& setup, const RunResources& resources) {
   const int64_t num_ranks = resources.num_ranks;
@@ -137,7 +148,7 @@ void resolve_layout(RunSetup& setup, const RunResources& resources) {
   pipeline.size = parallel.pipeline_parallel_size;
   pipeline.virtual_stages = parallel.virtual_stages;
   pipeline.stage_layers = stage_layers(parallel.stage_layers);
-  if (pipeline.size > 1) pipeline.kind = parse_pipeline_kind(parallel.schedule);
+  if (pipeline.size > 1) set_schedule(pipeline, parallel.schedule);
   if (num_ranks % pipeline.size != 0)
     throw Error(ErrorCode::kInvalidConfig, "parallel.pipeline_parallel_size = {} does not divide {} rank{}; start with --ranks {}, or another multiple", pipeline.size, num_ranks,
                 num_ranks == 1 ? "" : "s", pipeline.size);

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Every generated composition of layouts (data parallel x ZeRO x pipeline schedule x micro-batch x recompute x split x model) against one
+# rank, bit for bit: minutes on two cores. The default tests run a tenth of them.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+cmake --preset release >/dev/null
+cmake --build --preset release --target train_test
+ORRERY_COMPOSITIONS=all build/release/src/train/train_test --gtest_filter='CompositionTest.*'

@@ -1,0 +1,146 @@
+// Compositions of everything that a layout can be, against one rank: a pairwise cover of all axes (each pair of values of two axes occurs,
+// as far as it can be), and random ones on top up to 200. The default run takes every tenth; ORRERY_COMPOSITIONS=all takes all
+// (scripts/compositions.sh).
+#include <algorithm>
+#include <cstdlib>
+#include <random>
+#include <set>
+
+#include "base/error.h"
+#include "train/rank_group_testing.h"
+
+namespace orrery {
+namespace {
+
+using testing::group_options;
+using testing::Outcome;
+
+struct Shape {
+  ModelFamily family;
+  bool tied;
+  DType dtype;
+  int64_t num_layers;
+};
+struct Pipe {
+  PipelineKind kind;
+  int64_t size, virtual_stages;
+};
+
+const std::vector<Shape> kShapes = {{ModelFamily::kLlama, true, DType::kBF16, 5}, {ModelFamily::kLlama, false, DType::kF32, 7}, {ModelFamily::kGpt2, true, DType::kBF16, 6},
+                                    {ModelFamily::kGpt2, false, DType::kBF16, 5}};
+const std::vector<Pipe> kPipes = {{PipelineKind::k1F1B, 1, 1},  {PipelineKind::k1F1B, 2, 1},       {PipelineKind::k1F1B, 3, 1},       {PipelineKind::kGPipe, 2, 1},
+                                  {PipelineKind::kGPipe, 4, 1}, {PipelineKind::kInterleaved, 2, 2}, {PipelineKind::kInterleaved, 2, 3}, {PipelineKind::kZbH1, 2, 1},
+                                  {PipelineKind::kZbH1, 4, 1},  {PipelineKind::kZbV, 2, 1},         {PipelineKind::kZbV, 3, 1},         {PipelineKind::kDualPipeV, 2, 1},
+                                  {PipelineKind::kDualPipeV, 3, 1}};
+const std::vector<int64_t> kDataSizes = {1, 2, 3, 4, 8};
+const std::vector<int> kZeroStages = {0, 1};
+const std::vector<int64_t> kMicroBatches = {1, 2, 3, 4, 16};
+const std::vector<Recompute> kRecomputes = {Recompute::kNone, Recompute::kSelective, Recompute::kFull};
+const std::vector<bool> kSplits = {false, true};  // by cost, or all layers but one on the outer stages
+
+constexpr size_t kNumAxes = 7;
+using Composition = std::array<size_t, kNumAxes>;  // an index on each axis
+const std::array<size_t, kNumAxes> kAxisSizes = {kShapes.size(), kPipes.size(), kDataSizes.size(), kZeroStages.size(), kMicroBatches.size(), kRecomputes.size(), kSplits.size()};
+
+// Layers of each stage: the outer ones take what the inner ones, of one layer each, leave; the first one less.
+std::vector<int64_t> uneven_split(int64_t num_layers, int64_t num_stages) {
+  std::vector<int64_t> layers(static_cast<size_t>(num_stages), 1);
+  const int64_t rest = num_layers - (num_stages - 2);
+  layers.front() = std::max<int64_t>(0, rest / 2 - 1);
+  layers.back() = rest - layers.front();
+  return layers;
+}
+
+class CompositionTest : public testing::GroupTest {
+ protected:
+  TrainingPlanOptions options_of(const Composition& composition) const {
+    const Shape& shape = kShapes[composition[0]];
+    const Pipe& pipe = kPipes[composition[1]];
+    TrainingPlanOptions options = group_options(shape.family, shape.tied, shape.dtype, dataset_);
+    options.model.num_layers = shape.num_layers;
+    options.pipeline = {pipe.size, 0, pipe.kind, pipe.virtual_stages, {}, {}};
+    options.data = {kDataSizes[composition[2]], 0, kZeroStages[composition[3]]};
+    options.micro_batch_size = kMicroBatches[composition[4]];
+    options.recompute = kRecomputes[composition[5]];
+    const bool is_v = pipe.kind == PipelineKind::kZbV || pipe.kind == PipelineKind::kDualPipeV;
+    const int64_t num_stages = pipe.size * (is_v ? 2 : pipe.virtual_stages);
+    if (kSplits[composition[6]] && num_stages > 1) options.pipeline.stage_layers = uneven_split(shape.num_layers, num_stages);
+    return options;
+  }
+
+  // Sizes that do not go together are refused, and are no case. Sixteen ranks are enough for two cores.
+  bool exists(const Composition& composition) const {
+    const TrainingPlanOptions options = options_of(composition);
+    if (options.world_size() == 1 || options.world_size() > 16) return false;
+    try {
+      make_training_plans(options, [](const Stage&, const Op&) { return 64; });
+      return true;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::kInvalidConfig) << error.what();
+      return false;
+    }
+  }
+
+  static Composition draw(std::mt19937_64& random) {
+    Composition composition;
+    for (size_t axis = 0; axis < kNumAxes; ++axis) composition[axis] = random() % kAxisSizes[axis];
+    return composition;
+  }
+
+  using Pairs = std::set<std::array<size_t, 4>>;  // (axis, value, later axis, value)
+  static Pairs pairs_of(const Composition& composition) {
+    Pairs pairs;
+    for (size_t a = 0; a < kNumAxes; ++a)
+      for (size_t b = a + 1; b < kNumAxes; ++b) pairs.insert({a, composition[a], b, composition[b]});
+    return pairs;
+  }
+
+  // Greedy: of some candidates the one with most pairs that no earlier one has, until many draws find none.
+  std::vector<Composition> cover(size_t at_least) const {
+    constexpr int kCandidates = 12, kPatience = 40;
+    std::mt19937_64 random(2026);
+    std::vector<Composition> chosen;
+    Pairs covered;
+    for (int misses = 0; misses < kPatience || chosen.size() < at_least;) {
+      std::vector<std::pair<size_t, Composition>> candidates;  // with the number of new pairs
+      for (int i = 0; i < kCandidates; ++i) {
+        const Composition candidate = draw(random);
+        size_t fresh = 0;
+        for (const auto& pair : pairs_of(candidate)) fresh += covered.count(pair) == 0;
+        if (fresh > 0 || misses >= kPatience) candidates.emplace_back(fresh, candidate);
+      }
+      std::stable_sort(candidates.begin(), candidates.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
+      const auto best = std::find_if(candidates.begin(), candidates.end(), [&](const auto& candidate) { return exists(candidate.second); });
+      if (best == candidates.end()) {
+        ++misses;
+        continue;
+      }
+      covered.merge(pairs_of(best->second));
+      chosen.push_back(best->second);
+    }
+    return chosen;
+  }
+};
+
+TEST_F(CompositionTest, EveryCompositionHasTheBitsOfOneRank) {
+  const char* wanted = std::getenv("ORRERY_COMPOSITIONS");
+  const size_t stride = wanted != nullptr && std::string_view(wanted) == "all" ? 1 : 10;
+  const std::vector<Composition> compositions = cover(200);
+  ASSERT_GE(compositions.size(), 200u);
+  std::map<size_t, Outcome> references;  // by shape
+  size_t num_run = 0;
+  for (size_t i = 0; i < compositions.size(); i += stride, ++num_run) {
+    const size_t shape = compositions[i][0];
+    const auto [reference, fresh] = references.try_emplace(shape);
+    if (fresh) {
+      Composition alone{};
+      alone[0] = shape;
+      reference->second = train(options_of(alone));
+    }
+    expect_equal(options_of(compositions[i]), reference->second);
+  }
+  std::printf("%zu of %zu compositions run\n", num_run, compositions.size());
+}
+
+}  // namespace
+}  // namespace orrery
