@@ -33,6 +33,36 @@ run 0 probe --json; err_has "rates from"
 run 0 doctor --json; python3 -c 'import json; assert all(f["severity"] == "good" or f["found"] for f in json.load(open("out")))' || fail "doctor --json"
 run 3 doctor --dir nowhere; out_has "cannot be looked at"
 run 2 plan; err_has "a run file"; err_has "orrery examples"
+# A cluster that cannot be: each message names what was wanted.
+cat >big.toml <<'END'
+[model]
+family = "llama"
+hidden_size = 4096
+num_layers = 32
+num_heads = 32
+vocab_size = 32000
+max_seq_len = 4096
+[data]
+train = ["x"]
+tokenizer = "x"
+[train]
+tokens = "1T"
+global_batch_size = 64
+[optimizer]
+lr = 1e-4
+END
+cluster=$source_dir/examples/clusters/h100x1024.toml
+sed 's/network_gbytes_per_second = 50/network_gbytes_per_second = 0/' "$cluster" >zero.toml; run 2 plan big.toml --cluster zero.toml; err_has "at least 1e-09"
+sed 's/count = 1024/count = 1025/' "$cluster" >odd.toml; run 2 plan big.toml --cluster odd.toml; err_has "not a multiple of devices.per_node"
+sed 's/network_gbytes_per_second = 50/domain_gbytes_per_second = 1/' "$cluster" >slow.toml; run 2 plan big.toml --cluster slow.toml; err_has "slower than the network"
+sed -e 's/count = 1024/count = 1/' -e 's/host_gib_per_device = 256/host_gib_per_device = 1/' "$cluster" >one.toml; run 2 plan big.toml --cluster one.toml; err_has "would hold"
+run 2 plan big.toml --cluster "$cluster" --deadline 1s; err_has "the fastest layout takes"
+run 2 plan big.toml --cluster "$cluster" --budget 1; err_has "the cheapest costs"
+run 2 plan big.toml --cluster "$cluster" --lose-nodes 128; err_has "none of 1024 devices is left"
+run 2 simulate big.toml --cluster "$cluster" --straggler nan; err_has "--straggler of at least 1"
+run 2 simulate big.toml --cluster "$cluster" --link-factor 0; err_has "--link-factor above 0"
+run 0 plan big.toml --cluster "$cluster" --html page.html --json; grep -q "http" page.html && fail "the page names an address"; grep -qiE "nan|inf[^o]" out && fail "plan --json holds a value that is no number"
+run 0 simulate big.toml --cluster "$cluster" --html page.html; grep -q "<svg" page.html || fail "simulate --html draws nothing"
 run 2 plan compare nowhere; err_has "trace.json"
 mkdir -p broken; echo '{"version": 1}' >broken/trace.json; run 4 plan compare broken; err_has "not a trace"
 run 2 config; err_has '`orrery config` needs a command'

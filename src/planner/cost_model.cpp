@@ -345,7 +345,7 @@ MemoryCost predict_memory(const TrainingJob& job) {
         cost.weights += 4 * params / shard, cost.gradients += 4 * params / shard, cost.optimizer += 8 * params / shard;
       } else {
         cost.weights += 2 * params;
-        cost.gradients += (l.zero == ZeroStage::kGradients ? 4 * params / ranks : 4 * params);
+        cost.gradients += job.gradient_bytes * params / (l.zero == ZeroStage::kGradients ? ranks : 1);
         cost.optimizer += 12 * params / (l.zero == ZeroStage::kNone ? 1 : ranks);
       }
     };
@@ -372,11 +372,12 @@ MemoryCost predict_memory(const TrainingJob& job) {
       layer_bytes = tokens * 2 * h / (l.sequence_parallel ? t : 1);
     } else if (l.recompute == RecomputeKind::kSelective) {
       if (old) layer_bytes -= tokens * 5 * m.num_heads * m.seq_len / t;
-      else if (job.stack == SoftwareStack::kFsdpCompiled) layer_bytes *= 0.6;
+      else if (job.stack == SoftwareStack::kFsdpCompiled) layer_bytes *= 0.36;  // products and attention are kept, what lies between is made again
     }
     cost.activations = in_flight * layers * layer_bytes + working;
-    // Logits, their f32 copy and gradient.
-    if (has_head) cost.temporary += tokens * m.vocab / t * (old ? 8 : 6);
+    // Logits and their gradient; PyTorch's own loss holds an f32 copy, its softmax and its gradient beside the bf16 logits.
+    const bool own_loss = job.stack == SoftwareStack::kFsdpCompiled || job.stack == SoftwareStack::kFsdp2023;
+    if (has_head) cost.temporary += tokens * m.vocab / t * (own_loss ? 14 : old ? 8 : 6);
     if (l.zero == ZeroStage::kFull && l.dp > 1) cost.temporary += 2 * 2 * std::max(layer_params + moe_share * count.experts / l.ep, one_embedding);
     return cost;
   };

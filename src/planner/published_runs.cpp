@@ -215,7 +215,9 @@ JobLayout read_layout(const Row& row, SoftwareStack stack, double& global_batch,
   const std::string sharding = lower(row.text("zero_stage_or_fsdp")), sp = lower(row.text("sequence_parallel"));
   const bool modern = stack == SoftwareStack::kMegatronCore || stack == SoftwareStack::kFsdpCompiled || stack == SoftwareStack::kDeterministic;
   l.sequence_parallel = l.tp > 1 && (sp == "yes" || (sp.empty() && modern));
-  l.zero = modern || has(sharding, "zero1") || has(sharding, "distributed") ? ZeroStage::kOptimizer : ZeroStage::kNone;
+  // Every run of the BLOOM team with replicas that states its sharding used ZeRO-1.
+  const bool deepspeed = stack == SoftwareStack::kMegatronDeepSpeed && sharding.empty() && row.number("dp") > 1;
+  l.zero = modern || deepspeed || has(sharding, "zero1") || has(sharding, "distributed") ? ZeroStage::kOptimizer : ZeroStage::kNone;
   if (has(sharding, "zero2") || has(sharding, "shard_grad_op")) l.zero = ZeroStage::kGradients;
   if (has(sharding, "fsdp") && !has(sharding, "shard_grad_op")) l.zero = ZeroStage::kFull;
   if (has(sharding, "zero3") || stack == SoftwareStack::kFsdpCompiled) l.zero = ZeroStage::kFull;
@@ -286,6 +288,8 @@ PublishedRun read_run(const Row& row, int line) {
   }
   run.job.stack = read_stack(row, *device);
   run.job.format = read_format(row);
+  // DeepSpeed's bf16 optimizer accumulates in f32 beside the bf16 gradients.
+  if (run.job.stack == SoftwareStack::kMegatronDeepSpeed && lower(row.text("precision")) == "bf16") run.job.gradient_bytes = 6;
   run.global_batch = row.number("global_batch");
   double num_gpus = row.number("num_gpus");
   double tp = row.number("tp"), pp = row.number("pp");

@@ -62,6 +62,7 @@ struct TrainingJob {
   JobCluster cluster;
   SoftwareStack stack = SoftwareStack::kMegatronCore;
   NumberFormat format = NumberFormat::kBf16;
+  double gradient_bytes = 4;  // of a parameter where gradients are not sharded with weights: an f32 accumulator, or that beside a bf16 one
 };
 
 }  // namespace orrery

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <cmath>
 #include <fstream>
 #include <memory>
 #include <string>
@@ -28,8 +29,10 @@ struct Options {
 void run(const Options& options) {
   SearchRequest request;
   SearchResult result;
-  if (options.link_factor <= 0 || options.straggler < 1 || options.fail_rate < 0)
-    throw Error(ErrorCode::kInvalidArgument, "wanted --link-factor above 0, --straggler of at least 1 and --fail-rate of at least 0; found {}, {}, {}", options.link_factor, options.straggler, options.fail_rate);
+  // Written so that no comparison with NaN passes.
+  if (!(options.link_factor > 0 && options.straggler >= 1 && options.fail_rate >= 0 && options.straggler_rank >= 0) || !std::isfinite(options.link_factor + options.straggler + options.fail_rate))
+    throw Error(ErrorCode::kInvalidArgument, "wanted --link-factor above 0, --straggler of at least 1 and --fail-rate and --straggler-rank of at least 0; found {}, {}, {} and {}",
+                options.link_factor, options.straggler, options.fail_rate, options.straggler_rank);
   request = cluster_request(options.plan);
   const AcceleratorSpec usual = request.cluster.device_spec();
   if (options.link_factor != 1) {

@@ -66,6 +66,10 @@ Cluster parse_cluster(std::string_view toml_text, const std::string& file) {
   if (cluster.devices.count > cluster.devices.per_node && cluster.devices.count % cluster.devices.per_node != 0)
     text.fail("devices.count", fmt::format("`devices.count` = {} is not a multiple of devices.per_node = {}", cluster.devices.count, cluster.devices.per_node));
   const AcceleratorSpec spec = cluster.device_spec();
+  if (cluster.domain_size() > 1 && spec.link_bytes_per_second < spec.network_bytes_per_second)
+    text.fail(cluster.links.domain_gbytes_per_second ? "links.domain_gbytes_per_second" : "links.network_gbytes_per_second",
+              fmt::format("the link inside a domain ({:g} GB/s) is slower than the network between domains ({:g} GB/s)", spec.link_bytes_per_second / 1e9, spec.network_bytes_per_second / 1e9),
+              "set links.domain_size = 1 where there is no fast link");
   if (spec.idle_watts >= spec.power_watts)
     text.fail("devices.power_watts", fmt::format("`devices.power_watts` = {} is not above the device's idle power, {} W", spec.power_watts, spec.idle_watts));
   return cluster;

@@ -23,6 +23,13 @@ TEST(Cluster, FromTheCatalogueAndTheFile) {
   EXPECT_EQ(cluster.domain_size(), 8);
 }
 
+TEST(Cluster, ADomainSlowerThanTheNetworkIsRefused) {
+  const std::string head = "[devices]\nkind = \"H100\"\ncount = 16\n[links]\n";
+  EXPECT_THROW(parse_cluster(head + "domain_gbytes_per_second = 10\n", "c.toml"), Error);
+  EXPECT_THROW(parse_cluster(head + "network_gbytes_per_second = 500\n", "c.toml"), Error);
+  EXPECT_NO_THROW(parse_cluster(head + "network_gbytes_per_second = 500\ndomain_size = 1\n", "c.toml"));
+}
+
 TEST(Cluster, ContradictionsAreRefused) {
   EXPECT_NE(message_of("[devices]\ncount = 8\n").find("devices.kind"), std::string::npos);
   EXPECT_NE(message_of("[devices]\nkind = \"Abacus\"\ncount = 8\n").find("H100"), std::string::npos);
