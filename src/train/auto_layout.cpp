@@ -65,7 +65,8 @@ LayoutChoice choose_layout(RunSetup& setup, bool ranks_given, const SetupNote& n
   int64_t measured = 0;
   LayoutChoice choice;
   std::optional<Error> misfit;
-  TrainingPlanOptions taken;
+  std::optional<TrainingPlanOptions> taken;
+  size_t taken_index = 0;
   for (size_t i = 0; i < candidates.size(); ++i) {
     const Candidate candidate = candidates[i];
     const TrainingPlanOptions options = options_of(setup, candidate);
@@ -81,8 +82,8 @@ LayoutChoice choose_layout(RunSetup& setup, bool ranks_given, const SetupNote& n
       // The plan's own choice is the largest that fits; half of it may sit better in the caches.
       const int64_t chosen = plans.back().micro_batch_size;
       if (automatic && !options.micro_batch_size && chosen > 1) candidates.push_back({candidate.ranks, candidate.zero_stage, chosen / 2});
-      const bool better = choice.weighed.empty() || taken.data.size == 0 || (weighed.seconds > 0 && weighed.seconds < choice.prediction.seconds * (1 - kWorthwhile));
-      if (better) choice.prediction = std::move(prediction), taken = options;
+      const bool better = !taken || (weighed.seconds > 0 && (!choice.prediction.missing.empty() || weighed.seconds < choice.prediction.seconds * (1 - kWorthwhile)));
+      if (better) choice.prediction = std::move(prediction), taken = options, taken_index = choice.weighed.size();
     } catch (const Error& error) {
       if (error.code() != ErrorCode::kInvalidConfig) throw;
       weighed.layout = fmt::format("{} ranks, zero {}", candidate.ranks, candidate.zero_stage);
@@ -91,16 +92,14 @@ LayoutChoice choose_layout(RunSetup& setup, bool ranks_given, const SetupNote& n
     }
     choice.weighed.push_back(std::move(weighed));
   }
-  if (taken.data.size == 0 || std::all_of(choice.weighed.begin(), choice.weighed.end(), [](const WeighedLayout& w) { return !w.reason.empty(); })) throw *misfit;
-  setup.plan_options = taken;
+  if (!taken) throw *misfit;
+  setup.plan_options = *taken;
   if (measured > 0) {
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     note(fmt::format("probe     {} ops and collectives timed in {:.1f} s with two layers of this model{}", measured, seconds,
                      store_op_times(times) ? ", kept in " + op_times_path() : ""));
   }
-  // What was taken is known by its seconds: the first that has them.
-  const auto at = std::find_if(choice.weighed.begin(), choice.weighed.end(),
-                               [&](const WeighedLayout& w) { return w.reason.empty() && (w.seconds == choice.prediction.seconds || !choice.prediction.missing.empty()); });
+  const auto at = choice.weighed.begin() + static_cast<ptrdiff_t>(taken_index);
   std::rotate(choice.weighed.begin(), at, at + 1);
   std::stable_sort(choice.weighed.begin() + 1, choice.weighed.end(), [](const WeighedLayout& a, const WeighedLayout& b) {
     return a.reason.empty() != b.reason.empty() ? a.reason.empty() : a.seconds < b.seconds;

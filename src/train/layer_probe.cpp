@@ -28,6 +28,9 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int64_t kProbeLayers = 2;
 constexpr int64_t kProbeMicroBatches = 4;  // as many ways to begin, go on with and end a lane's sum as matter
+constexpr int64_t kFewMicroBatches = 2;
+// Of a probe's step. A core does 10 to 1,000 GFLOP/s: more than kManyFlops is worth saving at, more than kMostFlops is no probe any more.
+constexpr double kManyFlops = 0.5e12, kMostFlops = 4e12;
 constexpr int kWarmSteps = 1, kTimedSteps = 7;
 constexpr double kLongSeconds = 1.2;  // after which one timed step is enough
 constexpr int kCommRepeats = 7;
@@ -40,12 +43,12 @@ double lower_quartile(std::vector<double>& values) {
 }
 
 // One rank's work with two layers and few micro-batches: its lanes, cut as the plan cuts them.
-TrainingPlanOptions probe_options(const Plan& plan) {
+TrainingPlanOptions probe_options(const Plan& plan, int64_t num_micro_batches) {
   TrainingPlanOptions options = plan.options;
   const int64_t ranks = options.data.size, share = sequence_share(plan).count;
   options.model.num_layers = std::min(options.model.num_layers, kProbeLayers);
   options.lanes = std::max<int64_t>(1, options.lanes / ranks);
-  const int64_t wanted = std::min(share, std::max(options.lanes, kProbeMicroBatches * plan.micro_batch_size));
+  const int64_t wanted = std::min(share, std::max(options.lanes, num_micro_batches * plan.micro_batch_size));
   options.global_batch_size = std::max<int64_t>(1, wanted / options.lanes) * options.lanes;
   options.micro_batch_size = std::min(plan.micro_batch_size, options.global_batch_size);
   options.recompute = plan.recompute;
@@ -91,7 +94,9 @@ void take_samples(TrainingEngine& engine, const TimingContext& context, Samples&
 
 int64_t measure_ops(const Plan& plan, const EngineOptions& each, const TimingContext& context, const Dataset* dataset, OpTimes& times) {
   const int busy = context.busy_ranks;
-  const Plan probe = make_training_plan(probe_options(plan), workspace_traits(each, plan.options.sequence_tokens));
+  Plan probe = make_training_plan(probe_options(plan, kProbeMicroBatches), workspace_traits(each, plan.options.sequence_tokens));
+  if (probe.flops_per_step > kManyFlops) probe = make_training_plan(probe_options(plan, kFewMicroBatches), workspace_traits(each, plan.options.sequence_tokens));
+  if (probe.flops_per_step > kMostFlops) return 0;
   std::vector<std::unique_ptr<TrainingEngine>> engines;
   for (int rank = 0; rank < busy; ++rank) engines.push_back(std::make_unique<TrainingEngine>(probe, each));
   OptimizerHyper hyper;

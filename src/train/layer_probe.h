@@ -25,7 +25,8 @@ std::string op_times_path();
 std::vector<std::pair<std::string, OpMeasurement>> op_measurements(TrainingEngine& engine, const TimingContext& context);
 
 /// What `plans` need is measured and added where `times` lacks it; `dataset`, when given, provides the tokens and documents, else they
-/// are random and one document a sequence. Returns the number of ops and collectives measured; 0 costs nothing.
+/// are random and one document a sequence. Returns the number of ops and collectives measured; 0 costs nothing. Two layers of a model so
+/// large that a step of them takes a minute are not measured: its prediction says what is missing.
 /// Errors: kOutOfMemory when even two layers do not fit.
 int64_t measure_missing(const std::vector<Plan>& plans, const EngineOptions& options, const Dataset* dataset, OpTimes& times);
 
