@@ -68,7 +68,8 @@ def launch(library, ranks, mode, flight=""):
 
 
 def segments():
-    return set(os.listdir("/dev/shm"))
+    # Every process with an OpenMP runtime, of whatever program, has one of those that are left out.
+    return {name for name in os.listdir("/dev/shm") if not name.startswith("__KMP_")}
 
 
 def check(condition, where, log):

@@ -168,13 +168,18 @@ def check(condition, what, log=""):
     assert condition, f"{what}\n{log[-6000:]}"
 
 
+def segments():
+    # Every process with an OpenMP runtime, of whatever program, has one of those that are left out.
+    return {name for name in os.listdir("/dev/shm") if not name.startswith("__KMP_")}
+
+
 def main():
     installed = {name: command for name, command in LAUNCHERS.items()
                  if shutil.which(command[0]) and os.path.exists(os.path.join(os.path.dirname(orrery), f"liborrery_mpi_{name}.so"))}
     if not installed:
         print("skipped: no MPI is installed")
         return 77
-    before = set(os.listdir("/dev/shm"))
+    before = segments()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(folder)
         reference, _ = bench.train([])
@@ -193,7 +198,7 @@ def main():
             errors(bench, name, launcher)
             faults(bench, name, launcher)
         hosts(bench, digest)
-    leaked = set(os.listdir("/dev/shm")) - before
+    leaked = segments() - before
     check(not leaked, f"segments left: {sorted(leaked)}")
     return 0
 
@@ -231,7 +236,8 @@ def faults(bench, name, launcher):
         check(status != 0 and wall < DEADLINE_S + 10, where, log)
         if "rank 1 is lost" in log:
             check(state in log and re.search(r"rank [02] step \d+ op \S+ bytes", log), where, log)
-            check(fault == signal.SIGKILL or status == 5, where, log)
+            # MPICH's launcher kills the stopped rank once the others have left, and may give that death's status as the job's.
+            check(fault == signal.SIGKILL or status in ((5, 9) if name == "mpich" else (5,)), where, log)
         else:
             # The launcher ended the survivors of a death before they could speak; the next start tells what they left.
             check(fault == signal.SIGKILL, where, log)
