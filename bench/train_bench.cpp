@@ -1,11 +1,14 @@
 // Training steps of a model shape on random tokens: tokens per second, memory, and where each millisecond goes. The same shapes,
 // batch and dtype as shared/peers/train_torch.py; bench/train_vs_torch.py runs both in turns.
 //   train_bench gpt2-124m|llama-135m|llama-11m [--batch 4] [--seq 512] [--steps 6] [--warmup 2] [--threads N] [--recompute none]
-//               [--moments f32|bf16] [--dtype bf16|f32] [--table]
+//               [--moments f32|bf16] [--dtype bf16|f32] [--clock wall|cpu] [--table]
 // Prints one JSON line. Its limit is what the machine would need at the rates measured in the same process: the step's products at
 // the rate of a loop of products on registers, and then the bytes of the norm and the update at the rate of a plain copy.
+// --clock cpu counts the process's processor time, divided by the threads: on a machine that others use, what a step costs without what
+// was preempted, but also without what threads waited for; most telling with one thread.
 // --table: the plan, the limit's parts and each op's time, on stderr.
 #include <sys/resource.h>
+#include <time.h>
 
 #include <algorithm>
 #include <chrono>
@@ -30,7 +33,7 @@ struct Options {
   std::string model, recompute = "none", moments = "f32", dtype = "bf16";
   int64_t batch = 4, seq = 512, lanes = 4;
   int steps = 6, warmup = 2, threads = 0;
-  bool table = false;
+  bool table = false, cpu_clock = false;
 };
 
 ModelConfig shape_of(const std::string& name, int64_t seq) {
@@ -122,6 +125,13 @@ Limit measure_limit(const Plan& plan, int num_threads) {
   return limit;
 }
 
+// Seconds by the clock that the options name.
+double now(const Options& options, int num_threads) {
+  timespec time{};
+  clock_gettime(options.cpu_clock ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC, &time);
+  return (static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec)) / (options.cpu_clock ? num_threads : 1);
+}
+
 int run(const Options& options) {
   const EngineOptions machine = default_engine_options(options.threads);
   TrainingPlanOptions plan_options;
@@ -149,9 +159,9 @@ int run(const Options& options) {
   for (int step = 0; step < options.warmup + options.steps; ++step) {
     random_batch(engine, step & 1, static_cast<uint32_t>(step));
     if (step == options.warmup) engine.reset_op_table();
-    const auto begin = std::chrono::steady_clock::now();
+    const double begin = now(options, machine.num_threads);
     result = engine.step(step & 1, hyper);
-    if (step >= options.warmup) seconds.push_back(seconds_since(begin));
+    if (step >= options.warmup) seconds.push_back(now(options, machine.num_threads) - begin);
   }
   std::sort(seconds.begin(), seconds.end());
   const double median = seconds[seconds.size() / 2];
@@ -196,6 +206,7 @@ Options parse(int argc, char** argv) {
     else if (name == "--recompute") options.recompute = value;
     else if (name == "--moments") options.moments = value;
     else if (name == "--dtype") options.dtype = value;
+    else if (name == "--clock" && (value == "wall" || value == "cpu")) options.cpu_clock = value == "cpu";
     else throw Error(ErrorCode::kInvalidArgument, "unknown option {}", name);
   }
   return options;
