@@ -36,18 +36,33 @@ void move_elements(const std::byte* from, int64_t from_stride, std::byte* to, in
 
 int64_t TensorSource::num_elements() const { return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>()); }
 
-// Logical (i, j) is physical (piece.row_begin + j - tensor_begin, i); `at` is logical (row_begin, column_begin), counted from the first
-// element asked for.
+// Logical (i, j) is physical (piece.row_begin + j - tensor_begin, i - piece.column_begin); `at` is logical (row_begin, column_begin), counted
+// from the first element asked for.
 template <typename Visit>
 void LogicalView::for_each_column(const Piece& piece, int64_t row_begin, int64_t row_end, int64_t column_begin, int64_t column_end, int64_t at,
                                   Visit&& visit) const {
   const int64_t first = std::max(column_begin, piece.tensor_begin);
   const int64_t last = std::min(column_end, piece.tensor_begin + piece.count);
+  const int64_t top = std::max(row_begin, piece.column_begin), bottom = std::min(row_end, piece.column_begin + piece.width);
   for (int64_t j = first; j < last; ++j) {
-    const int64_t element = (piece.row_begin + j - piece.tensor_begin) * rows_ + row_begin;
-    const int64_t from = std::max(element, piece.held_begin), count = std::min(element + row_end - row_begin, piece.held_end) - from;
-    if (count > 0) visit(piece, from - piece.held_begin, at + (from - element) * columns_ + j - column_begin, count, columns_);
+    const int64_t element = (piece.row_begin + j - piece.tensor_begin) * piece.width + top - piece.column_begin;
+    const int64_t from = std::max(element, piece.held_begin), count = std::min(element + bottom - top, piece.held_end) - from;
+    if (count > 0) visit(piece, from - piece.held_begin, at + (top - row_begin + from - element) * columns_ + j - column_begin, count, columns_);
   }
+}
+
+// Rows of a piece that are whole in the tensor follow each other in both memories; rows of which it has a part do not.
+template <typename Visit>
+void LogicalView::for_each_row(const Piece& piece, int64_t begin, int64_t end, Visit&& visit) const {
+  const auto box = [&](int64_t first_row, int64_t num_rows, int64_t columns) {
+    const int64_t logical = first_row * columns_ + piece.column_begin, to_physical = (piece.row_begin + first_row - piece.tensor_begin) * piece.width - logical;
+    const int64_t first = std::max({begin, logical, piece.held_begin - to_physical});
+    const int64_t last = std::min({end, logical + num_rows * columns, piece.held_end - to_physical});
+    if (first < last) visit(piece, to_physical + first - piece.held_begin, first - begin, last - first, int64_t{1});
+  };
+  if (piece.width == columns_) return box(piece.tensor_begin, piece.count, columns_);
+  const int64_t first = std::max(piece.tensor_begin, begin / columns_), last = std::min(piece.tensor_begin + piece.count, (end + columns_ - 1) / columns_);
+  for (int64_t row = first; row < last; ++row) box(row, 1, piece.width);
 }
 
 template <typename Visit>
@@ -56,10 +71,7 @@ void LogicalView::for_each_run(int64_t begin, int64_t count, Visit&& visit) cons
   const int64_t end = begin + count;
   for (const Piece& piece : pieces_) {
     if (!piece.transpose) {
-      const int64_t to_physical = (piece.row_begin - piece.tensor_begin) * columns_;
-      const int64_t first = std::max({begin, piece.tensor_begin * columns_, piece.held_begin - to_physical});
-      const int64_t last = std::min({end, (piece.tensor_begin + piece.count) * columns_, piece.held_end - to_physical});
-      if (first < last) visit(piece, to_physical + first - piece.held_begin, first - begin, last - first, int64_t{1});
+      for_each_row(piece, begin, end, visit);
       continue;
     }
     // A range of a row-major matrix: the rest of a first row, whole rows, the start of a last row.
@@ -119,6 +131,33 @@ void LogicalView::unpack(int holder, int64_t begin, const std::byte* packed, std
   });
 }
 
+// Pieces with the same corner are one box in the shards of a group, which must follow each other to its end; boxes must not overlap and
+// together be the tensor.
+void LogicalView::check_cover() {
+  const auto corner = [](const Piece& piece) { return std::pair(piece.tensor_begin, piece.column_begin); };
+  std::sort(pieces_.begin(), pieces_.end(), [&](const Piece& a, const Piece& b) { return std::pair(corner(a), a.held_begin) < std::pair(corner(b), b.held_begin); });
+  std::vector<const Piece*> boxes;
+  int64_t covered = 0;
+  for (size_t i = 0; i < pieces_.size();) {
+    const Piece& box = pieces_[i];
+    const int64_t begin = box.row_begin * box.width, end = begin + box.count * box.width;
+    int64_t held = begin;
+    for (; i < pieces_.size() && corner(pieces_[i]) == corner(box); ++i) {
+      const int64_t from = std::clamp(pieces_[i].held_begin, begin, end), to = std::clamp(pieces_[i].held_end, begin, end);
+      ORRERY_CHECK(from == to || from == held, "{}: element {} wanted, {} found", name_, held - begin, from - begin);
+      held = std::max(held, to);
+    }
+    ORRERY_CHECK(held == end, "{}: elements from {} on are held nowhere", name_, held - begin);
+    for (const Piece* other : boxes)
+      ORRERY_CHECK(other->tensor_begin + other->count <= box.tensor_begin || other->column_begin + other->width <= box.column_begin ||
+                       box.column_begin + box.width <= other->column_begin,
+                   "{}: rows from {} on are held twice", name_, box.tensor_begin);
+    boxes.push_back(&box);
+    covered += end - begin;
+  }
+  ORRERY_CHECK(covered == num_elements(), "{}: {} of {} elements are held", name_, covered, num_elements());
+}
+
 std::vector<LogicalView> logical_views(std::span<const PhysicalTensor> tensors) {
   std::vector<LogicalView> views;
   std::unordered_map<std::string, size_t> index;
@@ -136,31 +175,20 @@ std::vector<LogicalView> logical_views(std::span<const PhysicalTensor> tensors) 
       LogicalView& view = views[it->second];
       ORRERY_CHECK(view.dtype_ == tensor.dtype && view.shape_ == segment.tensor_shape, "{}: two different descriptions", segment.tensor);
       const int64_t held_end = tensor.element_end < 0 ? tensor.spec->num_elements() : tensor.element_end;
-      view.pieces_.push_back({tensor.data, tensor.holder, tensor.element_begin, held_end, segment.transpose, segment.tensor_row_begin, segment.num_rows, segment.row_begin});
+      const bool matrix = segment.tensor_shape.size() > 1;
+      view.pieces_.push_back({.data = tensor.data,
+                              .holder = tensor.holder,
+                              .held_begin = tensor.element_begin,
+                              .held_end = held_end,
+                              .transpose = segment.transpose,
+                              .tensor_begin = segment.tensor_row_begin,
+                              .count = segment.num_rows,
+                              .column_begin = segment.tensor_column_begin,
+                              .width = matrix ? tensor.spec->columns() : 1,
+                              .row_begin = segment.row_begin});
     }
   }
-  for (LogicalView& view : views) {
-    std::sort(view.pieces_.begin(), view.pieces_.end(),
-              [](const auto& a, const auto& b) { return std::pair(a.tensor_begin, a.held_begin) < std::pair(b.tensor_begin, b.held_begin); });
-    int64_t next = 0, held = 0;  // rows seen so far; physical elements of the present rows that are held
-    for (size_t i = 0; i < view.pieces_.size(); ++i) {
-      const auto& piece = view.pieces_[i];
-      const int64_t width = piece.transpose ? view.rows_ : view.columns_;
-      const int64_t begin = piece.row_begin * width, end = (piece.row_begin + piece.count) * width;
-      if (held == 0) held = begin;
-      ORRERY_CHECK(piece.tensor_begin == next, "{}: row {} wanted, {} found", view.name_, next, piece.tensor_begin);
-      const int64_t from = std::clamp(piece.held_begin, begin, end), to = std::clamp(piece.held_end, begin, end);
-      ORRERY_CHECK(from == to || from == held, "{}: element {} wanted, {} found", view.name_, held - begin, from - begin);
-      held = std::max(held, to);
-      const bool rows_done = i + 1 == view.pieces_.size() || view.pieces_[i + 1].tensor_begin != piece.tensor_begin;
-      if (!rows_done) continue;
-      ORRERY_CHECK(held == end, "{}: elements from {} on are held nowhere", view.name_, held - begin);
-      next += piece.count;
-      held = 0;
-    }
-    const int64_t wanted = view.pieces_.front().transpose ? view.columns_ : view.rows_;
-    ORRERY_CHECK(next == wanted, "{}: {} of {} rows are held", view.name_, next, wanted);
-  }
+  for (LogicalView& view : views) view.check_cover();
   return views;
 }
 

@@ -64,12 +64,16 @@ class LogicalView {
     int64_t held_begin = 0, held_end = 0;
     bool transpose = false;
     int64_t tensor_begin = 0, count = 0;  // logical rows, or columns when transposed
+    int64_t column_begin = 0, width = 0;  // logical columns of a physical row, or rows when transposed
     int64_t row_begin = 0;                // first physical row
   };
   // Calls visit(piece, element from piece.held_begin, logical element from `begin`, count, logical stride) for each run of physically
   // consecutive elements, always in the same order.
   template <typename Visit>
   void for_each_run(int64_t begin, int64_t count, Visit&& visit) const;
+  template <typename Visit>
+  void for_each_row(const Piece& piece, int64_t begin, int64_t end, Visit&& visit) const;
+  void check_cover();
   template <typename Visit>
   void for_each_column(const Piece& piece, int64_t row_begin, int64_t row_end, int64_t column_begin, int64_t column_end, int64_t at, Visit&& visit) const;
 

@@ -118,7 +118,7 @@ std::string Communicator::describe(TransferStatus status, std::string_view label
   switch (status) {
     case TransferStatus::kMismatch:
       text += peer_bytes < 0 ? fmt::format("rank {} names another size for it", peer_rank)
-                             : fmt::format("rank {} names {} bytes for it and rank {} names {}", peer_rank, peer_bytes, own_rank, bytes);
+                             : fmt::format("rank {} names {} bytes for it and rank {} names {} bytes", peer_rank, peer_bytes, own_rank, bytes);
       break;
     case TransferStatus::kPending: text += fmt::format("not done within {} ms", timeout_ms); break;
     default: text += "the transport lost the peer"; break;

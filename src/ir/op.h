@@ -22,7 +22,7 @@ namespace orrery {
 
 enum class OpKind : uint8_t {
   // ---- forward --------------------------------------------------------------------------------------------------------
-  kEmbedding,   // (ids [T] i32, table [V, D]) -> x [T, D]
+  kEmbedding,   // (ids [T] i32, table [V, D]) -> x [T, D]; a row of zeros for an id that is kElsewhere
   kAdd,         // (a, b) -> a + b
   kMul,         // (a, b) -> a * b
   kScale,       // (x) -> ScaleAttributes::factor * x
@@ -33,14 +33,15 @@ enum class OpKind : uint8_t {
   kRmsNorm,     // (x, weight [G]) -> y, rstd. NormAttributes::group_width G cuts a row in groups: rows of G numbers, each with
                 //   rstd = 1 / sqrt(mean(x^2) + eps), y = (x * rstd) * weight; rstd [T, width / G] f32
   kLayerNorm,   // (x [T, D], weight [D], bias [D]) -> y, mean [T], rstd [T]
-  kLinear,      // (x [T, K], weight [N, K] (, bias [N])) -> y [T, N] = x weight^T + bias
+  kLinear,      // (x [T, K], weight [N, K] (, bias [N])) -> y [T, N] = x weight^T + bias; LinearAttributes
   kRope,        // (x [T, heads * H], positions [T] i32, table [P, R/2, 2] f32 (cos, sin)) -> y; first R of each head rotated in
                 //   pairs (i, i + R/2), Hugging Face's half-split order; RopeAttributes
   kAttention,   // (q [T, N*H], k [T, K*H], v [T, K*H], cu_seqlens [S + 1] i32) -> o [T, N*H], lse [N, T] f32 (natural log)
                 //   causal inside each segment, sliding window if set; AttentionAttributes
   kGatherRows,  // (x [T, D], rows [M] i32) -> y [M, D]: the rows whose logits are asked for
   kLinearCrossEntropy,  // (x [T, D], weight [V, D], targets [T] i32, -1 = no loss) -> token_loss [T] f32, lse [T] f32.
-                        //   The logits (compute dtype) exist only in chunks inside the op's workspace
+                        //   The logits (compute dtype) exist only in chunks inside the op's workspace. lse is made of every row;
+                        //   the loss of a target that is kElsewhere is lse itself
   // ---- backward -------------------------------------------------------------------------------------------------------
   // Outputs called d<parameter> are gradient accumulators: written or added to as GradFold says.
   kEmbeddingGrad,        // (dx [T, D], ids [T]) -> dtable [V, D] f32
@@ -77,6 +78,11 @@ enum class OpKind : uint8_t {
   kAdamW,          // (gradient [n] f32, scale, hyper) -> weight high [n], weight low [n], m [n], v [n]; see OptimizerHyper
   kSgd,            // (gradient, scale, hyper) -> high, low, m
   kLion,           // (gradient, scale, hyper) -> high, low, m
+  // ---- tensor parallel: the ranks of the tensor group call these together; the executor runs them on their communicator ----
+  kLocalIds,        // (ids [T] i32) -> ids [T] i32 counted from VocabularyAttributes::first; -1 stays, those of others become kElsewhere
+  kAllReduce,       // (x) -> the sum of all ranks' x, in the tree over the tensor rank, each partial sum rounded to x's dtype
+  kVocabularyLoss,  // (loss [T] f32, lse [T] f32, targets [T] i32: a kLinearCrossEntropy of each rank's part of the vocabulary) ->
+                    //   token_loss, lse of the whole vocabulary; sums over ranks in f64, in order
   // ---- serving --------------------------------------------------------------------------------------------------------
   kLinearPacked,    // (x [T, K], weight in panels (a byte vector) (, bias [N])) -> y [T, N]; PackedLinearAttributes. Dense: the bits of
                     //   kLinear. Quantized: x is rounded to 8 bits in blocks of 32 per row; per block an exact i32 sum, then f32 FMAs
@@ -89,9 +95,23 @@ enum class OpKind : uint8_t {
 };
 
 std::string_view op_name(OpKind kind);
+/// Ops that all ranks of the tensor group run together.
+bool is_tensor_collective(OpKind kind);
 
 struct NoAttributes {
   bool operator==(const NoAttributes&) const = default;
+};
+/// A token of a part of the vocabulary that another rank has.
+constexpr int32_t kElsewhere = INT32_MAX;
+
+struct VocabularyAttributes {
+  int64_t first = 0, count = 0;
+  int64_t num_ranks = 1;  // that have the parts
+  bool operator==(const VocabularyAttributes&) const = default;
+};
+struct LinearAttributes {
+  bool input_is_shared = false;  // column parallel: every tensor rank has the whole x, so x's gradient is summed over them
+  bool operator==(const LinearAttributes&) const = default;
 };
 struct SplitAttributes {
   std::vector<int64_t> widths;
@@ -140,7 +160,7 @@ struct OptimizerAttributes {
 };
 
 using Attributes = std::variant<NoAttributes, SplitAttributes, NormAttributes, RopeAttributes, AttentionAttributes, PackedLinearAttributes,
-                                ScaleAttributes, OptimizerAttributes>;
+                                ScaleAttributes, OptimizerAttributes, VocabularyAttributes, LinearAttributes>;
 
 /// The step's scalars that optimizer kernels read: an input value of kOptimizerScale and the update ops, written by the trainer
 /// into the arena before OPT. Bias corrections are computed once, in f64, by the trainer.

@@ -39,7 +39,10 @@ std::vector<ValueType> infer_types(OpKind kind, const Attributes& attributes, co
     case OpKind::kScale:
     case OpKind::kSilu:
     case OpKind::kGelu:
-    case OpKind::kRope: return {in[0]};
+    case OpKind::kRope:
+    case OpKind::kLocalIds:
+    case OpKind::kAllReduce: return {in[0]};
+    case OpKind::kVocabularyLoss: return {f32_rows(in[0]), f32_rows(in[0])};
     case OpKind::kSplit: {
       Types out;
       int64_t total = 0;

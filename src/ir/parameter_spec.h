@@ -8,9 +8,9 @@
 
 namespace orrery {
 
-/// A whole logical tensor, or a range of its rows, that fills rows [row_begin, row_begin + num_rows) of a physical parameter.
+/// A whole logical tensor, or a box of its rows and columns, that fills rows [row_begin, row_begin + num_rows) of a physical parameter.
 /// A physical matrix is [out_features, in_features]; `transpose` marks a tensor that is stored [in, out] in the world
-/// (GPT-2's Conv1D): physical (row, column) = tensor (column, tensor_row_begin + row).
+/// (GPT-2's Conv1D): physical (row, column) = tensor (tensor_column_begin + column, tensor_row_begin + row).
 struct ParameterSegment {
   std::string tensor;                 // Hugging Face name, e.g. "model.layers.0.self_attn.q_proj.weight"
   std::vector<int64_t> tensor_shape;  // as stored in the world
@@ -19,6 +19,7 @@ struct ParameterSegment {
   int64_t row_begin = 0;
   int64_t num_rows = 0;
   int32_t tensor_index = 0;  // position in model order: the op id of the tensor's initialization draws
+  int64_t tensor_column_begin = 0;  // as tensor_row_begin: a physical parameter may have fewer columns than its tensors
   bool operator==(const ParameterSegment&) const = default;
 };
 
@@ -41,6 +42,9 @@ struct ParameterSpec {
   int64_t num_elements() const { return rows() * columns(); }
   bool operator==(const ParameterSpec&) const = default;
 };
+
+/// Whether the parameter has only a part of one of its tensors: other tensor ranks have the rest.
+bool is_part(const ParameterSpec& spec);
 
 /// Segments cover the rows without gap or overlap and agree with their tensors' shapes; aborts when not (a bug in a model builder).
 void check_parameter_spec(const ParameterSpec& spec);

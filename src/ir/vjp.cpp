@@ -36,7 +36,7 @@ class Differentiator {
   void run() {
     const std::vector<Op> forward = stage_.block(Phase::kForward).ops;  // a copy: rules append values while they read it
     StageBoundary& boundary = stage_.boundaries.front();
-    ORRERY_CHECK(boundary.output != kNoValue || (!forward.empty() && forward.back().kind == OpKind::kLinearCrossEntropy), "the forward ends in the loss");
+    ORRERY_CHECK(boundary.output != kNoValue || (!forward.empty() && (forward.back().kind == OpKind::kLinearCrossEntropy || forward.back().kind == OpKind::kVocabularyLoss)), "the forward ends in the loss");
     if (boundary.output != kNoValue) {
       Value gradient = stage_.value(boundary.output);
       gradient.name = "dx.out";
@@ -68,13 +68,19 @@ class Differentiator {
     return gradient_value(stage_, stage_.value(parameter).index, accumulator);
   }
 
+  // What each tensor rank has a part of.
+  ValueId summed_over_ranks(ValueId dx, const std::string& name) { return builder_.emit_one(OpKind::kAllReduce, {dx}, NoAttributes{}, name); }
+
   std::string d(ValueId value) const { return "d" + stage_.value(value).name; }
 
   void linear_rule(const Op& op, ValueId dy) {
     const ValueId x = op.inputs[0], weight = op.inputs[1];
     if (op.inputs.size() > 2) builder_.emit(OpKind::kBiasGrad, {dy}, NoAttributes{}, {parameter_gradient(op.inputs[2])});
     builder_.emit(OpKind::kLinearGradWeight, {dy, x}, NoAttributes{}, {parameter_gradient(weight)});
-    contribute(x, builder_.emit_one(OpKind::kLinearGradInput, {dy, weight}, NoAttributes{}, d(x)));
+    ValueId dx = builder_.emit_one(OpKind::kLinearGradInput, {dy, weight}, NoAttributes{}, d(x));
+    const auto* attributes = std::get_if<LinearAttributes>(&op.attributes);
+    if (attributes != nullptr && attributes->input_is_shared) dx = summed_over_ranks(dx, d(x));
+    contribute(x, dx);
   }
 
   // dy is the gradient of the normalized output, dsum that of the sum itself (kNoValue when only the norm uses it).
@@ -97,16 +103,23 @@ class Differentiator {
   Stage& stage_;
   BlockBuilder builder_;
   std::unordered_map<ValueId, ValueId> gradients_;
+  ValueId whole_lse_ = kNoValue;  // of a loss whose vocabulary the tensor ranks share
 };
 
 void Differentiator::apply_rule(const Op& op) {
   const auto& in = op.inputs;
   const auto& out = op.outputs;
+  if (op.kind == OpKind::kLocalIds) return;
+  if (op.kind == OpKind::kVocabularyLoss) {
+    whole_lse_ = out[1];
+    return;
+  }
   if (op.kind == OpKind::kLinearCrossEntropy) {
     const int32_t last_accumulator = stage_.parameters[stage_.value(in[1]).index].num_accumulators - 1;
-    const ValueId dx = builder_.emit(OpKind::kLinearCrossEntropyGrad, {in[0], in[1], in[2], out[1]}, NoAttributes{},
+    const bool has_part = whole_lse_ != kNoValue;  // of the vocabulary
+    const ValueId dx = builder_.emit(OpKind::kLinearCrossEntropyGrad, {in[0], in[1], in[2], has_part ? whole_lse_ : out[1]}, NoAttributes{},
                                      {kNoValue, parameter_gradient(in[1], last_accumulator)}, d(in[0]))[0];
-    contribute(in[0], dx);
+    contribute(in[0], has_part ? summed_over_ranks(dx, d(in[0])) : dx);
     return;
   }
   const ValueId dy = gradient_of(out[0]);
@@ -118,6 +131,7 @@ void Differentiator::apply_rule(const Op& op) {
       contribute(in[0], dy);
       contribute(in[1], dy);
       return;
+    case OpKind::kAllReduce: contribute(in[0], dy); return;  // every rank's part has the gradient of the sum
     case OpKind::kMul:
       contribute(in[0], builder_.emit_one(OpKind::kMul, {dy, in[1]}, NoAttributes{}, d(in[0])));
       contribute(in[1], builder_.emit_one(OpKind::kMul, {dy, in[0]}, NoAttributes{}, d(in[1])));

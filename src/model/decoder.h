@@ -3,6 +3,7 @@
 #pragma once
 
 #include "ir/block.h"
+#include "ir/parallel_context.h"
 #include "model/model_config.h"
 
 namespace orrery {
@@ -23,12 +24,16 @@ struct ForwardOptions {
   ModelPart part;
   int64_t max_tokens = 0;    // bound of T
   int64_t max_segments = 0;  // bound of S
+  ParallelContext parallel;  // kLoss only
   // kServe only.
   int64_t max_rows = 0;                 // bound of M: rows whose logits are wanted
   int64_t kv_blocks = 0;                // blocks of the cache
   int64_t kv_block_tokens = 0;          // tokens a block
   int64_t max_blocks_per_segment = 0;   // columns of the block table
 };
+
+/// Errors: kInvalidConfig where the model cannot be cut for `tensor_size` ranks: says which number does not divide, and what would.
+void check_tensor_parallel(const ModelConfig& config, int64_t tensor_size);
 
 /// Appends the forward of `config` to `phase` of `stage`, creating parameters, or, when the stage has them already (a second
 /// phase of the same stage), reusing them by name. A part without embedding or head begins or ends at Stage::boundaries, in both phases

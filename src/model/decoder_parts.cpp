@@ -43,31 +43,40 @@ ValueId DecoderParts::positions() {
   return builder_.batch(BatchField::kPositions, DType::kI32, {{options_.max_tokens, DynamicDim::kTokens}});
 }
 
-ParameterSpec DecoderParts::spec_of(const std::string& name, const std::vector<std::string>& tensors) const {
+ParameterSpec DecoderParts::spec_of(const std::string& name, const std::vector<std::string>& tensors, Cut cut) const {
   ParameterSpec spec;
   spec.name = name;
   int64_t rows = 0, columns = 0;
+  const int64_t rank = options_.parallel.tensor_rank;
   for (const std::string& tensor_name : tensors) {
     const auto found = tensor_index_.find(tensor_name);
     ORRERY_CHECK(found != tensor_index_.end(), "the model has no tensor {}", tensor_name);
     const LogicalTensor& tensor = tensors_[static_cast<size_t>(found->second)];
-    ParameterSegment segment;
-    segment.tensor = tensor.name;
-    segment.tensor_shape = tensor.shape;
-    segment.transpose = tensor.conv1d;
-    segment.row_begin = rows;
-    segment.num_rows = tensor.conv1d ? tensor.shape[1] : tensor.shape[0];
-    segment.tensor_index = found->second;
-    rows += segment.num_rows;
-    columns = tensor.shape.size() < 2 ? 0 : tensor.conv1d ? tensor.shape[0] : tensor.shape[1];
-    spec.segments.push_back(std::move(segment));
+    const int64_t tensor_rows = tensor.conv1d ? tensor.shape[1] : tensor.shape[0];
+    const int64_t tensor_columns = tensor.shape.size() < 2 ? 0 : tensor.conv1d ? tensor.shape[0] : tensor.shape[1];
+    const int64_t group_rows = tensor_rows / cut.groups;
+    for (int64_t group = 0; group < cut.groups; ++group) {
+      const int64_t begin = cut.kind == Cut::kRows ? part_begin(group_rows, rank) : 0, end = cut.kind == Cut::kRows ? part_begin(group_rows, rank + 1) : group_rows;
+      ParameterSegment segment;
+      segment.tensor = tensor.name;
+      segment.tensor_shape = tensor.shape;
+      segment.transpose = tensor.conv1d;
+      segment.tensor_row_begin = group * group_rows + begin;
+      segment.tensor_column_begin = cut.kind == Cut::kColumns ? part_begin(tensor_columns, rank) : 0;
+      segment.row_begin = rows;
+      segment.num_rows = end - begin;
+      segment.tensor_index = found->second;
+      rows += segment.num_rows;
+      columns = cut.kind == Cut::kColumns ? part_begin(tensor_columns, rank + 1) - segment.tensor_column_begin : tensor_columns;
+      spec.segments.push_back(std::move(segment));
+    }
   }
   spec.shape = columns ? std::vector<int64_t>{rows, columns} : std::vector<int64_t>{rows};
   return spec;
 }
 
 ValueId DecoderParts::matrix(const std::string& name, const std::vector<std::string>& tensors, float std, bool decay) {
-  ParameterSpec spec = spec_of(name, tensors);
+  ParameterSpec spec = spec_of(name, tensors, {});
   spec.init = InitKind::kNormal;
   spec.init_std = std;
   spec.decay = decay;
@@ -75,17 +84,60 @@ ValueId DecoderParts::matrix(const std::string& name, const std::vector<std::str
 }
 
 ValueId DecoderParts::vector(const std::string& name, const std::vector<std::string>& tensors, InitKind init) {
-  ParameterSpec spec = spec_of(name, tensors);
+  ParameterSpec spec = spec_of(name, tensors, {});
   spec.init = init;
   return builder_.parameter(std::move(spec));
 }
 
 ValueId DecoderParts::embedding_table(const std::string& tensor, bool tied) {
-  ParameterSpec spec = spec_of("embedding", {tensor});
+  ParameterSpec spec = spec_of("embedding", {tensor}, {cuts() ? Cut::kRows : Cut::kWhole});
   spec.init = InitKind::kNormal;
   spec.init_std = init_std();
   spec.num_accumulators = tied ? 2 : 1;
   return builder_.parameter(std::move(spec));
+}
+
+ValueId DecoderParts::head_matrix(const std::string& tensor) {
+  ParameterSpec spec = spec_of("head", {tensor}, {cuts() ? Cut::kRows : Cut::kWhole});
+  spec.init = InitKind::kNormal;
+  spec.init_std = init_std();
+  spec.decay = true;
+  return builder_.parameter(std::move(spec));
+}
+
+ValueId DecoderParts::local_tokens(ValueId tokens) {
+  const ParallelContext& parallel = options_.parallel;
+  const int64_t first = part_begin(config_.vocab_size, parallel.tensor_rank);
+  return builder_.emit_one(OpKind::kLocalIds, {tokens}, VocabularyAttributes{first, part_begin(config_.vocab_size, parallel.tensor_rank + 1) - first}, "local_ids");
+}
+
+ValueId DecoderParts::embed(ValueId tokens, ValueId table) {
+  if (!cuts()) return builder_.emit_one(OpKind::kEmbedding, {tokens, table}, NoAttributes{}, "x");
+  const ValueId part = builder_.emit_one(OpKind::kEmbedding, {local_tokens(tokens), table}, NoAttributes{}, "x.part");
+  return builder_.emit_one(OpKind::kAllReduce, {part}, NoAttributes{}, "x");
+}
+
+ValueId DecoderParts::column_linear(ValueId x, const LinearNames& names, float std, const std::string& name, int64_t groups) {
+  const Cut cut{cuts() ? Cut::kRows : Cut::kWhole, cuts() ? groups : 1};
+  ParameterSpec weight = spec_of(names.weight, names.weight_tensors, cut);
+  weight.init = InitKind::kNormal;
+  weight.init_std = std;
+  weight.decay = true;
+  std::vector<ValueId> inputs = {x, builder_.parameter(std::move(weight))};
+  if (!names.bias_tensors.empty()) inputs.push_back(builder_.parameter(spec_of(names.bias, names.bias_tensors, cut)));
+  return builder_.emit_one(OpKind::kLinear, std::move(inputs), cuts() ? Attributes(LinearAttributes{true}) : NoAttributes{}, name);
+}
+
+ValueId DecoderParts::row_linear(ValueId x, const LinearNames& names, float std, const std::string& name) {
+  ParameterSpec weight = spec_of(names.weight, names.weight_tensors, {cuts() ? Cut::kColumns : Cut::kWhole});
+  weight.init = InitKind::kNormal;
+  weight.init_std = std;
+  weight.decay = true;
+  std::vector<ValueId> inputs = {x, builder_.parameter(std::move(weight))};
+  // One rank adds it, so that the sum has it once and its gradient is that of one rank.
+  if (!names.bias_tensors.empty() && options_.parallel.tensor_rank == 0) inputs.push_back(builder_.parameter(spec_of(names.bias, names.bias_tensors, {})));
+  const ValueId part = builder_.emit_one(OpKind::kLinear, std::move(inputs), NoAttributes{}, cuts() ? name + ".part" : name);
+  return cuts() ? builder_.emit_one(OpKind::kAllReduce, {part}, NoAttributes{}, name) : part;
 }
 
 ValueId DecoderParts::rms_norm(ValueId x, const std::string& name, const std::string& tensor, int64_t group_width) {
@@ -104,8 +156,8 @@ ValueId DecoderParts::linear(ValueId x, ValueId weight, ValueId bias, const std:
 
 ValueId DecoderParts::attention(ValueId q, ValueId k, ValueId v, int64_t layer) {
   AttentionAttributes attributes;
-  attributes.num_heads = config_.num_heads;
-  attributes.num_kv_heads = config_.num_kv_heads;
+  attributes.num_heads = share(config_.num_heads);
+  attributes.num_kv_heads = share(config_.num_kv_heads);
   attributes.head_dim = config_.head_dim;
   attributes.scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
   attributes.window = config_.window(layer);
@@ -137,7 +189,13 @@ void DecoderParts::head(ValueId x, ValueId weight) {
   if (options_.mode == ForwardMode::kLoss) {
     const ValueId targets = builder_.batch(BatchField::kTargets, DType::kI32, {{options_.max_tokens, DynamicDim::kTokens}});
     const ValueId token_loss = builder_.batch(BatchField::kTokenLoss, DType::kF32, {{options_.max_tokens, DynamicDim::kTokens}});
-    builder_.emit(OpKind::kLinearCrossEntropy, {x, weight, targets}, NoAttributes{}, {token_loss, kNoValue}, "loss");
+    if (!cuts()) {
+      builder_.emit(OpKind::kLinearCrossEntropy, {x, weight, targets}, NoAttributes{}, {token_loss, kNoValue}, "loss");
+      return;
+    }
+    const auto part = builder_.emit(OpKind::kLinearCrossEntropy, {x, weight, local_tokens(targets)}, NoAttributes{}, {}, "loss.part");
+    const VocabularyAttributes ranks{0, config_.vocab_size, options_.parallel.tensor_size};
+    builder_.emit(OpKind::kVocabularyLoss, {part[0], part[1], targets}, ranks, {token_loss, kNoValue}, "loss");
     return;
   }
   const ValueId rows = builder_.batch(BatchField::kRows, DType::kI32, {{options_.max_rows, DynamicDim::kRows}});
@@ -147,8 +205,21 @@ void DecoderParts::head(ValueId x, ValueId weight) {
   builder_.emit(OpKind::kLinear, {gathered, weight}, NoAttributes{}, {logits});
 }
 
+void check_tensor_parallel(const ModelConfig& config, int64_t tensor_size) {
+  if (tensor_size == 1) return;
+  std::vector<int64_t> valid;
+  const auto divides = [&](int64_t size) { return config.num_heads % size == 0 && config.num_kv_heads % size == 0 && config.intermediate_size % size == 0; };
+  for (int64_t size = 1; size <= config.num_kv_heads; ++size)
+    if (divides(size)) valid.push_back(size);
+  for (const auto& [name, count] : {std::pair("num_heads", config.num_heads), std::pair("num_kv_heads", config.num_kv_heads), std::pair("intermediate_size", config.intermediate_size)})
+    if (tensor_size < 1 || count % tensor_size != 0)
+      throw Error(ErrorCode::kInvalidConfig, "parallel.tensor_parallel_size = {} does not divide model.{} = {}; use one of {}", tensor_size, name, count, fmt::join(valid, ", "));
+  if (config.qk_norm) throw Error(ErrorCode::kUnsupported, "parallel.tensor_parallel_size = {}: models with q and k norms are not cut; use 1", tensor_size);
+}
+
 void build_forward(const ModelConfig& config, const ForwardOptions& options, Stage& stage, Phase phase) {
   validate(config, "model");
+  check_tensor_parallel(config, options.parallel.tensor_size);
   DecoderParts parts(config, options, stage, phase);
   switch (config.family) {
     case ModelFamily::kGpt2: build_gpt2(parts); break;

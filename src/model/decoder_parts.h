@@ -9,6 +9,14 @@
 
 namespace orrery {
 
+/// The parameters of a linear layer, each made of whole logical tensors stacked by rows; no bias when `bias_tensors` is empty.
+struct LinearNames {
+  std::string weight;
+  std::vector<std::string> weight_tensors;
+  std::string bias;
+  std::vector<std::string> bias_tensors;
+};
+
 /// The state of one build_forward call. Families read `config` and `options`, and write ops through `builder`.
 class DecoderParts {
  public:
@@ -36,9 +44,21 @@ class DecoderParts {
   ValueId vector(const std::string& name, const std::vector<std::string>& tensors, InitKind init);
   /// The embedding table; with tied embeddings it has two gradient accumulators (NUMERICS rule 6).
   ValueId embedding_table(const std::string& tensor, bool tied);
+  /// An untied head [V, D].
+  ValueId head_matrix(const std::string& tensor);
 
   /// RMSNorm in groups of `group_width` with a weight of its own.
   ValueId rms_norm(ValueId x, const std::string& name, const std::string& tensor, int64_t group_width);
+
+  /// This rank's part of `count` heads or columns, which the tensor ranks share (check_tensor_parallel).
+  int64_t share(int64_t count) const { return count / options_.parallel.tensor_size; }
+
+  /// The rows of the table for `tokens`; each rank has a part of the vocabulary.
+  ValueId embed(ValueId tokens, ValueId table);
+  /// Column parallel: each rank makes its part of the outputs, in each of `groups` equal parts of a tensor's rows (three of a fused q, k, v).
+  ValueId column_linear(ValueId x, const LinearNames& names, float std, const std::string& name, int64_t groups = 1);
+  /// Row parallel: each rank has its part of the inputs, and the results are summed; the first rank's has the bias.
+  ValueId row_linear(ValueId x, const LinearNames& names, float std, const std::string& name);
 
   /// x weight^T (+ bias).
   ValueId linear(ValueId x, ValueId weight, ValueId bias, const std::string& name);
@@ -50,7 +70,16 @@ class DecoderParts {
   void head(ValueId x, ValueId weight);
 
  private:
-  ParameterSpec spec_of(const std::string& name, const std::vector<std::string>& tensors) const;
+  /// Which part of its logical tensors a parameter has.
+  struct Cut {
+    enum Kind : uint8_t { kWhole, kRows, kColumns } kind = kWhole;
+    int64_t groups = 1;
+  };
+  ParameterSpec spec_of(const std::string& name, const std::vector<std::string>& tensors, Cut cut) const;
+  ValueId local_tokens(ValueId tokens);
+  bool cuts() const { return options_.parallel.tensor_size > 1; }
+  /// Where this rank's part of `count` begins; parts differ by at most one.
+  int64_t part_begin(int64_t count, int64_t rank) const { return count * rank / options_.parallel.tensor_size; }
 
   const ModelConfig& config_;
   const ForwardOptions& options_;

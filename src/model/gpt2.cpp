@@ -14,17 +14,13 @@ ValueId layer_norm(DecoderParts& parts, ValueId x, const std::string& name, cons
   return parts.builder().emit(OpKind::kLayerNorm, {x, weight, bias}, attributes, {}, name)[0];
 }
 
-ValueId conv1d(DecoderParts& parts, ValueId x, const std::string& name, const std::string& tensor, float std) {
-  const ValueId weight = parts.matrix(name + ".weight", {tensor + ".weight"}, std);
-  const ValueId bias = parts.vector(name + ".bias", {tensor + ".bias"}, InitKind::kZeros);
-  return parts.linear(x, weight, bias, name);
-}
+LinearNames conv1d(const std::string& name, const std::string& tensor) { return {name + ".weight", {tensor + ".weight"}, name + ".bias", {tensor + ".bias"}}; }
 
 // The sum of the token's and the position's rows.
 ValueId embed(DecoderParts& parts, ValueId table) {
   BlockBuilder& builder = parts.builder();
   const ValueId position_table = parts.matrix("position_embedding", {"transformer.wpe.weight"}, init_std(), false);
-  const ValueId token = builder.emit_one(OpKind::kEmbedding, {parts.ids(), table}, NoAttributes{}, "token_embedding");
+  const ValueId token = parts.embed(parts.ids(), table);
   const ValueId position = builder.emit_one(OpKind::kEmbedding, {parts.positions(), position_table}, NoAttributes{}, "position_embedding");
   return builder.emit_one(OpKind::kAdd, {token, position}, NoAttributes{}, "x");
 }
@@ -43,22 +39,22 @@ void build_gpt2(DecoderParts& parts) {
     const std::string physical = "layers." + std::to_string(layer) + ".";
     const std::string logical = "transformer.h." + std::to_string(layer) + ".";
     const ValueId normed = layer_norm(parts, x, physical + "attention_norm", logical + "ln_1");
-    const ValueId qkv = conv1d(parts, normed, physical + "attention.qkv", logical + "attn.c_attn", init_std());
-    const int64_t width = config.hidden_size;
+    const ValueId qkv = parts.column_linear(normed, conv1d(physical + "attention.qkv", logical + "attn.c_attn"), init_std(), "qkv", /*groups=*/3);
+    const int64_t width = parts.share(config.hidden_size);
     const auto heads = builder.emit(OpKind::kSplit, {qkv}, SplitAttributes{{width, width, width}}, {}, "qkv");
     const ValueId attended = parts.attention(heads[0], heads[1], heads[2], layer);
-    const ValueId projected = conv1d(parts, attended, physical + "attention.output", logical + "attn.c_proj", residual_std);
+    const ValueId projected = parts.row_linear(attended, conv1d(physical + "attention.output", logical + "attn.c_proj"), residual_std, "attention_output");
     x = builder.emit_one(OpKind::kAdd, {x, projected}, NoAttributes{}, "x_mid");
     const ValueId mlp_normed = layer_norm(parts, x, physical + "mlp_norm", logical + "ln_2");
-    const ValueId up = conv1d(parts, mlp_normed, physical + "mlp.up", logical + "mlp.c_fc", init_std());
+    const ValueId up = parts.column_linear(mlp_normed, conv1d(physical + "mlp.up", logical + "mlp.c_fc"), init_std(), "mlp_up");
     const ValueId activated = builder.emit_one(OpKind::kGelu, {up}, NoAttributes{}, "gelu");
-    const ValueId down = conv1d(parts, activated, physical + "mlp.down", logical + "mlp.c_proj", residual_std);
+    const ValueId down = parts.row_linear(activated, conv1d(physical + "mlp.down", logical + "mlp.c_proj"), residual_std, "mlp_output");
     x = builder.emit_one(OpKind::kAdd, {x, down}, NoAttributes{}, "x");
   }
   builder.set_layer(-1);
   if (!parts.builds_head()) return parts.send(x);
   const ValueId normed = layer_norm(parts, x, "final_norm", "transformer.ln_f");
-  parts.head(normed, config.tie_embeddings ? table() : parts.matrix("head", {"lm_head.weight"}, init_std()));
+  parts.head(normed, config.tie_embeddings ? table() : parts.head_matrix("lm_head.weight"));
 }
 
 }  // namespace orrery

@@ -24,13 +24,11 @@ ValueId attention_block(DecoderParts& parts, ValueId x, ValueId table, int64_t l
   BlockBuilder& builder = parts.builder();
   const std::string physical = "layers." + std::to_string(layer) + ".attention.";
   const std::string logical = "model.layers." + std::to_string(layer) + ".self_attn.";
-  const ValueId weight =
-      parts.matrix(physical + "qkv", {logical + "q_proj.weight", logical + "k_proj.weight", logical + "v_proj.weight"}, init_std());
-  const ValueId bias = config.attention_bias
-                           ? parts.vector(physical + "qkv.bias", {logical + "q_proj.bias", logical + "k_proj.bias", logical + "v_proj.bias"}, InitKind::kZeros)
-                           : kNoValue;
-  const ValueId qkv = parts.linear(x, weight, bias, "qkv");
-  const auto split = builder.emit(OpKind::kSplit, {qkv}, SplitAttributes{{config.query_size(), config.kv_size(), config.kv_size()}}, {}, "split");
+  LinearNames names{physical + "qkv", {logical + "q_proj.weight", logical + "k_proj.weight", logical + "v_proj.weight"}, physical + "qkv.bias", {}};
+  if (config.attention_bias) names.bias_tensors = {logical + "q_proj.bias", logical + "k_proj.bias", logical + "v_proj.bias"};
+  const ValueId qkv = parts.column_linear(x, names, init_std(), "qkv");
+  const int64_t query_size = parts.share(config.query_size()), kv_size = parts.share(config.kv_size());
+  const auto split = builder.emit(OpKind::kSplit, {qkv}, SplitAttributes{{query_size, kv_size, kv_size}}, {}, "split");
   ValueId q = split[0], k = split[1];
   if (config.qk_norm) {
     q = parts.rms_norm(q, physical + "q_norm", logical + "q_norm.weight", config.head_dim);
@@ -38,14 +36,14 @@ ValueId attention_block(DecoderParts& parts, ValueId x, ValueId table, int64_t l
   }
   RopeAttributes rope;
   rope.head_dim = rope.rotary_dim = config.head_dim;
-  rope.num_heads = config.num_heads;
+  rope.num_heads = parts.share(config.num_heads);
   q = builder.emit_one(OpKind::kRope, {q, parts.positions(), table}, rope, "q");
-  rope.num_heads = config.num_kv_heads;
+  rope.num_heads = parts.share(config.num_kv_heads);
   k = builder.emit_one(OpKind::kRope, {k, parts.positions(), table}, rope, "k");
   const ValueId attended = parts.attention(q, k, split[2], layer);
-  const ValueId output_bias =
-      config.attention_output_bias ? parts.vector(physical + "output.bias", {logical + "o_proj.bias"}, InitKind::kZeros) : kNoValue;
-  return parts.linear(attended, parts.matrix(physical + "output", {logical + "o_proj.weight"}, residual_init_std(config.num_layers)), output_bias, "attention_output");
+  LinearNames output{physical + "output", {logical + "o_proj.weight"}, physical + "output.bias", {}};
+  if (config.attention_output_bias) output.bias_tensors = {logical + "o_proj.bias"};
+  return parts.row_linear(attended, output, residual_init_std(config.num_layers), "attention_output");
 }
 
 ValueId mlp_block(DecoderParts& parts, ValueId x, int64_t layer) {
@@ -53,15 +51,18 @@ ValueId mlp_block(DecoderParts& parts, ValueId x, int64_t layer) {
   BlockBuilder& builder = parts.builder();
   const std::string physical = "layers." + std::to_string(layer) + ".mlp.";
   const std::string logical = "model.layers." + std::to_string(layer) + ".mlp.";
-  const ValueId weight = parts.matrix(physical + "gate_up", {logical + "gate_proj.weight", logical + "up_proj.weight"}, init_std());
-  const ValueId bias = config.mlp_bias ? parts.vector(physical + "gate_up.bias", {logical + "gate_proj.bias", logical + "up_proj.bias"}, InitKind::kZeros) : kNoValue;
-  const ValueId gate_up = parts.linear(x, weight, bias, "gate_up");
-  const auto halves = builder.emit(OpKind::kSplit, {gate_up}, SplitAttributes{{config.intermediate_size, config.intermediate_size}}, {}, "split");
+  LinearNames names{physical + "gate_up", {logical + "gate_proj.weight", logical + "up_proj.weight"}, physical + "gate_up.bias", {}};
+  LinearNames down{physical + "down", {logical + "down_proj.weight"}, physical + "down.bias", {}};
+  if (config.mlp_bias) {
+    names.bias_tensors = {logical + "gate_proj.bias", logical + "up_proj.bias"};
+    down.bias_tensors = {logical + "down_proj.bias"};
+  }
+  const ValueId gate_up = parts.column_linear(x, names, init_std(), "gate_up");
+  const int64_t width = parts.share(config.intermediate_size);
+  const auto halves = builder.emit(OpKind::kSplit, {gate_up}, SplitAttributes{{width, width}}, {}, "split");
   const ValueId gate = builder.emit_one(OpKind::kSilu, {halves[0]}, NoAttributes{}, "silu");
   const ValueId hidden = builder.emit_one(OpKind::kMul, {gate, halves[1]}, NoAttributes{}, "mlp_hidden");
-  const ValueId down = parts.matrix(physical + "down", {logical + "down_proj.weight"}, residual_init_std(config.num_layers));
-  const ValueId down_bias = config.mlp_bias ? parts.vector(physical + "down.bias", {logical + "down_proj.bias"}, InitKind::kZeros) : kNoValue;
-  return parts.linear(hidden, down, down_bias, "mlp_output");
+  return parts.row_linear(hidden, down, residual_init_std(config.num_layers), "mlp_output");
 }
 
 }  // namespace
@@ -70,7 +71,7 @@ void build_llama(DecoderParts& parts) {
   const ModelConfig& config = parts.config();
   BlockBuilder& builder = parts.builder();
   const auto embedding = [&] { return parts.embedding_table("model.embed_tokens.weight", config.tie_embeddings); };
-  ValueId x = parts.builds_embedding() ? builder.emit_one(OpKind::kEmbedding, {parts.ids(), embedding()}, NoAttributes{}, "x") : parts.received();
+  ValueId x = parts.builds_embedding() ? parts.embed(parts.ids(), embedding()) : parts.received();
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
     if (!parts.builds(layer)) continue;
     const ValueId table = builder.constant(rope_table(config));
@@ -85,7 +86,7 @@ void build_llama(DecoderParts& parts) {
   builder.set_layer(-1);
   if (!parts.builds_head()) return parts.send(x);
   const ValueId normed = parts.rms_norm(x, "final_norm", "model.norm.weight", config.hidden_size);
-  parts.head(normed, config.tie_embeddings ? embedding() : parts.matrix("head", {"lm_head.weight"}, init_std()));
+  parts.head(normed, config.tie_embeddings ? embedding() : parts.head_matrix("lm_head.weight"));
 }
 
 }  // namespace orrery

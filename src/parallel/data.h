@@ -16,6 +16,7 @@ struct DataParallel {
   int64_t size = 1;  // ranks
   int64_t rank = 0;
   int zero_stage = 0;
+  bool fast_reduction = false;  // gradients are summed around a ring instead of in the lane tree: the bits depend on the number of ranks
   bool operator==(const DataParallel&) const = default;
 };
 

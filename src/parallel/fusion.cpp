@@ -90,7 +90,7 @@ void fuse_linear_gelu(Block& block, const UseMap& uses, Rewrite& rewrite, size_t
   if (!linear_index || rewrite.touched(*linear_index)) return;
   const Op& linear = block.ops[*linear_index];
   if (linear.kind != OpKind::kLinear || linear.inputs.size() != 3) return;
-  rewrite.replace(*linear_index, make_op(OpKind::kLinearGelu, linear.inputs, {linear.outputs[0], block.ops[gelu_index].outputs[0]}));
+  rewrite.replace(*linear_index, make_op(OpKind::kLinearGelu, linear.inputs, {linear.outputs[0], block.ops[gelu_index].outputs[0]}, linear.attributes));
   rewrite.drop(gelu_index);
 }
 
@@ -187,6 +187,8 @@ void fuse_loss(Stage& stage) {
   Block& backward = stage.block(Phase::kBackward);
   if (forward.ops.back().kind != OpKind::kLinearCrossEntropy) return;
   Op& loss = forward.ops.back();
+  // Where ranks share the vocabulary no part knows the gradient before all have met.
+  if (loss.kind == OpKind::kVocabularyLoss) return;
   Op& gradient = backward.ops.front();
   ORRERY_CHECK(loss.kind == OpKind::kLinearCrossEntropy && gradient.kind == OpKind::kLinearCrossEntropyGrad, "the blocks meet at the loss");
   loss.kind = OpKind::kLinearCrossEntropyWithGrad;

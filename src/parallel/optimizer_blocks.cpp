@@ -66,11 +66,22 @@ ValueId weight_elements(BlockBuilder& builder, int32_t parameter, OwnedElements 
 
 int num_moments(OptimizerKind kind) { return kind == OptimizerKind::kAdamW ? 2 : 1; }
 
-NormBlocks norm_blocks(std::span<const int64_t> tensor_elements) {
+NormBlocks norm_blocks(std::span<const LogicalTensor> tensors, const ParallelContext& parallel) {
   NormBlocks blocks;
-  for (int64_t count : tensor_elements) {
+  blocks.parallel = parallel;
+  for (const LogicalTensor& tensor : tensors) {
+    const int64_t count = tensor.num_elements();
+    int64_t room = num_blocks_of(count);
+    if (parallel.tensor_size > 1) {
+      // Parts differ by a row at most, and may be three, of a fused q, k, v, that each begin a block.
+      constexpr int64_t kMostParts = 3;
+      const int64_t longest_row = *std::max_element(tensor.shape.begin(), tensor.shape.end());
+      room = num_blocks_of(count / parallel.tensor_size + longest_row) + kMostParts;
+    }
     blocks.first.push_back(blocks.count);
-    blocks.count += num_blocks_of(count);
+    blocks.num_elements.push_back(count);
+    blocks.rank_blocks.push_back(room);
+    blocks.count += room * parallel.tensor_size;
   }
   return blocks;
 }
@@ -111,25 +122,35 @@ void build_optimizer_blocks(Stage& stage, const OptimizerBlockOptions& options, 
   // Norm, in model order of the logical tensors.
   struct Piece {
     int32_t parameter;
-    OwnedElements elements;  // of the whole tensor in the parameter
+    OwnedElements elements;  // of the segment in the parameter
     std::string tensor;
   };
-  std::map<int32_t, Piece> pieces;
+  std::map<std::pair<int32_t, int64_t>, Piece> pieces;  // by tensor and first row
+  std::map<int32_t, int64_t> held;                      // elements of each tensor on this rank
   for (int32_t parameter = 0; parameter < num_parameters; ++parameter) {
     const int64_t columns = stage.parameters[parameter].columns();
     for (const ParameterSegment& segment : stage.parameters[parameter].segments) {
       const OwnedElements elements{segment.row_begin * columns, (segment.row_begin + segment.num_rows) * columns};
-      const bool fresh = pieces.emplace(segment.tensor_index, Piece{parameter, elements, segment.tensor}).second;
+      const bool fresh = pieces.emplace(std::pair(segment.tensor_index, segment.tensor_row_begin), Piece{parameter, elements, segment.tensor}).second;
       ORRERY_CHECK(fresh, "tensor {} fills two places", segment.tensor);
+      held[segment.tensor_index] += elements.size();
     }
   }
-  for (const auto& [index, piece] : pieces) {
+  std::map<int32_t, int64_t> num_before;  // blocks of a tensor's earlier segments
+  for (const auto& [place, piece] : pieces) {
+    const int32_t index = place.first;
+    const auto tensor = static_cast<size_t>(index);
+    const bool is_part = held[index] < blocks.num_elements[tensor];
+    const int64_t first = blocks.first[tensor] + (is_part ? blocks.parallel.tensor_rank * blocks.rank_blocks[tensor] : 0) + num_before[index];
+    num_before[index] += num_blocks_of(piece.elements.size());
+    ORRERY_CHECK(!is_part || num_before[index] <= blocks.rank_blocks[tensor], "{} has {} norm blocks here", piece.tensor, num_before[index]);
+    if (!is_part && blocks.parallel.tensor_rank > 0) continue;
     const OwnedElements mine{std::max(piece.elements.begin, owned[static_cast<size_t>(piece.parameter)].begin), std::min(piece.elements.end, owned[static_cast<size_t>(piece.parameter)].end)};
     if (mine.begin < mine.end) {
       const int64_t before = mine.begin - piece.elements.begin;
       ORRERY_CHECK(before % kNormBlock == 0 && (mine.end == piece.elements.end || (mine.end - piece.elements.begin) % kNormBlock == 0), "{} is cut inside a norm block", piece.tensor);
       const ValueId elements = gradient(norm, piece.parameter, 0, mine, piece.tensor);
-      const ValueId sums = step_value(norm, StepField::kSquaredSums, "sums." + piece.tensor, DType::kF64, num_blocks_of(mine.size()), blocks.first[static_cast<size_t>(index)] + before / kNormBlock);
+      const ValueId sums = step_value(norm, StepField::kSquaredSums, "sums." + piece.tensor, DType::kF64, num_blocks_of(mine.size()), first + before / kNormBlock);
       norm.emit(OpKind::kSquaredSums, {elements}, NoAttributes{}, {sums});
     }
   }

@@ -50,7 +50,7 @@ class Recomputer {
     const Producer& producer = found->second;
     const OpKind kind = producer.op->kind;
     // The loss op runs once; what it leaves for the backward is kept under every policy.
-    if (kind == OpKind::kLinearCrossEntropy || kind == OpKind::kLinearCrossEntropyWithGrad) return false;
+    if (kind == OpKind::kLinearCrossEntropy || kind == OpKind::kLinearCrossEntropyWithGrad || kind == OpKind::kVocabularyLoss) return false;
     if (policy_ == Recompute::kFull) return !layer_inputs_.count(id);
     switch (kind) {
       case OpKind::kRmsNorm:

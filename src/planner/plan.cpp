@@ -7,6 +7,7 @@
 #include "ir/op_table.h"
 #include "ir/verify.h"
 #include "ir/verify_schedules.h"
+#include "model/decoder.h"
 #include "parallel/lanes.h"
 #include "planner/rank_stage.h"
 
@@ -94,7 +95,9 @@ Plan build_plan(const TrainingPlanOptions& options, int64_t micro_batch_size, Re
 // Of the whole model, whichever part a rank has of it.
 void count_work(std::vector<Plan>& plans) {
   const Plan& plan = plans.front();
-  const Stage whole = build_chunk(plan.options, plan.micro_batch_size, plan.recompute, {});
+  TrainingPlanOptions one_rank = plan.options;
+  one_rank.parallel = {};
+  const Stage whole = build_chunk(one_rank, plan.micro_batch_size, plan.recompute, {});
   int64_t num_parameters = 0;
   double flops = 0, recomputed = 0;
   for (const ParameterSpec& spec : whole.parameters) num_parameters += spec.num_elements();
@@ -129,11 +132,12 @@ std::optional<std::vector<Plan>> build_world(TrainingPlanOptions options, int64_
   needed = 0;
   // The last data-parallel rank's share is the largest when shares differ, so it is asked first.
   for (options.data.rank = options.data.size - 1; options.data.rank >= 0; --options.data.rank) {
-    for (options.pipeline.rank = 0; options.pipeline.rank < options.pipeline.size; ++options.pipeline.rank) {
-      Plan& plan = plans[static_cast<size_t>(options.world_rank())];
-      plan = build_plan(options, micro_batch_size, recompute, workspace_bytes);
-      needed = std::max(needed, plan.memory.total_bytes);
-    }
+    for (options.pipeline.rank = 0; options.pipeline.rank < options.pipeline.size; ++options.pipeline.rank)
+      for (options.parallel.tensor_rank = 0; options.parallel.tensor_rank < options.parallel.tensor_size; ++options.parallel.tensor_rank) {
+        Plan& plan = plans[static_cast<size_t>(options.world_rank())];
+        plan = build_plan(options, micro_batch_size, recompute, workspace_bytes);
+        needed = std::max(needed, plan.memory.total_bytes);
+      }
     if (options.memory_budget_bytes > 0 && needed > options.memory_budget_bytes) return std::nullopt;
   }
   return plans;
@@ -146,27 +150,49 @@ void check_options(const TrainingPlanOptions& options) {
   if (options.data.zero_stage < 0 || options.data.zero_stage > 1)
     throw Error(ErrorCode::kInvalidConfig, "parallel.zero_stage = {}: 0 (every rank keeps all state) and 1 (optimizer state in shards) can run; use one of them",
                 options.data.zero_stage);
+  check_tensor_parallel(options.model, options.parallel.tensor_size);
+  if (options.data.fast_reduction && (options.data.size & (options.data.size - 1)) != 0)
+    throw Error(ErrorCode::kInvalidConfig, "parallel.reduction = \"fast\" with {} data-parallel ranks: they would hold unequal lanes; use 1, 2, 4, 8, ... of them, or \"reproducible\"",
+                options.data.size);
   const PipelineParallel& pipeline = options.pipeline;
   if (pipeline.size < 1) throw Error(ErrorCode::kInvalidConfig, "parallel.pipeline_parallel_size = {}: wanted at least 1", pipeline.size);
   if (pipeline.kind == PipelineKind::k2Bw)
     throw Error(ErrorCode::kUnsupported, "parallel.schedule = \"2bw\" can be planned (orrery plan schedule 2bw) and not trained yet; use \"1f1b\"");
 }
 
+// What tensor ranks have in common: their actions, and kind, block and shape of each op in which they wait for each other.
+std::vector<std::string> common_order(const Plan& plan) {
+  std::vector<std::string> calls;
+  for (const Action& action : plan.schedule.actions) calls.push_back(to_string(action, plan.schedule));
+  for (size_t block = 0; block < plan.stage.blocks.size(); ++block)
+    for (const Op& op : plan.stage.blocks[block].ops)
+      if (is_tensor_collective(op.kind)) calls.push_back(fmt::format("{} {} {}", block, op_name(op.kind), to_string(plan.stage.value(op.inputs[0]).shape)));
+  return calls;
+}
+
+// Slice by slice, and that tensor ranks meet at the same ops.
 void verify_world(const std::vector<Plan>& plans) {
-  std::vector<Schedule> schedules;
-  for (const Plan& plan : plans) {
-    const std::vector<std::string> problems = verify_plan(plan.stage, plan.schedule, plan.memory);
-    ORRERY_CHECK(problems.empty(), "the plan of rank {} does not verify: {}", plan.options.world_rank(), problems.front());
-    schedules.push_back(plan.schedule);
+  const auto slice_size = static_cast<size_t>(plans.front().options.slice_size());
+  for (size_t first = 0; first < plans.size(); first += slice_size) {
+    const std::span slice = std::span(plans).subspan(first, slice_size);
+    std::vector<Schedule> schedules;
+    for (const Plan& plan : slice) {
+      const std::vector<std::string> problems = verify_plan(plan.stage, plan.schedule, plan.memory);
+      ORRERY_CHECK(problems.empty(), "the plan of rank {} does not verify: {}", plan.options.world_rank(), problems.front());
+      const Plan& other = plans[static_cast<size_t>(plan.options.slice_rank())];
+      ORRERY_CHECK(common_order(plan) == common_order(other), "tensor ranks {} and {} run different ops",
+                   plan.options.world_rank(), other.options.world_rank());
+      schedules.push_back(plan.schedule);
+    }
+    const std::vector<std::string> problems = verify_schedules(schedules, schedule_context(slice));
+    if (!problems.empty() && plans.front().options.pipeline.order) throw Error(ErrorCode::kInvalidConfig, "the schedule file does not verify:\n  {}", fmt::join(problems, "\n  "));
+    ORRERY_CHECK(problems.empty(), "the schedules do not verify: {}", problems.front());
   }
-  const std::vector<std::string> problems = verify_schedules(schedules, schedule_context(plans));
-  if (!problems.empty() && plans.front().options.pipeline.order) throw Error(ErrorCode::kInvalidConfig, "the schedule file does not verify:\n  {}", fmt::join(problems, "\n  "));
-  ORRERY_CHECK(problems.empty(), "the schedules do not verify: {}", problems.front());
 }
 
 }  // namespace
 
-ScheduleContext schedule_context(const std::vector<Plan>& plans) {
+ScheduleContext schedule_context(std::span<const Plan> plans) {
   ScheduleContext context;
   for (const Plan& plan : plans) {
     context.num_stages = std::max(context.num_stages, *std::max_element(plan.schedule.stage_of_chunk.begin(), plan.schedule.stage_of_chunk.end()) + 1);
@@ -181,7 +207,7 @@ ScheduleContext schedule_context(const std::vector<Plan>& plans) {
     std::iota(members.begin(), members.end(), whole_world ? 0 : rank / data_size * data_size);
     return members;
   };
-  context.bytes = [&plans](int32_t rank, const Action& action) { return payload_bytes(plans[static_cast<size_t>(rank)], action); };
+  context.bytes = [plans](int32_t rank, const Action& action) { return payload_bytes(plans[static_cast<size_t>(rank)], action); };
   return context;
 }
 
@@ -223,7 +249,7 @@ Plan make_training_plan(const TrainingPlanOptions& options, const WorkspaceBytes
   return std::move(make_training_plans(options, workspace_bytes).front());
 }
 
-bool has_head(const Plan& plan) { return plan.memory.batch_offset[static_cast<size_t>(BatchField::kTokenLoss)] >= 0; }
+bool has_losses(const Plan& plan) { return plan.options.parallel.tensor_rank == 0 && plan.memory.batch_offset[static_cast<size_t>(BatchField::kTokenLoss)] >= 0; }
 
 int64_t payload_bytes(const Plan& plan, const Action& action) {
   const TrainingPlanOptions& options = plan.options;
@@ -257,8 +283,40 @@ int64_t bytes_sent(const Plan& plan, const Action& action) {
   const ParameterUnit& unit = plan.units[static_cast<size_t>(action.unit)];
   const auto rank = static_cast<size_t>(plan.options.data.rank);
   const int64_t own = (unit.cuts[rank + 1] - unit.cuts[rank]) * (payload / std::max<int64_t>(1, unit.cuts.back() - unit.cuts.front()));
+  if (action.kind == ActionKind::kAllGatherParameters) {
+    // Parameter by parameter, without what lies between them in a gradient buffer.
+    int64_t elements = 0;
+    for (auto parameter = static_cast<size_t>(unit.first); parameter < static_cast<size_t>(unit.first + unit.count); ++parameter) {
+      const int64_t first = plan.memory.gradient_offset[parameter][0] / 4, end = first + plan.stage.parameters[parameter].num_elements();
+      elements += std::clamp(unit.cuts[rank + 1], first, end) - std::clamp(unit.cuts[rank], first, end);
+    }
+    return elements * dtype_bytes(plan.options.compute_dtype) * peers;
+  }
   if (action.kind == ActionKind::kReduceScatterGradients) return (payload - own) * static_cast<int64_t>(plan.schedule.piece_buffers[static_cast<size_t>(unit.chunk)].size());
   return own * peers;
+}
+
+int64_t tensor_bytes_sent(const Plan& plan) {
+  const ParallelContext& parallel = plan.options.parallel;
+  const int64_t size = parallel.tensor_size;
+  int64_t bytes = 0;
+  for (const Action& action : plan.schedule.actions) {
+    const std::optional<Phase> phase = phase_of_action(action.kind);
+    if (!phase || action.micro_batch < 0) continue;
+    const int64_t tokens = plan.schedule.micro_batches[static_cast<size_t>(action.micro_batch)].num_sequences * plan.options.sequence_tokens;
+    for (const Op& op : plan.stage.block(*phase, action.chunk).ops) {
+      if (!is_tensor_collective(op.kind)) continue;
+      const Value& value = plan.stage.value(op.inputs[0]);
+      if (op.kind == OpKind::kVocabularyLoss) {
+        bytes += tokens * 8 * (size - 1);
+        continue;
+      }
+      // A reduce_scatter of equal parts, then an all_gather of them.
+      const int64_t count = tokens * value.shape.back().bound, own = count / size + (parallel.tensor_rank < count % size ? 1 : 0);
+      bytes += (count - own + own * (size - 1)) * dtype_bytes(value.dtype);
+    }
+  }
+  return bytes;
 }
 
 SequenceShare sequence_share(const Plan& plan) {

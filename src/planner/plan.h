@@ -3,9 +3,11 @@
 #pragma once
 
 #include <optional>
+#include <span>
 #include <string>
 
 #include "ir/memory_map.h"
+#include "ir/parallel_context.h"
 #include "ir/schedule.h"
 #include "ir/schedule_graph.h"
 #include "model/model_config.h"
@@ -42,9 +44,13 @@ struct TrainingPlanOptions {
   int64_t memory_budget_bytes = 0;          // of one rank's arena; 0: no limit
   DataParallel data;                        // how many ranks hold different sequences, and which of them the plan is for
   PipelineParallel pipeline;
+  ParallelContext parallel;  // the tensor ranks, which are alike in all but their parts of the matrices
 
-  int64_t world_size() const { return data.size * pipeline.size; }
-  int64_t world_rank() const { return pipeline.rank * data.size + data.rank; }
+  /// Ranks with the same part of each matrix: a slice of the world, the slices one after the other. Schedules name ranks of their slice.
+  int64_t slice_size() const { return data.size * pipeline.size; }
+  int64_t slice_rank() const { return pipeline.rank * data.size + data.rank; }
+  int64_t world_size() const { return parallel.tensor_size * slice_size(); }
+  int64_t world_rank() const { return parallel.tensor_rank * slice_size() + slice_rank(); }
 };
 
 struct Plan {
@@ -64,21 +70,21 @@ struct Plan {
   double recompute_flops_per_step = 0;
 };
 
-/// One plan for each rank, in world order: data-parallel ranks of one pipeline rank are neighbours. Chooses micro-batch size and recompute
+/// One plan for each rank, in world order: data-parallel ranks of one pipeline rank are neighbours, tensor ranks a slice apart. Chooses micro-batch size and recompute
 /// where they are left open, the same for all ranks (most sequences up to 4,096 tokens a micro-batch, and enough micro-batches to fill the
 /// pipeline, with the least recompute that fits the budget on the neediest), builds blocks, schedules and memory maps, and verifies each
 /// rank's memory and all schedules together.
 /// Errors: kInvalidConfig when nothing fits: says the least bytes that would do; for sizes that do not go together, which and what would.
 std::vector<Plan> make_training_plans(const TrainingPlanOptions& options, const WorkspaceBytes& workspace_bytes);
 
-/// The plan of a single rank: data.size and pipeline.size are 1.
+/// The plan of a single rank: all sizes are 1.
 Plan make_training_plan(const TrainingPlanOptions& options, const WorkspaceBytes& workspace_bytes);
 
-/// Who takes part in what and how long it is, for verify_schedules; refers to `plans`, which are all ranks' in world order.
-ScheduleContext schedule_context(const std::vector<Plan>& plans);
+/// Who takes part in what and how long it is, for verify_schedules; refers to `plans`, which are one slice of the world, in its order.
+ScheduleContext schedule_context(std::span<const Plan> plans);
 
-/// Whether the rank has the end of the model, and so its losses.
-bool has_head(const Plan& plan);
+/// Whether the rank has the end of the model, and of its tensor ranks is the one that tells the losses.
+bool has_losses(const Plan& plan);
 
 /// Bytes of what an action between ranks carries, as both ends see it; 0 for one without payload.
 int64_t payload_bytes(const Plan& plan, const Action& action);
@@ -90,6 +96,9 @@ struct SequenceShare {
   int64_t first = 0, count = 0;
 };
 SequenceShare sequence_share(const Plan& plan);
+
+/// What the rank sends its tensor group in a step, inside its ops.
+int64_t tensor_bytes_sent(const Plan& plan);
 
 /// The whole plan as JSON: options, blocks op by op, schedule, every buffer's offset. Two equal plans print equally.
 /// `prediction`: of the step's time, where there is one.

@@ -16,6 +16,7 @@ namespace {
 ForwardOptions forward_options(const TrainingPlanOptions& options, int64_t micro_batch_size, const ModelPart& part) {
   ForwardOptions forward;
   forward.part = part;
+  forward.parallel = options.parallel;
   forward.max_tokens = micro_batch_size * options.sequence_tokens;
   forward.max_segments = micro_batch_size * options.segments_per_sequence;
   return forward;
@@ -129,9 +130,7 @@ RankStage build_rank_stage(const TrainingPlanOptions& options, int64_t micro_bat
       const bool elsewhere = rank.shared && !rank.shared->updated_here && rank.shared->parameter == static_cast<int32_t>(parameter);
       rank.updated[parameter] = elsewhere ? OwnedElements{} : OwnedElements{0, rank.stage.parameters[parameter].num_elements()};
     }
-  std::vector<int64_t> tensor_elements;
-  for (const LogicalTensor& tensor : logical_tensors(options.model)) tensor_elements.push_back(tensor.num_elements());
-  const NormBlocks blocks = norm_blocks(tensor_elements);
+  const NormBlocks blocks = norm_blocks(logical_tensors(options.model), options.parallel);
   // The losses of all sequences and the count of valid tokens travel with the sums.
   build_optimizer_blocks(rank.stage, options.optimizer, blocks, rank.owned, rank.updated, options.global_batch_size + 1);
   rank.num_norm_blocks = blocks.count;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <span>
 #include <map>
 #include <numeric>
 
@@ -22,7 +23,7 @@ double block_flops(const Plan& plan, Phase phase, int32_t chunk) {
 }
 
 // A whole backward is priced as its two halves together.
-ScheduleCosts costs_of(const std::vector<Plan>& plans) {
+ScheduleCosts costs_of(std::span<const Plan> plans) {
   ScheduleCosts costs;
   costs.stages.resize(plans.front().rank_of_stage.size());
   for (const Plan& plan : plans)
@@ -36,7 +37,7 @@ ScheduleCosts costs_of(const std::vector<Plan>& plans) {
   return costs;
 }
 
-std::string grid_text(const std::vector<Plan>& plans, const std::vector<Schedule>& schedules) {
+std::string grid_text(std::span<const Plan> plans, const std::vector<Schedule>& schedules) {
   const ScheduleContext context = schedule_context(plans);
   const ScheduleCosts costs = costs_of(plans);
   const ScheduleTimes times = time_schedules(schedules, context, costs);
@@ -66,12 +67,13 @@ std::string link_text(const std::vector<Plan>& plans) {
       const int64_t bytes = bytes_sent(plan, action);
       if (stream_of(action.kind) == Stream::kCollective) collective_bytes += bytes;
       if (!is_send(action.kind)) continue;
-      Traffic& link = links[action.peer];
+      Traffic& link = links[static_cast<int32_t>(plan.options.parallel.tensor_rank * plan.options.slice_size()) + action.peer];
       ++link.num_messages;
       link.bytes += bytes;
     }
     for (const auto& [peer, link] : links) text += fmt::format("{:<10} {:>9} {:>14}\n", fmt::format("{} > {}", plan.options.world_rank(), peer), link.num_messages, link.bytes);
     if (collective_bytes > 0) text += fmt::format("{:<10} {:>9} {:>14}   collectives, to all peers together\n", fmt::format("{} > *", plan.options.world_rank()), "", collective_bytes);
+    if (plan.options.parallel.tensor_size > 1) text += fmt::format("{:<10} {:>9} {:>14}   inside ops, to the other tensor ranks\n", fmt::format("{} > *", plan.options.world_rank()), "", tensor_bytes_sent(plan));
   }
   return text;
 }
@@ -95,9 +97,11 @@ std::string memory_text(const std::vector<Plan>& plans) {
 }  // namespace
 
 std::string schedules_to_text(const std::vector<Plan>& plans) {
+  // Slices of tensor ranks run alike.
+  const std::span slice = std::span(plans).first(static_cast<size_t>(plans.front().options.slice_size()));
   std::vector<Schedule> schedules;
-  for (const Plan& plan : plans) schedules.push_back(plan.schedule);
-  std::string text = grid_text(plans, schedules);
+  for (const Plan& plan : slice) schedules.push_back(plan.schedule);
+  std::string text = grid_text(slice, schedules);
   if (plans.size() > 1) text += link_text(plans);
   return text + memory_text(plans);
 }

@@ -1,6 +1,7 @@
 #include "runtime/executor.h"
 
 #include "ir/op_table.h"
+#include "runtime/tensor_collectives.h"
 
 namespace orrery {
 namespace {
@@ -52,6 +53,7 @@ ActionBinding bounds_of(const Stage& stage, int64_t sequence_tokens) {
 }  // namespace
 
 int64_t op_workspace_bytes(const DeviceSpec& device, const Stage& stage, const Op& op, int64_t sequence_tokens) {
+  if (is_tensor_collective(op.kind)) return tensor_collective_workspace_bytes(stage, op);
   const KernelEntry& kernel = cpu_kernel(op.kind, stage.compute_dtype);
   if (!kernel.workspace_bytes) return 0;
   const ActionBinding binding = bounds_of(stage, sequence_tokens);
@@ -75,7 +77,7 @@ Executor::Executor(const Stage& stage, const MemoryMap& map, const Arena& arena,
   for (size_t block = 0; block < stage.blocks.size(); ++block) {
     for (const Op& op : stage.blocks[block].ops) {
       ORRERY_CHECK(op.inputs.size() <= kMaxOperands && op.outputs.size() <= kMaxOperands, "{} has too many operands", op_name(op.kind));
-      kernels_[block].push_back(&cpu_kernel(op.kind, stage.compute_dtype));
+      kernels_[block].push_back(is_tensor_collective(op.kind) ? nullptr : &cpu_kernel(op.kind, stage.compute_dtype));
     }
     times_[block].resize(stage.blocks[block].ops.size());
   }
@@ -135,7 +137,12 @@ void Executor::run(Phase phase, const ActionBinding& binding, std::atomic<int64_
     call.fold = &fold;
     const int64_t workspace = map_.workspace_bytes[block][i];
     if (workspace > 0) call.workspace = {arena_.data() + map_.workspace_offset[block][i], static_cast<size_t>(workspace)};
-    kernels_[block][i]->run(context_, call);
+    if (kernels_[block][i] != nullptr) {
+      kernels_[block][i]->run(context_, call);
+    } else {
+      ORRERY_CHECK(tensor_group_ != nullptr, "{} without a tensor group", op_name(op.kind));
+      run_tensor_collective(*tensor_group_, context_, call, phase == Phase::kEval ? "evaluate" : "TENSOR");
+    }
     const auto after = std::chrono::steady_clock::now();
     times_[block][i].seconds += std::chrono::duration<double>(after - before).count();
     ++times_[block][i].calls;

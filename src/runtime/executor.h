@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "backend/kernel.h"
+#include "comm/communicator.h"
 #include "ir/block.h"
 #include "ir/memory_map.h"
 #include "runtime/arena.h"
@@ -43,6 +44,8 @@ class Executor {
  public:
   /// Resolves every kernel; fails with kUnsupported before anything runs when one is missing. `stage`, `map` and `arena` outlive it.
   Executor(const Stage& stage, const MemoryMap& map, const Arena& arena, const KernelContext& context, int64_t sequence_tokens);
+  /// Whom the ops of a tensor-parallel block speak with, from the thread that calls run(); before the first run() of a stage that has any.
+  void set_tensor_group(Communicator* group) { tensor_group_ = group; }
 
   /// Runs all ops of a phase of binding.chunk, in order. No heap allocation. `done`, when given, is raised by one and notified after each op, for
   /// other streams that wait for a part of the action.
@@ -60,6 +63,7 @@ class Executor {
   const Arena& arena_;
   KernelContext context_;
   int64_t sequence_tokens_;
+  Communicator* tensor_group_ = nullptr;
   std::vector<std::vector<const KernelEntry*>> kernels_;  // by block and op
   std::vector<std::vector<OpTime>> times_;                // by block and op
 };

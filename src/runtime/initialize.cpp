@@ -33,8 +33,9 @@ void initialize_parameter(const ParameterSpec& spec, uint64_t seed, DType comput
   for (const ParameterSegment& segment : spec.segments)
     for (int64_t row = 0; row < segment.num_rows; ++row)
       for (int64_t column = 0; column < columns; ++column) {
-        const int64_t tensor_row = segment.tensor_row_begin + row;
-        const int64_t logical = segment.transpose ? column * segment.tensor_shape[1] + tensor_row : tensor_row * columns + column;
+        const int64_t tensor_row = segment.tensor_row_begin + row, tensor_column = segment.tensor_column_begin + column;
+        const int64_t width = segment.tensor_shape.size() > 1 ? segment.tensor_shape[1] : 1;  // as stored in the world
+        const int64_t logical = segment.transpose ? tensor_column * width + tensor_row : tensor_row * width + tensor_column;
         float value = 0;
         if (spec.init == InitKind::kOnes) value = 1;
         if (spec.init == InitKind::kNormal) value = initial_normal(seed, segment.tensor_index, logical, spec.init_std);

@@ -52,6 +52,8 @@ std::vector<Plan> plans_of(const RunSetup& setup, const TrainingPlanOptions& opt
 }  // namespace
 
 LayoutChoice choose_layout(RunSetup& setup, bool ranks_given, const SetupNote& note) {
+  // What tensor ranks wait for inside ops has no place in the table of measured ops.
+  if (setup.plan_options.parallel.tensor_size > 1) return {};
   const bool automatic = setup.config.parallel.layout == LayoutMode::kAuto;
   const std::vector<int64_t> counts = rank_counts(setup, ranks_given || !automatic);
   std::vector<Candidate> candidates;
@@ -111,6 +113,7 @@ LayoutChoice choose_layout(RunSetup& setup, bool ranks_given, const SetupNote& n
 }
 
 std::string layout_choice_to_text(const LayoutChoice& choice) {
+  if (choice.weighed.empty()) return {};
   std::string text;
   if (choice.weighed.size() > 1) {
     text += fmt::format("weighed   {} layouts\n", choice.weighed.size());

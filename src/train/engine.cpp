@@ -78,10 +78,18 @@ void TrainingEngine::connect() {
   if (world_ == nullptr) return;
   const DataParallel& data = plan_.options.data;
   const PipelineParallel& pipeline = plan_.options.pipeline;
-  data_ = world_;
+  const ParallelContext& parallel = plan_.options.parallel;
+  Communicator* slice = world_;
+  if (parallel.tensor_size > 1) {
+    slice_group_ = world_->split(static_cast<int>(parallel.tensor_rank), static_cast<int>(plan_.options.slice_rank()), "split slice");
+    tensor_group_ = world_->split(static_cast<int>(plan_.options.slice_rank()), static_cast<int>(parallel.tensor_rank), "split tensor");
+    executor_.set_tensor_group(tensor_group_.get());
+    slice = slice_group_.get();
+  }
+  data_ = slice;
   if (pipeline.size > 1) {
-    data_group_ = world_->split(static_cast<int>(pipeline.rank), static_cast<int>(data.rank), "split data");
-    pipeline_group_ = world_->split(static_cast<int>(data.rank), static_cast<int>(pipeline.rank), "split pipeline");
+    data_group_ = slice->split(static_cast<int>(pipeline.rank), static_cast<int>(data.rank), "split data");
+    pipeline_group_ = slice->split(static_cast<int>(data.rank), static_cast<int>(pipeline.rank), "split pipeline");
     data_ = data_group_.get();
     messages_.emplace(plan_.schedule, static_cast<int32_t>(plan_.rank_of_stage.size()), data.size, *pipeline_group_, message_buffers(), progress_);
     message_thread_.emplace([this] {
@@ -107,7 +115,7 @@ void TrainingEngine::connect() {
 
 std::vector<const Communicator*> TrainingEngine::communicators() const {
   std::vector<const Communicator*> all;
-  for (const Communicator* one : {static_cast<const Communicator*>(world_), static_cast<const Communicator*>(data_group_.get()), static_cast<const Communicator*>(pipeline_group_.get())})
+  for (const Communicator* one : {static_cast<const Communicator*>(world_), static_cast<const Communicator*>(slice_group_.get()), static_cast<const Communicator*>(tensor_group_.get()), static_cast<const Communicator*>(data_group_.get()), static_cast<const Communicator*>(pipeline_group_.get())})
     if (one != nullptr) all.push_back(one);
   return all;
 }
@@ -229,7 +237,7 @@ void TrainingEngine::compute(int copy, const std::function<void()>& before_updat
         // Each number is made by one rank and zero on the others, so that their sum is exact in any order.
         std::fill(sums.begin(), sums.end(), 0.0);
         executor_.run(Phase::kNorm, binding);
-        if (!has_head(plan_)) break;
+        if (!has_losses(plan_)) break;
         const SequenceShare share = sequence_share(plan_);
         for (int64_t sequence = 0; sequence < share.count; ++sequence)
           sums[static_cast<size_t>(plan_.num_norm_blocks + share.first + sequence)] = sequence_loss(copy, sequence);
@@ -261,6 +269,10 @@ void TrainingEngine::run_collective(const Action& action) {
   const int64_t begin = unit.cuts.front(), end = unit.cuts.back();
   switch (action.kind) {
     case ActionKind::kReduceScatterGradients: {
+      if (plan_.options.data.fast_reduction) {
+        group.reduce_scatter_fast({gradient_data(unit.chunk, action.gradient_buffer, begin), static_cast<size_t>(end - begin) * 4}, DType::kF32, owners(unit, begin, end, 1), label);
+        return;
+      }
       std::array<const std::byte*, GradFold::kMaxDepth> pieces;
       const std::vector<int32_t>& buffers = plan_.schedule.piece_buffers[static_cast<size_t>(unit.chunk)];
       for (size_t i = 0; i < buffers.size(); ++i) pieces[i] = gradient_data(unit.chunk, buffers[i], begin);
@@ -379,7 +391,7 @@ int64_t TrainingEngine::evaluate(int64_t num_sequences, std::span<double> loss_s
     binding.fold = {batch.num_sequences, plan_.options.sequence_tokens, nullptr, false};
     for (binding.chunk = 0; binding.chunk < plan_.stage.num_chunks(); ++binding.chunk) evaluate_stage(binding.chunk, binding);
   }
-  if (!has_head(plan_)) return 0;
+  if (!has_losses(plan_)) return 0;
   for (int64_t sequence = 0; sequence < num_sequences; ++sequence) loss_sums[static_cast<size_t>(sequence)] = sequence_loss(kEvalCopy, sequence);
   return count_valid(kEvalCopy, num_sequences);
 }

@@ -135,6 +135,7 @@ class TrainingEngine {
   std::vector<double> action_seconds_;  // by action, since the reset; each is written by the one thread that runs it
 
   Communicator* world_;
+  std::unique_ptr<Communicator> slice_group_, tensor_group_;     // null for one tensor rank
   std::unique_ptr<Communicator> data_group_, pipeline_group_;  // where they are not the world, or not for this rank's threads alone
   Communicator* data_ = nullptr;
   ReductionPlan reduction_;

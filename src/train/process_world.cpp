@@ -20,7 +20,7 @@ fs::path flight_folder(const std::string& folder) { return fs::path(folder) / "f
 
 }  // namespace
 
-std::unique_ptr<ProcessWorld> ProcessWorld::join(const RankEnvironment& ranks, const std::string& folder, const WorldDeadlines& deadlines) {
+std::unique_ptr<ProcessWorld> ProcessWorld::join(const RankEnvironment& ranks, const std::string& folder, const WorldDeadlines& deadlines, int64_t tensor_size) {
   std::unique_ptr<ProcessWorld> world(new ProcessWorld);
   world->environment_ = ranks;
   world->deadlines_ = deadlines;
@@ -34,12 +34,15 @@ std::unique_ptr<ProcessWorld> ProcessWorld::join(const RankEnvironment& ranks, c
   options.flight_path = world->flight_folder_ + "/rank";
   world->world_ = std::make_unique<Communicator>(std::move(transport), options);
   world->world_->set_activity("start");
-  world->control_ = world->world_->split(0, ranks.rank, "start");
-  world->saves_ = world->world_->split(0, ranks.rank, "start");
+  // A number of processes that the layout does not divide is refused with the layout.
+  const auto tensor = static_cast<int>(ranks.world_size % tensor_size == 0 ? tensor_size : 1);
+  const int place = ranks.rank % tensor * (ranks.world_size / tensor) + ranks.rank / tensor;
+  for (std::unique_ptr<Communicator>* group : {&world->steps_, &world->control_, &world->saves_}) *group = world->world_->split(0, place, "start");
   return world;
 }
 
 ProcessWorld::~ProcessWorld() {
+  steps_.reset();
   control_.reset();
   saves_.reset();
   world_.reset();

@@ -25,19 +25,21 @@ struct WorldDeadlines {
 
 class ProcessWorld {
  public:
-  /// Meets the others. Flight records lie in `folder`/flight while the processes run, and after a failure. Collective.
-  /// Errors: make_process_transport's.
-  static std::unique_ptr<ProcessWorld> join(const RankEnvironment& ranks, const std::string& folder, const WorldDeadlines& deadlines);
+  /// Meets the others. Flight records lie in `folder`/flight while the processes run, and after a failure. `tensor_size` neighbours, which a
+  /// launcher puts on one machine, become tensor ranks: a slice of the world (TrainingPlanOptions) is every `tensor_size`-th process.
+  /// Collective. Errors: make_process_transport's.
+  static std::unique_ptr<ProcessWorld> join(const RankEnvironment& ranks, const std::string& folder, const WorldDeadlines& deadlines, int64_t tensor_size);
   ~ProcessWorld();
 
-  int rank() const { return world_->rank(); }
+  /// In the order of the plans.
+  int rank() const { return control_->rank(); }
   int size() const { return world_->size(); }
   const RankEnvironment& environment() const { return environment_; }
   const WorldDeadlines& deadlines() const { return deadlines_; }
   std::string_view transport_name() const { return world_->transport_name(); }
 
   /// The groups of all ranks: `steps` for the threads of an engine, `saves` for the one that saves, `control` for the caller's.
-  Communicator& steps() { return *world_; }
+  Communicator& steps() { return *steps_; }
   Communicator& saves() { return *saves_; }
   Communicator& control() { return *control_; }
 
@@ -73,7 +75,7 @@ class ProcessWorld {
   WorldDeadlines deadlines_;
   bool agreed_ = false;  // an error that all know has been thrown
   std::string flight_folder_;
-  std::unique_ptr<Communicator> world_, control_, saves_;
+  std::unique_ptr<Communicator> world_, steps_, control_, saves_;
 };
 
 /// An error of another rank, which prints it: this one only ends with its exit status.

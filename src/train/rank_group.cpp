@@ -158,7 +158,7 @@ StepResult RankGroup::evaluate(const Dataset& dataset, int64_t first, int64_t co
       const SequenceShare share = sequence_share(plan(rank));
       constexpr auto kWidth = static_cast<int64_t>(sizeof(double));
       // Of a pipeline's ranks one has the losses.
-      ranges.push_back({share.first * kWidth, (share.first + (has_head(plan(rank)) ? share.count : 0)) * kWidth});
+      ranges.push_back({share.first * kWidth, (share.first + (has_losses(plan(rank)) ? share.count : 0)) * kWidth});
       results_[static_cast<size_t>(rank)].num_valid = counts[static_cast<size_t>(rank)];
     }
     world_->control().all_gather_ranges(std::as_writable_bytes(std::span(evaluated_)), ranges, "evaluate");
@@ -181,13 +181,20 @@ std::vector<int> RankGroup::local_replicas() const {
   return replicas;
 }
 
-std::vector<PhysicalTensor> RankGroup::weights(int replica) const {
+std::vector<int> RankGroup::local_tensor_ranks() const {
+  std::vector<int> tensor_ranks;
+  for (int rank = first_local_; rank < first_local_ + num_local(); ++rank) tensor_ranks.push_back(static_cast<int>(plan(rank).options.parallel.tensor_rank));
+  tensor_ranks.erase(std::unique(tensor_ranks.begin(), tensor_ranks.end()), tensor_ranks.end());
+  return tensor_ranks;
+}
+
+std::vector<PhysicalTensor> RankGroup::weights(int replica, int tensor_rank) const {
   std::vector<PhysicalTensor> tensors;
   for (int rank = replica; rank < size(); rank += static_cast<int>(plan().options.data.size)) {
     const Plan& from = plan(rank);
     for (size_t i = 0; i < from.stage.parameters.size(); ++i) {
       const bool updated_elsewhere = from.shared && !from.shared->updated_here && from.shared->parameter == static_cast<int32_t>(i);
-      if (updated_elsewhere) continue;
+      if (updated_elsewhere || (!is_part(from.stage.parameters[i]) && from.options.parallel.tensor_rank != tensor_rank)) continue;
       tensors.push_back({&from.stage.parameters[i], is_local(rank) ? local(rank).engine->parameter_data(i) : nullptr, from.stage.compute_dtype, 0, -1, rank});
     }
   }
@@ -195,19 +202,21 @@ std::vector<PhysicalTensor> RankGroup::weights(int replica) const {
   return tensors;
 }
 
-std::vector<PhysicalTensor> RankGroup::state(StateField field, int replica) const {
+std::vector<PhysicalTensor> RankGroup::state(StateField field, int replica, int tensor_rank) const {
   const DType dtype = field == StateField::kLow ? DType::kI16 : plan().options.optimizer.moment_dtype;
   const auto num_replicas = static_cast<int>(plan().options.data.size);
   std::vector<PhysicalTensor> tensors;
   for (int stage_begin = 0; stage_begin < size(); stage_begin += num_replicas) {
     const Stage& stage = plan(stage_begin).stage;
-    for (size_t i = 0; i < stage.parameters.size(); ++i)
+    for (size_t i = 0; i < stage.parameters.size(); ++i) {
+      if (!is_part(stage.parameters[i]) && plan(stage_begin).options.parallel.tensor_rank != tensor_rank) continue;
       for (int holder = stage_begin; holder < stage_begin + num_replicas; ++holder) {
         if (!shards_state() && holder != stage_begin + replica) continue;
         if (plan(holder).memory.state_offset[i][static_cast<size_t>(field)] < 0) continue;
         const auto& [begin, end] = plan(holder).memory.state_range[i];
         tensors.push_back({&stage.parameters[i], is_local(holder) ? local(holder).engine->state_data(i, field) : nullptr, dtype, begin, end, holder});
       }
+    }
   }
   sort_by_model_order(tensors);
   return tensors;

@@ -99,6 +99,58 @@ TEST_F(GroupTest, SameBitsForEveryShareAndSplit) {
   }
 }
 
+// The fast reduction promises no bits: with two ranks a ring adds what the tree adds, with four in another order.
+TEST_F(GroupTest, FastReductionIsTheSameSumInAnotherOrder) {
+  TrainingPlanOptions options = group_options(ModelFamily::kLlama, true, DType::kF32, dataset_);
+  const Outcome reference = train(options, 1);
+  for (int64_t ranks : {2, 4})
+    for (int zero_stage : {0, 1}) {
+      options.data = {ranks, 0, zero_stage, true};
+      const Outcome outcome = train(options, 1);
+      EXPECT_EQ(outcome.numbers[0], reference.numbers[0]);
+      // The norm of sums that differ in f32 roundings alone.
+      EXPECT_NEAR(outcome.numbers[1], reference.numbers[1], 16 * 0x1p-24 * reference.numbers[1]);
+      if (ranks == 2) {
+        EXPECT_TRUE(outcome.weights_and_state == reference.weights_and_state);
+      }
+    }
+  options.data = {3, 0, 0, true};
+  EXPECT_NE(testing::error_of([&] { make_training_plans(options, workspace_traits(default_engine_options(1), options.sequence_tokens)); }).first.find("unequal lanes"), std::string::npos);
+}
+
+// Tensor ranks change sums inside ops (the gradients' bounds are in tests/equivalence); for a number of them nothing else changes a bit.
+TEST_F(GroupTest, TensorRanksComposeWithEveryOtherAxis) {
+  struct Case {
+    ModelFamily family;
+    bool tied;
+    DType dtype;
+    int64_t tensor_size;
+  };
+  for (const Case& shape : {Case{ModelFamily::kLlama, true, DType::kBF16, 2}, Case{ModelFamily::kLlama, false, DType::kF32, 2}, Case{ModelFamily::kGpt2, true, DType::kBF16, 4}}) {
+    TrainingPlanOptions options = group_options(shape.family, shape.tied, shape.dtype, dataset_);
+    const Outcome one_rank = train(options);
+    options.parallel.tensor_size = shape.tensor_size;
+    options.micro_batch_size = 16;
+    const Outcome reference = train(options);
+    // The same run but for roundings: the first loss, before any update.
+    EXPECT_NEAR(reference.numbers[0], one_rank.numbers[0], 1e-3 * one_rank.numbers[0]);
+    EXPECT_EQ(reference.weights_and_state.size(), one_rank.weights_and_state.size());
+    options.micro_batch_size = 1;
+    options.recompute = Recompute::kFull;
+    expect_equal(options, reference);
+    options.data = {2, 0, 1};
+    expect_equal(options, reference);
+    options.data = {3, 0, 0};
+    options.micro_batch_size = 4;
+    expect_equal(options, reference);
+    options.data = {2, 0, 1};
+    options.pipeline.size = 2;
+    options.micro_batch_size = 2;
+    options.recompute = Recompute::kSelective;
+    expect_equal(options, reference);
+  }
+}
+
 TEST_F(GroupTest, MomentsInShardsTakeTheirPartOfTheMemory) {
   TrainingPlanOptions options = group_options(ModelFamily::kLlama, true, DType::kBF16, dataset_);
   const WorkspaceBytes traits = workspace_traits(default_engine_options(1), testing::kGroupSequenceTokens);
@@ -152,6 +204,10 @@ TEST_F(GroupTest, RefusesWhatCannotBe) {
   options.pipeline = {2, 0, PipelineKind::k1F1B, 1, {1, 2}, {}};
   EXPECT_NE(testing::error_of([&] { make_training_plans(options, traits); }).first.find("2 stages with 3 layers"), std::string::npos);
   options.pipeline = {};
+  options.data = {1, 0, 0};
+  options.parallel.tensor_size = 3;
+  EXPECT_NE(testing::error_of([&] { make_training_plans(options, traits); }).first.find("tensor_parallel_size = 3 does not divide model.num_heads = 4; use one of 1, 2"), std::string::npos);
+  options.parallel.tensor_size = 1;
   options.data = {2, 0, 3};
   EXPECT_NE(testing::error_of([&] { make_training_plans(options, traits); }).first.find("zero_stage = 3"), std::string::npos);
 }

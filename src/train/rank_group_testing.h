@@ -85,6 +85,13 @@ class GroupTest : public ::testing::Test {
       append_tensors(group.weights(replica), other);
       EXPECT_TRUE(other == first) << "replica " << replica << " ends with other weights";
     }
+    // A row-parallel bias is on the first tensor rank alone; without one each has all of the rest.
+    for (int tensor_rank : group.local_tensor_ranks()) {
+      if (options.model.family == ModelFamily::kGpt2) break;
+      std::vector<std::byte> other;
+      append_tensors(group.weights(0, tensor_rank), other);
+      EXPECT_TRUE(other == first) << "tensor rank " << tensor_rank << " ends with other weights";
+    }
     outcome.weights_and_state = first;
     for (StateField field : {StateField::kLow, StateField::kMoment1, StateField::kMoment2}) append_tensors(group.state(field, 0), outcome.weights_and_state);
     check_bytes(group, num_steps);
@@ -98,6 +105,7 @@ class GroupTest : public ::testing::Test {
       std::map<std::string, int64_t> planned, counted;
       for (const Action& action : plan.schedule.actions)
         if (stream_of(action.kind) == Stream::kPoint || stream_of(action.kind) == Stream::kCollective) planned[to_string(action, plan.schedule)] += num_steps * bytes_sent(plan, action);
+      if (plan.options.parallel.tensor_size > 1) planned["TENSOR"] = num_steps * tensor_bytes_sent(plan);
       for (const Communicator* communicator : group.communicators(rank))
         for (const CommLabelCounter& counter : communicator->label_counters())
           if (planned.count(counter.label)) counted[counter.label] += counter.bytes_sent;

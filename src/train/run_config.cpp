@@ -233,7 +233,7 @@ void add_parallel_keys(TomlSchema<RunConfig>& schema) {
            at_least(1, "ranks", "ranks that hold different sequences; absent: those that the other sizes leave", "the rest",
                     {"dp", "data_parallel"}))
       .key("tensor_parallel_size", &S::tensor_parallel_size,
-           needs(kParallel, "ranks that share each matrix", {"tp", "tensor_parallel", "tensor_model_parallel_size"}))
+           at_least(1, "ranks", "ranks that share each matrix: heads, MLP columns and vocabulary", {}, {"tp", "tensor_parallel", "tensor_model_parallel_size"}))
       .key("pipeline_parallel_size", &S::pipeline_parallel_size,
            at_least(1, "ranks", "ranks that hold consecutive layers", "1", {"pp", "pipeline_parallel", "pipeline_model_parallel_size"}))
       .key("context_parallel_size", &S::context_parallel_size,
@@ -258,7 +258,7 @@ void add_parallel_keys(TomlSchema<RunConfig>& schema) {
       .key("offload", &S::offload,
            needs("offloading", "what leaves the device between uses: optimizer, activations, parameters"))
       .key("offload_dir", &S::offload_dir, needs("offloading", "a folder on fast storage for what is offloaded"))
-      .key("reduction", &S::reduction, needs(kParallel, "reproducible gradient sums, or the transport's fastest"))
+      .key("reduction", &S::reduction, {.help = "reproducible: gradients are summed in the lane tree; fast: around a ring, with bits that depend on the number of data-parallel ranks"})
       .key("timeout_seconds", &S::timeout_seconds,
            {.help = "how long a rank that is a process waits for another inside a step before the run ends with a report of who is late",
             .unit = "seconds",

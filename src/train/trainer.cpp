@@ -155,7 +155,9 @@ class Trainer {
 
 void Trainer::begin_weights() {
   if (setup_.base)
-    for (int replica : ranks_.local_replicas()) load_model(*setup_.base, ranks_.weights(replica), ranks_.state(StateField::kLow, replica));
+    for (int replica : ranks_.local_replicas())
+      for (int tensor_rank : ranks_.local_tensor_ranks())
+        load_model(*setup_.base, ranks_.weights(replica, tensor_rank), ranks_.state(StateField::kLow, replica, tensor_rank));
   else
     ranks_.initialize_weights(static_cast<uint64_t>(setup_.config.train.seed));
 }
@@ -195,12 +197,13 @@ int64_t Trainer::start_or_resume() {
 void Trainer::load(const std::string& path) {
   const CheckpointReader reader(path);
   const std::vector<int> replicas = ranks_.local_replicas();
-  for (int replica : replicas) {
-    reader.load(ranks_.weights(replica), "");
-    if (replica != replicas.front() && ranks_.shards_state()) continue;  // the shards of all ranks were filled together
-    for (const auto& [field, suffix] : kStateFields)
-      if (const auto tensors = ranks_.state(field, replica); !tensors.empty()) reader.load(tensors, suffix);
-  }
+  for (int replica : replicas)
+    for (int tensor_rank : ranks_.local_tensor_ranks()) {
+      reader.load(ranks_.weights(replica, tensor_rank), "");
+      if (replica != replicas.front() && ranks_.shards_state()) continue;  // the shards of all ranks were filled together
+      for (const auto& [field, suffix] : kStateFields)
+        if (const auto tensors = ranks_.state(field, replica, tensor_rank); !tensors.empty()) reader.load(tensors, suffix);
+    }
 }
 
 // The settings that the folder's newest state is made with: not before they were accepted.
@@ -384,7 +387,7 @@ void Trainer::write_trace() {
   trace.measured_seconds = engine.step_seconds();
   trace.measured = engine.phase_seconds();
   const std::vector<double> measured = engine.action_seconds();
-  const bool known = choice_ != nullptr && choice_->prediction.missing.empty();
+  const bool known = choice_ != nullptr && !choice_->weighed.empty() && choice_->prediction.missing.empty();
   if (known) {
     const StepPrediction& p = choice_->prediction;
     trace.predicted_seconds = p.seconds, trace.low = p.low, trace.high = p.high, trace.predicted = p.ranks.front();
@@ -413,7 +416,7 @@ int train_in_world(const RunConfig& config, const TrainOptions& options, const R
     if (const std::string report = take_post_mortem(folder); !report.empty()) fmt::print(stderr, "the last run here lost a rank; its records say: {}\n", report);
   WorldDeadlines deadlines;
   deadlines.step_ms = config.parallel.timeout_seconds * 1000;
-  const auto world = ProcessWorld::join(environment, folder, deadlines);
+  const auto world = ProcessWorld::join(environment, folder, deadlines, config.parallel.tensor_parallel_size);
   const SetupNote note = [](std::string_view line) { fmt::print(stderr, "{}\n", line); };
   try {
     std::optional<DirectoryLock> lock;

@@ -4,7 +4,9 @@
 #include <cmath>
 #include <cstring>
 #include <filesystem>
+#include <functional>
 #include <memory>
+#include <thread>
 
 #include "base/error.h"
 #include "checkpoint/safetensors.h"
@@ -30,52 +32,102 @@ double norm(const std::vector<double>& x) {
   return std::sqrt(sum);
 }
 
-// The plan with its engine, the weights loaded.
+// The plans and engines of `tensor_size` tensor ranks, each step on a thread a rank; the weights are loaded.
 struct Training {
-  Plan plan;
-  std::unique_ptr<TrainingEngine> engine;
+  std::vector<Plan> plans;
+  std::vector<std::unique_ptr<Communicator>> worlds;
+  std::vector<std::unique_ptr<TrainingEngine>> engines;
 
-  Training(const ModelSource& source, DType compute_dtype, int64_t num_sequences, int64_t num_tokens, int num_threads) {
+  Training(const ModelSource& source, DType compute_dtype, int64_t num_sequences, int64_t num_tokens, int num_threads, int tensor_size) {
     TrainingPlanOptions options;
     options.model = source.config();
     options.compute_dtype = compute_dtype;
     options.sequence_tokens = num_tokens;
     options.global_batch_size = num_sequences;
     options.lanes = num_sequences;
-    const EngineOptions machine = default_engine_options(num_threads);
-    plan = make_training_plan(options, workspace_traits(machine, num_tokens));
-    engine = std::make_unique<TrainingEngine>(plan, machine);
-    std::vector<PhysicalTensor> weights, low;
-    for (size_t i = 0; i < plan.stage.parameters.size(); ++i) {
-      weights.push_back({&plan.stage.parameters[i], engine->parameter_data(i), compute_dtype});
-      if (compute_dtype != DType::kF32) low.push_back({&plan.stage.parameters[i], engine->state_data(i, StateField::kLow), DType::kI16});
+    options.parallel.tensor_size = tensor_size;
+    EngineOptions machine = default_engine_options(num_threads);
+    machine.pin_threads = tensor_size == 1;
+    plans = make_training_plans(options, workspace_traits(machine, num_tokens));
+    if (tensor_size > 1) worlds = make_local_communicators(tensor_size);
+    for (int rank = 0; rank < tensor_size; ++rank)
+      engines.push_back(std::make_unique<TrainingEngine>(plans[static_cast<size_t>(rank)], machine, tensor_size > 1 ? worlds[static_cast<size_t>(rank)].get() : nullptr));
+    on_every_rank([&](size_t rank) { engines[rank]->connect(); });
+    for (size_t copy = 0; copy < plans.size(); ++copy) {
+      std::vector<PhysicalTensor> weights, low;
+      for_each_parameter(copy, [&](size_t rank, size_t i) {
+        const ParameterSpec& spec = plans[rank].stage.parameters[i];
+        weights.push_back({&spec, engines[rank]->parameter_data(i), compute_dtype});
+        if (compute_dtype != DType::kF32) low.push_back({&spec, engines[rank]->state_data(i, StateField::kLow), DType::kI16});
+      });
+      load_model(source, weights, low);
     }
-    load_model(source, weights, low);
+  }
+
+  void on_every_rank(const std::function<void(size_t)>& body) {
+    std::vector<std::thread> threads;
+    for (size_t rank = 1; rank < engines.size(); ++rank)
+      threads.emplace_back([&body, rank] {
+        set_floating_point_mode();
+        body(rank);
+      });
+    body(0);
+    for (std::thread& thread : threads) thread.join();
+  }
+
+  // Every tensor once: parts on all ranks, what all have whole on rank `copy`.
+  template <typename Visit>
+  void for_each_parameter(size_t copy, Visit&& visit) const {
+    for (size_t rank = 0; rank < plans.size(); ++rank)
+      for (size_t i = 0; i < plans[rank].stage.parameters.size(); ++i)
+        if (rank == copy || is_part(plans[rank].stage.parameters[i])) visit(rank, i);
+  }
+
+  StepResult step(int copy, const OptimizerHyper& hyper, const std::function<void(size_t)>& before_update = {}) {
+    std::vector<StepResult> results(engines.size());
+    on_every_rank([&](size_t rank) {
+      results[rank] = engines[rank]->step(copy, hyper, [&] {
+        if (before_update) before_update(rank);
+      });
+    });
+    return results.front();
   }
 };
 
 // Parameter gradients by Hugging Face name: sums over the batch's valid tokens, the two uses of a tied matrix added.
-std::map<std::string, std::vector<double>> read_gradients(const Training& training) {
-  const auto& plan = training.plan;
-  std::vector<std::vector<float>> sums;
-  std::vector<PhysicalTensor> physical;
-  for (size_t i = 0; i < plan.stage.parameters.size(); ++i) {
-    const ParameterSpec& spec = plan.stage.parameters[i];
-    // NORM has added the second use of a tied matrix to the first.
-    const int64_t offset = plan.memory.gradient_buffer_offset[0][0] + plan.memory.gradient_offset[i][0];
-    const auto* from = reinterpret_cast<const float*>(training.engine->arena().data() + offset);
-    std::vector<float> sum(from, from + spec.num_elements());
-    sums.push_back(std::move(sum));
+class Gradients {
+ public:
+  explicit Gradients(const Training& training) : training_(training), sums_(training.plans.size()) {}
+
+  // Of one rank, before its update.
+  void read(size_t rank) {
+    const Plan& plan = training_.plans[rank];
+    for (size_t i = 0; i < plan.stage.parameters.size(); ++i) {
+      // NORM has added the second use of a tied matrix to the first.
+      const int64_t offset = plan.memory.gradient_buffer_offset[0][0] + plan.memory.gradient_offset[i][0];
+      const auto* from = reinterpret_cast<const float*>(training_.engines[rank]->arena().data() + offset);
+      sums_[rank].emplace_back(from, from + plan.stage.parameters[i].num_elements());
+    }
   }
-  for (size_t i = 0; i < sums.size(); ++i) physical.push_back({&plan.stage.parameters[i], reinterpret_cast<std::byte*>(sums[i].data()), DType::kF32});
-  std::map<std::string, std::vector<double>> gradients;
-  for (const LogicalView& view : logical_views(physical)) {
-    std::vector<float> values(static_cast<size_t>(view.num_elements()));
-    view.read(0, std::as_writable_bytes(std::span(values)));
-    gradients[view.name()].assign(values.begin(), values.end());
+
+  std::map<std::string, std::vector<double>> by_name() {
+    std::vector<PhysicalTensor> physical;
+    training_.for_each_parameter(0, [&](size_t rank, size_t i) {
+      physical.push_back({&training_.plans[rank].stage.parameters[i], reinterpret_cast<std::byte*>(sums_[rank][i].data()), DType::kF32});
+    });
+    std::map<std::string, std::vector<double>> gradients;
+    for (const LogicalView& view : logical_views(physical)) {
+      std::vector<float> values(static_cast<size_t>(view.num_elements()));
+      view.read(0, std::as_writable_bytes(std::span(values)));
+      gradients[view.name()].assign(values.begin(), values.end());
+    }
+    return gradients;
   }
-  return gradients;
-}
+
+ private:
+  const Training& training_;
+  std::vector<std::vector<std::vector<float>>> sums_;  // by rank and parameter
+};
 
 }  // namespace
 
@@ -148,14 +200,14 @@ void GoldenCase::fill_batch(TrainingEngine& engine, int copy, int64_t batch) con
   }
 }
 
-std::vector<Measurement> GoldenCase::gradients(DType compute_dtype) const {
+std::vector<Measurement> GoldenCase::gradients(DType compute_dtype, int tensor_size) const {
   const Tensor& ids = tensor("ids");
-  Training training(source_, compute_dtype, ids.shape[1], ids.shape[2], num_threads_);
-  fill_batch(*training.engine, 0, 0);
-  std::map<std::string, std::vector<double>> found;
-  const StepResult result = training.engine->step(0, OptimizerHyper{}, [&] { found = read_gradients(training); });
+  Training training(source_, compute_dtype, ids.shape[1], ids.shape[2], num_threads_, tensor_size);
+  for (const auto& engine : training.engines) fill_batch(*engine, 0, 0);
+  Gradients found(training);
+  const StepResult result = training.step(0, OptimizerHyper{}, [&](size_t rank) { found.read(rank); });
   std::vector<Measurement> measurements;
-  for (auto& [name, values] : found) {
+  for (auto& [name, values] : found.by_name()) {
     if (!values_.contains("gradient/" + name)) continue;
     // The engine's gradients are of the sum over valid tokens (NUMERICS rule 7).
     for (double& value : values) value /= static_cast<double>(result.num_valid);
@@ -167,7 +219,7 @@ std::vector<Measurement> GoldenCase::gradients(DType compute_dtype) const {
   return measurements;
 }
 
-std::vector<Measurement> GoldenCase::losses() const {
+std::vector<Measurement> GoldenCase::losses(int tensor_size) const {
   const Tensor &ids = tensor("ids"), &losses = tensor("losses");
   const int64_t num_batches = ids.shape[0], num_steps = losses.shape[1];
   const auto number = [&](const char* key) { return std::stod(optimizer_.at(key)); };
@@ -181,13 +233,13 @@ std::vector<Measurement> GoldenCase::losses() const {
   optimizer.eps = number("eps");
   optimizer.weight_decay = number("weight_decay");
   optimizer.clip = number("clip");
-  Training training(source_, DType::kF32, ids.shape[1], ids.shape[2], num_threads_);
+  Training training(source_, DType::kF32, ids.shape[1], ids.shape[2], num_threads_, tensor_size);
   std::vector<Measurement> measurements;
   double reference = 0;
   for (int64_t step = 0; step < num_steps; ++step) {
     const auto copy = static_cast<int>(step % 2);
-    fill_batch(*training.engine, copy, step % num_batches);
-    const StepResult result = training.engine->step(copy, optimizer_hyper(optimizer, step, num_steps));
+    for (const auto& engine : training.engines) fill_batch(*engine, copy, step % num_batches);
+    const StepResult result = training.step(copy, optimizer_hyper(optimizer, step, num_steps));
     const double loss = result.loss_sum / static_cast<double>(result.num_valid);
     const double exact = losses.values[static_cast<size_t>(step)];
     reference = std::max(reference, losses.values[static_cast<size_t>(num_steps + step)]);

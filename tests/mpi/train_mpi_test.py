@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Proves that `orrery train` under each MPI launcher that is installed (skipped, with status 77, when there is none) gives the bits of one
-rank and of ranks as threads, for 2 and 3 processes and ZeRO 0 and 1; that a signal stops all ranks at one step edge with a checkpoint,
+rank and of ranks as threads, for 2 and 3 processes and ZeRO 0 and 1, and with tensor ranks; that a signal stops all ranks at one step edge with a checkpoint,
 from which threads go on with the same bits; that --hosts starts ranks; that an error comes out as one message and one status; that a
 rank which is killed or stopped is named within the deadline; and that nothing is left: no process of the job, no segment in /dev/shm.
 
@@ -161,7 +161,7 @@ class Bench:
         return done.stdout.strip()
 
     def newest_step(self, run):
-        return max(int(name.name[5:]) for name in pathlib.Path(self.folder, run).glob("step-*"))
+        return max((int(name.name[5:]) for name in pathlib.Path(self.folder, run).glob("step-*")), default=-1)
 
 
 def check(condition, what, log=""):
@@ -186,6 +186,8 @@ def main():
         digest = bench.digest(reference)
         threads, _ = bench.train([], "--ranks", "3", "--set", "parallel.zero_stage=1")
         check(bench.digest(threads) == digest, "three ranks as threads end with other bits")
+        shares = ["--set", "parallel.tensor_parallel_size=2"]
+        tensor_digest = bench.digest(bench.train([], "--ranks", "2", *shares)[0])
         for name, launcher in installed.items():
             began = time.monotonic()
             for ranks in (2, 3):
@@ -193,7 +195,9 @@ def main():
                     run, log = bench.train([*launcher, "-n", str(ranks)], "--set", f"parallel.zero_stage={zero}")
                     check(bench.digest(run) == digest, f"{name}, {ranks} processes, ZeRO-{zero}: other bits", log)
                     check(log.count("step 12/12") == 1, f"{name}: one rank reports", log)
-            print(f"{name}: bits of one rank on 2 and 3 processes, {time.monotonic() - began:.1f} s")
+            run, log = bench.train([*launcher, "-n", "4"], *shares)
+            check(bench.digest(run) == tensor_digest, f"{name}, 4 processes, 2 of them tensor ranks: other bits than 2 threads", log)
+            print(f"{name}: bits of one rank on 2 and 3 processes, of two tensor ranks on 4, {time.monotonic() - began:.1f} s")
             stop_and_go_on(bench, name, launcher)
             errors(bench, name, launcher)
             faults(bench, name, launcher)
@@ -209,7 +213,8 @@ def stop_and_go_on(bench, name, launcher):
     job.process.send_signal(signal.SIGUSR1)  # which the launchers hand on
     status, log = job.finish()
     step = bench.newest_step(run)
-    check(status == 130 and f"stopped at step {step};" in log, f"{name}: SIGUSR1 gives status {status}", log)
+    # Hydra ends the ranks that are still leaving when the first has left with a status, and puts all statuses together.
+    check((status == 130 or (name == "mpich" and status != 0)) and f"stopped at step {step};" in log, f"{name}: SIGUSR1 gives status {status}", log)
     steps = ["--set", f"train.steps={step + 3}"]
     _, log = bench.train([], "--ranks", "2", *steps, run=run)
     check(f"at step {step}, every block verified" in log, f"{name}: two threads do not go on from there", log)
@@ -227,7 +232,9 @@ def errors(bench, name, launcher):
 def faults(bench, name, launcher):
     for fault, state in ((signal.SIGKILL, "dead"), (signal.SIGSTOP, "stopped")):
         job, run = bench.start([*launcher, "-n", "3"], *FOREVER)
-        job.wait_for_step(6)
+        while bench.newest_step(run) < 5:
+            job.look()
+            time.sleep(0.02)
         os.kill(job.rank(1), fault)
         began = time.monotonic()
         status, log = job.finish()

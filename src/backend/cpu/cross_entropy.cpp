@@ -286,7 +286,7 @@ class CrossEntropy {
         if (count <= kPanelColumns) std::fill_n(panels + memory_.x_stride, memory_.x_stride, T{});
         for (int64_t i = 0; i < kUnit; ++i) {
           const int32_t target = i < count ? head_.targets[token + i] : -1;
-          ORRERY_CHECK(target >= -1 && target < head_.vocab, "target {} of a vocabulary of {}", target, head_.vocab);
+          ORRERY_CHECK(target >= -1 && (target < head_.vocab || target == kElsewhere), "target {} of a vocabulary of {}", target, head_.vocab);
           memory_.targets[column + i] = target;
           memory_.lse[column + i] = !head_.with_loss() && i < count ? call_.in(3).template as<float>()[token + i] : 0.0f;
           memory_.top[column + i] = -infinity;

@@ -16,6 +16,10 @@ void gather(const KernelContext& context, const TensorView& table, const TensorV
   const int32_t* index = indices.as<int32_t>();
   context.pool->parallel_for(y.rows(), row_granule(row_bytes), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
+      if (index[row] == kElsewhere) {
+        std::memset(row_at(y, row), 0, static_cast<size_t>(row_bytes));
+        continue;
+      }
       ORRERY_CHECK(index[row] >= 0 && index[row] < height, "row {} of a table of {}", index[row], height);
       std::memcpy(row_at(y, row), row_at(table, index[row]), row_bytes);
     }
@@ -23,6 +27,15 @@ void gather(const KernelContext& context, const TensorView& table, const TensorV
 }
 
 void run_embedding(const KernelContext& context, const OpCall& call) { gather(context, call.in(1), call.in(0), call.out(0)); }
+
+void run_local_ids(const KernelContext&, const OpCall& call) {
+  const auto& range = call.attribute<VocabularyAttributes>();
+  const int32_t* ids = call.in(0).as<int32_t>();
+  int32_t* local = call.out(0).as<int32_t>();
+  const auto first = static_cast<int32_t>(range.first), count = static_cast<int32_t>(range.count);
+  for (int64_t i = 0; i < call.in(0).rows(); ++i)
+    local[i] = ids[i] < 0 ? ids[i] : ids[i] >= first && ids[i] - first < count ? ids[i] - first : kElsewhere;
+}
 void run_gather_rows(const KernelContext& context, const OpCall& call) { gather(context, call.in(0), call.in(1), call.out(0)); }
 
 // Copies between one wide tensor and the narrow ones that stand side by side in it.
@@ -94,12 +107,13 @@ int64_t embedding_grad_workspace(const DeviceSpec&, const OpCall& call) {
   return 2 * ((tokens * 4 + 63) / 64 * 64) + (kRadixBuckets + 16) * 4 + (kFoldEntries + 1) * width * 4;
 }
 
-// Rows 0 .. T - 1 ordered by (id, row): a stable counting sort per 11-bit digit of the id, lowest digit first.
-int32_t* sort_rows_by_id(const int32_t* ids, int64_t num_rows, int64_t height, int32_t* rows, int32_t* scratch,
-                         int32_t* starts) {
-  for (int64_t row = 0; row < num_rows; ++row) {
+// Those of rows 0 .. T - 1 whose ids are here, ordered by (id, row): a stable counting sort per 11-bit digit of the id, lowest digit first.
+std::span<const int32_t> sort_rows_by_id(std::span<const int32_t> ids, int64_t height, int32_t* rows, int32_t* scratch, int32_t* starts) {
+  int64_t num_rows = 0;
+  for (size_t row = 0; row < ids.size(); ++row) {
+    if (ids[row] == kElsewhere) continue;
     ORRERY_CHECK(ids[row] >= 0 && ids[row] < height, "id {} of a table of {}", ids[row], height);
-    rows[row] = static_cast<int32_t>(row);
+    rows[num_rows++] = static_cast<int32_t>(row);
   }
   for (int64_t shift = 0; shift == 0 || ((height - 1) >> shift) != 0; shift += kRadixBits) {
     std::fill(starts, starts + kRadixBuckets + 1, 0);
@@ -109,7 +123,7 @@ int32_t* sort_rows_by_id(const int32_t* ids, int64_t num_rows, int64_t height, i
     for (int64_t i = 0; i < num_rows; ++i) scratch[starts[digit(rows[i])]++] = rows[i];
     std::swap(rows, scratch);
   }
-  return rows;
+  return {rows, static_cast<size_t>(num_rows)};
 }
 
 void run_embedding_grad(const KernelContext& context, const OpCall& call) {
@@ -124,19 +138,21 @@ void run_embedding_grad(const KernelContext& context, const OpCall& call) {
   int32_t* starts = lists + 2 * list;
   float* sums = reinterpret_cast<float*>(starts + kRadixBuckets + 16);
   const int32_t* id = ids.as<int32_t>();
-  const int32_t* rows = sort_rows_by_id(id, num_rows, dtable.rows(), lists, lists + list, starts);
+  const std::span<const int32_t> sorted = sort_rows_by_id({id, static_cast<size_t>(num_rows)}, dtable.rows(), lists, lists + list, starts);
+  const int32_t* rows = sorted.data();
+  const auto num_sorted = static_cast<int64_t>(sorted.size());
   const RowKernels& kernels = row_kernels(context.isa, dx.dtype);
   const int64_t size = dtype_bytes(dx.dtype);
   context.pool->parallel_for(width, 64, [&](int64_t begin, int64_t end) {
     FoldStack stack(sums + width + begin, width, end - begin);
-    for (int64_t i = 0; i < num_rows;) {
+    for (int64_t i = 0; i < num_sorted;) {
       const int32_t v = id[rows[i]];
       float* destination = reinterpret_cast<float*>(row_at(dtable, v)) + begin;
       stack.clear();
       if (fold.add_to_destination) stack.push(destination);
       for (int64_t sequence = 0; sequence < fold.num_sequences; ++sequence) {
         int64_t last = i;
-        while (last < num_rows && id[rows[last]] == v && rows[last] < (sequence + 1) * tokens) ++last;
+        while (last < num_sorted && id[rows[last]] == v && rows[last] < (sequence + 1) * tokens) ++last;
         stack.push(nullptr);
         kernels.add_rows_at(dx.data + begin * size, dx.row_stride, rows + i, last - i, end - begin, stack.top());
         stack.merge(fold.merges[sequence]);
@@ -148,6 +164,8 @@ void run_embedding_grad(const KernelContext& context, const OpCall& call) {
 }
 
 constexpr KernelEntry kEntries[] = {
+    {OpKind::kLocalIds, DType::kBF16, run_local_ids},
+    {OpKind::kLocalIds, DType::kF32, run_local_ids},
     {OpKind::kEmbedding, DType::kBF16, run_embedding},
     {OpKind::kEmbedding, DType::kF32, run_embedding},
     {OpKind::kGatherRows, DType::kBF16, run_gather_rows},
