@@ -32,6 +32,16 @@ void ScheduleGraph::add_edge(int32_t from, int32_t to) {
   previous_[static_cast<size_t>(to)].push_back(from);
 }
 
+// Between the starts and the ends of a collective's members, so that n of them take 2 n edges; `member` answers for it.
+int32_t ScheduleGraph::add_meeting_point(ActionRef member) {
+  owner_.push_back(member);
+  next_.emplace_back();
+  previous_.emplace_back();
+  never_ends_.push_back(false);
+  visited_.push_back(0);
+  return num_points() - 1;
+}
+
 void ScheduleGraph::add_points() {
   const auto num_ranks = static_cast<int32_t>(ranks_.size());
   first_point_.resize(ranks_.size());
@@ -185,6 +195,7 @@ void ScheduleGraph::match_collectives() {
         problems_.push_back(fmt::format("{} is collective {} of its group, rank {} has no more", name(members[0]), k, missing));
         for (ActionRef ref : members) never_ends_[static_cast<size_t>(end(ref))] = true;
       }
+      const int32_t meeting = add_meeting_point(members[0]);
       for (ActionRef ref : members) {
         if (!same_collective(action(ref), action(members[0]))) {
           problems_.push_back(fmt::format("collective {} of the group is {} but {}", k, name(members[0]), name(ref)));
@@ -193,8 +204,8 @@ void ScheduleGraph::match_collectives() {
           problems_.push_back(fmt::format("collective {} of the group has {} bytes as {} but {} as {}", k, context_.bytes(members[0].rank, action(members[0])), name(members[0]),
                                           context_.bytes(ref.rank, action(ref)), name(ref)));
         }
-        for (ActionRef other : members)
-          if (!(other == ref)) add_edge(start(ref), end(other));
+        add_edge(start(ref), meeting);
+        add_edge(meeting, end(ref));
       }
     }
   }
@@ -228,14 +239,15 @@ std::string ScheduleGraph::cycle() const {
   }
   path.erase(path.begin(), path.begin() + seen_at[static_cast<size_t>(point)]);
   std::reverse(path.begin(), path.end());
-  std::string text;
-  ActionRef last{-1, -1};
+  std::vector<ActionRef> actions;
   for (int32_t on_path : path) {
-    if (owner(on_path) == last) continue;
-    last = owner(on_path);
-    text += name(last) + " -> ";
+    const ActionRef ref = owner(on_path);
+    if (on_path > end(ref)) continue;  // where a collective's members meet
+    if (actions.empty() || !(actions.back() == ref)) actions.push_back(ref);
   }
-  return text + name(owner(path.front()));
+  std::string text;
+  for (ActionRef ref : actions) text += name(ref) + " -> ";
+  return text + name(actions.front());
 }
 
 bool ScheduleGraph::before(int32_t a, int32_t b) const {

@@ -34,7 +34,7 @@ struct ActionRef {
 
 /// Points of an action: its start, its end, and for each place between its ops that a wait names, "the ops before are done" and "the
 /// ops behind may start". A message's or collective's end comes after the start of every other side: correct for transports that
-/// buffer and for those that do not.
+/// buffer and for those that do not. Behind the points of all actions stands one for each collective, where its members meet.
 class ScheduleGraph {
  public:
   ScheduleGraph(const std::vector<Schedule>& ranks, const ScheduleContext& context);
@@ -64,6 +64,7 @@ class ScheduleGraph {
 
  private:
   void add_points();
+  int32_t add_meeting_point(ActionRef member);
   void add_edge(int32_t from, int32_t to);
   void match_messages();
   void match_collectives();
