@@ -201,7 +201,9 @@ class Checklist(unittest.TestCase):
             self.assertEqual(message["finish_reason"], reason)
             self.assertEqual(set(json.loads(message["message"]["tool_calls"][0]["function"]["arguments"])), {"hot"})
         most = 0
-        for seed in range(4):
+        for seed in range(40):  # whether a seed makes two calls depends on the processor's arithmetic
+            if most > 1:
+                break
             calls = self.ok(CHAT, messages=HELLO, temperature=1, seed=seed, max_tokens=220, tools=[WEATHER], tool_choice="required")["choices"][0]["message"]["tool_calls"]
             most = max(most, len(calls))
             self.assertEqual(len({c["id"] for c in calls}), len(calls))
