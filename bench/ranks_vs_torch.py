@@ -13,7 +13,7 @@ def orrery(args, folder, ranks, zero):
         text = subprocess.run([args.orrery, "examples", "llama-11m"], capture_output=True, text=True, check=True).stdout
         with open(toml, "w") as f: f.write(text.replace("corpus/", os.path.abspath(args.corpus) + "/"))
     command = [args.orrery, "train", toml, "--json", "--fresh", "--threads", "2", "--ranks", str(ranks)]
-    for setting in (f"parallel.zero_stage={zero}", f"train.steps={args.steps}", "train.eval_every=0", "optimizer.warmup_steps=1", f"checkpoint.dir={folder}/run"):
+    for setting in (f"parallel.zero_stage={zero}", f"train.steps={args.steps}", "model.max_seq_len=512", "train.global_batch_size=8", "train.eval_every=0", "optimizer.warmup_steps=1", f"checkpoint.dir={folder}/run"):
         command += ["--set", setting]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     rates = [line["tokens_per_second"] for line in map(json.loads, out.splitlines()) if "tokens_per_second" in line]

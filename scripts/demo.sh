@@ -17,7 +17,7 @@ say "text: Debian's jargon-text"
 bash scripts/fetch_corpus.sh "$folder/corpus"
 mkdir -p "$folder"
 "$orrery" examples llama-11m | sed "s|corpus/|$folder/corpus/|" >"$folder/llama-11m.toml"
-settings=(--set "checkpoint.dir=$folder/run" --set checkpoint.every_steps=40)
+settings=(--set "checkpoint.dir=$folder/run")
 
 say "this machine"
 "$orrery" probe
@@ -32,7 +32,7 @@ trainer=$!
 # The kill comes once a checkpoint exists and training has gone on past it.
 for _ in $(seq 1 1200); do
   kill -0 "$trainer" 2>/dev/null || break
-  ls -d "$folder"/run/step-* >/dev/null 2>&1 && [ "$(wc -l <"$folder/run/metrics.jsonl")" -ge 100 ] && break
+  ls -d "$folder"/run/step-* >/dev/null 2>&1 && [ "$(wc -l <"$folder/run/metrics.jsonl")" -ge 300 ] && break
   sleep 0.2
 done
 kill -9 "$trainer" 2>/dev/null && echo "killed process $trainer with SIGKILL" >&2 || true
@@ -59,5 +59,5 @@ say "next"
 cat <<EOF
   $orrery chat $folder/run
   $orrery generate $folder/model.gguf --prompt "A bug is"
-  $orrery train $folder/llama-11m.toml ${settings[*]} --set train.steps=480 --fresh
+  $orrery train $folder/llama-11m.toml ${settings[*]} --set train.steps=4000 --fresh
 EOF
