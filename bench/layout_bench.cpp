@@ -103,6 +103,7 @@ void measure(const EngineOptions& machine, int num_steps, Row& row) {
   const auto run = [&](int rank) {
     set_floating_point_mode();
     TrainingEngine& engine = *engines[static_cast<size_t>(rank)];
+    engine.connect();
     for (int step = 0; step <= num_steps; ++step) {
       fill(engine, step & 1, static_cast<uint32_t>(step));
       if (step == 1) engine.reset_op_table();

@@ -350,6 +350,7 @@ void TrainingEngine::share_weights() {
 StepResult TrainingEngine::step(int copy, const OptimizerHyper& hyper, const std::function<void()>& before_update) {
   const auto begin = std::chrono::steady_clock::now();
   std::memcpy(step_data(StepField::kHyper), &hyper, sizeof hyper);
+  ORRERY_CHECK(world_ == nullptr || collective_thread_, "a rank of {} steps before connect()", plan_.options.world_size());
   progress_.begin_step();
   const bool alone = world_ == nullptr;
   for (Communicator* group : {world_, data_group_.get(), pipeline_group_.get()})
