@@ -11,30 +11,13 @@ import sys
 import tempfile
 import time
 
+from job_system import descendants, segments
+
 suite, build = sys.argv[1], sys.argv[2]
 LAUNCHERS = {"openmpi": (["mpirun.openmpi", "--allow-run-as-root", "--oversubscribe", "-n"], "mpicc.openmpi"),
              "mpich": (["mpiexec.mpich", "-n"], "mpicc.mpich")}
 DEADLINE_S = 2.0
 environment = dict(os.environ, ORRERY_MPI_PLUGIN_DIR=build)
-
-
-def children(pid):
-    """All living descendants of a process of ours."""
-    found, parents = [], {}
-    for entry in pathlib.Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                state, parent = (entry / "stat").read_text().rsplit(")", 1)[1].split()[:2]
-            except (OSError, IndexError):
-                continue
-            if state != "Z":
-                parents.setdefault(int(parent), []).append(int(entry.name))
-    todo = [pid]
-    while todo:
-        more = parents.get(todo.pop(), [])
-        found += more
-        todo += more
-    return found
 
 
 def launch(library, ranks, mode, flight=""):
@@ -44,7 +27,7 @@ def launch(library, ranks, mode, flight=""):
         process = subprocess.Popen(command, env=environment, stdout=out, stderr=err)
         ours = set()
         while process.poll() is None and time.monotonic() - began < 60:
-            ours.update(children(process.pid))
+            ours.update(descendants(process.pid))
             time.sleep(0.02)
         timed_out = process.poll() is None
         if timed_out:
@@ -65,11 +48,6 @@ def launch(library, ranks, mode, flight=""):
     assert not timed_out, f"{where}: hangs\n{text}{log}"
     assert not left, f"{where}: processes left: {left}"
     return process.returncode, text, log, wall
-
-
-def segments():
-    # Every process with an OpenMP runtime, of whatever program, has one of those that are left out.
-    return {name for name in os.listdir("/dev/shm") if not name.startswith("__KMP_")}
 
 
 def check(condition, where, log):

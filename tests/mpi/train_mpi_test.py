@@ -15,6 +15,8 @@ import sys
 import tempfile
 import time
 
+from job_system import descendants, segments
+
 orrery, source = map(os.path.abspath, sys.argv[1:3])
 LAUNCHERS = {"openmpi": ["mpirun.openmpi", "--allow-run-as-root", "--oversubscribe"], "mpich": ["mpiexec.mpich"]}
 DEADLINE_S = 2
@@ -46,25 +48,6 @@ timeout_seconds = {deadline}
 every_steps = 5
 """
 FOREVER = ["--set", "train.steps=1000000"]
-
-
-def descendants(pid):
-    """All living descendants of a process of ours."""
-    found, parents = [], {}
-    for entry in pathlib.Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                state, parent = (entry / "stat").read_text().rsplit(")", 1)[1].split()[:2]
-            except (OSError, IndexError):
-                continue
-            if state != "Z":
-                parents.setdefault(int(parent), []).append(int(entry.name))
-    todo = [pid]
-    while todo:
-        more = parents.get(todo.pop(), [])
-        found += more
-        todo += more
-    return found
 
 
 def lives(pid):
@@ -166,11 +149,6 @@ class Bench:
 
 def check(condition, what, log=""):
     assert condition, f"{what}\n{log[-6000:]}"
-
-
-def segments():
-    # Every process with an OpenMP runtime, of whatever program, has one of those that are left out.
-    return {name for name in os.listdir("/dev/shm") if not name.startswith("__KMP_")}
 
 
 def main():
