@@ -16,20 +16,29 @@
 
 namespace orrery {
 
-/// 32 numbers of a row of x.
-struct QuantizedBlock {
-  int8_t q[32];
-  float scale;
-  float minus_sum;  // -(scale * f32(sum[0] + sum[1]))
-  int32_t sum[2];   // of q, by halves of 16
-};
-static_assert(sizeof(QuantizedBlock) == 48);
+/// Rows of x are multiplied tile by tile: two panels by six rows keep all of AVX-512's registers at work, and what a smaller number of rows
+/// is cut into wastes at most one row. Rows of the next tile when `remaining` rows are left; the tile may have one row more than is left.
+constexpr int64_t quantized_tile_rows(int64_t remaining) {
+  if (remaining >= 9 || remaining == 5 || remaining == 6) return 6;
+  return remaining >= 3 ? 4 : remaining;
+}
+constexpr int64_t kMaxTileRows = 6, kMaxPanels = 2;
+
+/// A tile of quantized rows, block of 32 after block, the same part of each row side by side. A block of R rows:
+///   i8 q[8][R][4]       group g of four numbers
+///   f32 scale[R]
+///   i32 minus_sum[R]    of q
+///   i32 minus_half[R]   of the first sixteen q
+///   f32 minus_min[R]    -(scale * f32(sum of q)): what a minimum is multiplied with
+constexpr int64_t kQuantizedRowBytes = 48;  // of a row and block
 
 struct QuantizedKernels {
-  /// blocks[k / 32] = a row of k numbers of f32 or bf16.
-  void (*quantize_row[2])(const void* x, int64_t k, QuantizedBlock* blocks);  // by is-bf16
-  /// y[r * ldy + c] = row r of x . column c of the panel, for m rows and 16 columns; rows of x are k / 32 blocks apart.
-  void (*panel_product)(WeightFormat format, const std::byte* panel, int64_t k, const QuantizedBlock* x, int64_t m, float* y, int64_t ldy);
+  /// A row of k numbers of f32 or bf16 into place `row` of a tile of `tile_rows`.
+  void (*quantize_row[2])(const void* x, int64_t k, std::byte* tile, int64_t tile_rows, int64_t row);  // by is-bf16
+  /// y[r * ldy + 16 p + c] = row r of the tile . column c of panel p, for the first m rows of a tile and one or two panels that lie one after the
+  /// other; what lies behind them comes to L2 meanwhile when `prefetch`.
+  void (*panel_product)(WeightFormat format, const std::byte* panels, int64_t num_panels, int64_t k, const std::byte* tile, int64_t tile_rows, int64_t m,
+                        float* y, int64_t ldy, bool prefetch);
 };
 
 const QuantizedKernels& quantized_kernels(VectorIsa isa);

@@ -12,16 +12,24 @@ namespace orrery {
 namespace {
 
 // Up to this many rows every thread quantizes x for itself: that is cheaper than meeting once more.
-constexpr int64_t kRowsEachForItself = 4;
-// Rows of accumulators between the product and its rounding: they stay in L1, and so does a panel while the next rows come.
+constexpr int64_t kRowsEachForItself = 8;
+// Rows of accumulators between the product and its rounding: they stay in L1, and so do two panels while the next rows come.
 constexpr int64_t kBandRows = 48;
+constexpr int64_t kBandColumns = kMaxPanels * kQuantPanelColumns;
+
+/// Rows in all tiles of m rows: m, and what the last tile has beyond.
+int64_t padded_rows(int64_t m) {
+  int64_t rows = 0;
+  while (rows < m) rows += quantized_tile_rows(m - rows);
+  return rows;
+}
 
 struct Memory {
-  int64_t row_blocks, shared_bytes, thread_bytes;
-  Memory(int64_t m, int64_t k) : row_blocks(k / kQuantBlock) {
-    const auto rows_bytes = [&](int64_t rows) { return (rows * row_blocks * static_cast<int64_t>(sizeof(QuantizedBlock)) + 63) / 64 * 64; };
+  int64_t row_bytes, shared_bytes, thread_bytes;  // row_bytes: of a quantized row
+  Memory(int64_t m, int64_t k) : row_bytes(k / kQuantBlock * kQuantizedRowBytes) {
+    const auto rows_bytes = [&](int64_t rows) { return (padded_rows(rows) * row_bytes + 63) / 64 * 64; };
     shared_bytes = m > kRowsEachForItself ? rows_bytes(m) : 0;
-    thread_bytes = rows_bytes(std::min(m, kRowsEachForItself)) + kBandRows * kQuantPanelColumns * 4;
+    thread_bytes = (m > kRowsEachForItself ? 0 : rows_bytes(m)) + kBandRows * kBandColumns * 4;
   }
 };
 
@@ -35,32 +43,61 @@ struct ThreadWork {
   int64_t m;
   int64_t compute_bytes;  // of a number of the compute dtype
 
-  // Panels [first, last) of the whole weight, for all rows.
-  void run(const QuantizedBlock* x, float* band, int64_t first, int64_t last) const {
-    const FinishKind kind = y.dtype == DType::kF32 && compute_bytes == 2 ? FinishKind::kF32 : FinishKind::kPlain;
+  // Panels [first, last) of the whole weight, for all rows; x is their tiles.
+  void run(const std::byte* x, float* band, int64_t first, int64_t last) const {
     const std::byte* at = weight;
     int64_t panel = 0, column = 0;
     for (const PackedSegment& segment : shape.segments) {
-      const int64_t panel_bytes = quantized_panel_bytes(segment.format, shape.depth);
-      for (int64_t c = 0; c < segment.num_columns; c += kQuantPanelColumns, ++panel, at += panel_bytes) {
-        if (panel < first || panel >= last) continue;
-        GemmBlock block;
-        block.columns = std::min(kQuantPanelColumns, segment.num_columns - c);
-        block.c = band;
-        block.ldc = kQuantPanelColumns;
-        block.bias = bias == nullptr ? nullptr : bias + (column + c) * compute_bytes;
-        block.ldy = y.row_stride;
-        for (int64_t i = 0; i < m; i += kBandRows) {
-          block.rows = std::min(kBandRows, m - i);
-          block.y = row_at(y, i) + (column + c) * dtype_bytes(y.dtype);
-          kernels.panel_product(segment.format, at, shape.depth, x + i * (shape.depth / kQuantBlock), block.rows, band, kQuantPanelColumns);
-          rows.finish[static_cast<int>(kind)](block);
-        }
+      const int64_t panel_bytes = quantized_panel_bytes(segment.format, shape.depth), panels = (segment.num_columns + kQuantPanelColumns - 1) / kQuantPanelColumns;
+      const int64_t end = std::min(panels, last - panel);
+      for (int64_t p = std::max<int64_t>(0, first - panel); p < end;) {
+        const int64_t count = std::min(kMaxPanels, end - p), c = p * kQuantPanelColumns;
+        run_panels(segment.format, at + p * panel_bytes, count, x, band, column + c, std::min(count * kQuantPanelColumns, segment.num_columns - c));
+        p += count;
       }
+      at += panels * panel_bytes;
+      panel += panels;
       column += segment.num_columns;
     }
   }
+
+ private:
+  void run_panels(WeightFormat format, const std::byte* panels, int64_t num_panels, const std::byte* x, float* band, int64_t column, int64_t columns) const {
+    const FinishKind kind = y.dtype == DType::kF32 && compute_bytes == 2 ? FinishKind::kF32 : FinishKind::kPlain;
+    GemmBlock block;
+    block.columns = columns;
+    block.c = band;
+    block.ldc = kBandColumns;
+    block.bias = bias == nullptr ? nullptr : bias + column * compute_bytes;
+    block.ldy = y.row_stride;
+    for (int64_t i = 0; i < m;) {
+      block.rows = 0;
+      block.y = row_at(y, i) + column * dtype_bytes(y.dtype);
+      while (i < m && block.rows + kMaxTileRows <= kBandRows) {
+        const int64_t tile_rows = quantized_tile_rows(m - i), used = std::min(tile_rows, m - i);
+        kernels.panel_product(format, panels, num_panels, shape.depth, x, tile_rows, used, band + block.rows * kBandColumns, kBandColumns, i == 0);
+        x += tile_rows * (shape.depth / kQuantBlock) * kQuantizedRowBytes;
+        block.rows += used;
+        i += used;
+      }
+      rows.finish[static_cast<int>(kind)](block);
+    }
+  }
 };
+
+/// Tiles of x's rows; of `parts` parts, part `part`.
+void quantize_rows(const QuantizedKernels& kernels, const TensorView& x, int64_t row_bytes, int64_t part, int64_t parts, std::byte* tiles) {
+  const int64_t m = x.rows();
+  for (int64_t i = 0; i < m;) {
+    const int64_t tile_rows = quantized_tile_rows(m - i), used = std::min(tile_rows, m - i);
+    // A tile belongs to the part that its first row falls into.
+    if (i * parts / m == part)
+      for (int64_t row = 0; row < used; ++row)
+        kernels.quantize_row[x.dtype == DType::kBF16](row_at(x, i + row), x.row_width(), tiles, tile_rows, row);
+    tiles += tile_rows * row_bytes;
+    i += used;
+  }
+}
 
 int64_t num_panels(const PackedLinearAttributes& shape) {
   int64_t count = 0;
@@ -127,23 +164,20 @@ void quantized_linear(const KernelContext& context, const OpCall& call) {
   ORRERY_CHECK(memory.shared_bytes + num_threads * memory.thread_bytes <= static_cast<int64_t>(call.workspace.size()), "linear_packed: workspace of {}",
                call.workspace.size());
   const QuantizedKernels& kernels = quantized_kernels(context.isa);
-  const auto quantize_row = kernels.quantize_row[x.dtype == DType::kBF16];
-  auto* shared = reinterpret_cast<QuantizedBlock*>(call.workspace.data());
   const bool together = memory.shared_bytes > 0;
-  if (together)
-    context.pool->parallel_for(m, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) quantize_row(row_at(x, i), k, shared + i * memory.row_blocks);
-    });
+  std::byte* shared = call.workspace.data();
+  if (together) context.pool->run([&](int thread_index, int threads) { quantize_rows(kernels, x, memory.row_bytes, thread_index, threads, shared); });
   const ThreadWork work{kernels, gemm_rows(context.isa, x.dtype), shape, call.in(1).data, call.inputs.size() > 2 ? call.in(2).data : nullptr, y, m,
                         dtype_bytes(x.dtype)};
   const int64_t panels = num_panels(shape);
   context.pool->run([&](int thread_index, int threads) {
-    std::byte* own = call.workspace.data() + memory.shared_bytes + thread_index * memory.thread_bytes;
+    std::byte* own = shared + memory.shared_bytes + thread_index * memory.thread_bytes;
     auto* band = reinterpret_cast<float*>(own);
-    auto* rows = together ? shared : reinterpret_cast<QuantizedBlock*>(own + kBandRows * kQuantPanelColumns * 4);
-    if (!together)
-      for (int64_t i = 0; i < m; ++i) quantize_row(row_at(x, i), k, rows + i * memory.row_blocks);
-    work.run(rows, band, panels * thread_index / threads, panels * (thread_index + 1) / threads);
+    std::byte* tiles = together ? shared : own + kBandRows * kBandColumns * 4;
+    if (!together) quantize_rows(kernels, x, memory.row_bytes, 0, 1, tiles);
+    // Borders between threads at pairs of panels.
+    const auto border = [&](int64_t index) { return index == threads ? panels : panels * index / threads / kMaxPanels * kMaxPanels; };
+    work.run(tiles, band, border(thread_index), border(thread_index + 1));
   });
 }
 
