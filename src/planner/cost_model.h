@@ -42,21 +42,20 @@ struct ConstantPrior {
 };
 const std::array<ConstantPrior, kNumConstants>& constant_priors();
 
-/// What a machine and its software do differently from the constants: four factors, 1 when nothing is known.
-struct CalibrationFactors {
-  double compute = 1, launch = 1, communication = 1, memory = 1, overall = 1;
-};
-
 struct StepCost {
   double seconds = 0;
   // Shares that add up to `seconds` only where nothing overlaps; for explanations.
   double compute_seconds = 0, host_seconds = 0, communication_seconds = 0, bubble_seconds = 0, optimizer_seconds = 0;
-  double steady_seconds = 0;  // the slowest stage times the micro-batches
   double model_flops_per_device = 0;  // without recomputation
+  // What the step is made of, for a simulation of the pipeline. Of one rank and micro-batch, forward and backward together: a layer, the
+  // head, the embedding, and what messages between stages keep a rank waiting for.
+  double layer_seconds = 0, head_seconds = 0, embed_seconds = 0, handoff_seconds = 0;
+  double forward_share = 0, weight_share = 0;  // of a layer: the forward pass, and the backward's half that makes gradients of weights
+  double tail_seconds = 0;                     // gradient reduction, optimizer and what a step costs by itself
 };
 
 /// Pure and without allocation. The job's fields are positive and consistent (check_job).
-StepCost predict_step(const TrainingJob& job, const CostConstants& constants, const CalibrationFactors& factors = {});
+StepCost predict_step(const TrainingJob& job, const CostConstants& constants);
 
 /// Bytes on the fullest rank: weights, gradients, optimizer, activations, temporary gathers. Not the allocator's reserve.
 struct MemoryCost {

@@ -244,6 +244,12 @@ std::vector<Plan> make_training_plans(const TrainingPlanOptions& options, const 
               options.micro_batch_size || options.recompute ? "; train.micro_batch_size and train.recompute = \"auto\" let the plan choose" : "");
 }
 
+Plan make_rank_plan(const TrainingPlanOptions& options, const WorkspaceBytes& workspace_bytes) {
+  check_options(options);
+  ORRERY_CHECK(options.micro_batch_size && options.recompute, "micro-batch size or recompute is open");
+  return build_plan(options, *options.micro_batch_size, *options.recompute, workspace_bytes);
+}
+
 Plan make_training_plan(const TrainingPlanOptions& options, const WorkspaceBytes& workspace_bytes) {
   ORRERY_CHECK(options.world_size() == 1, "{} ranks", options.world_size());
   return std::move(make_training_plans(options, workspace_bytes).front());

@@ -77,6 +77,11 @@ struct Plan {
 /// Errors: kInvalidConfig when nothing fits: says the least bytes that would do; for sizes that do not go together, which and what would.
 std::vector<Plan> make_training_plans(const TrainingPlanOptions& options, const WorkspaceBytes& workspace_bytes);
 
+/// The plan of the rank of `options` alone, its micro-batch size and recompute given: memory and schedule, not compared with other ranks' and
+/// without the counts of the whole model's work. For looking at one rank of very many.
+/// Errors: as above.
+Plan make_rank_plan(const TrainingPlanOptions& options, const WorkspaceBytes& workspace_bytes);
+
 /// The plan of a single rank: all sizes are 1.
 Plan make_training_plan(const TrainingPlanOptions& options, const WorkspaceBytes& workspace_bytes);
 

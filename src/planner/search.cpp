@@ -30,8 +30,26 @@ auto layout_order(const JobLayout& l) {
   return std::tuple(l.tp, l.pp, l.cp, l.ep, l.virtual_stages, static_cast<int>(l.schedule), static_cast<int>(l.zero), l.shard_size, static_cast<int>(l.recompute), l.offload_optimizer,
                     -l.micro_batch, !l.sequence_parallel, l.dp);
 }
-bool better(const Candidate& a, const Candidate& b) {
-  return a.objective != b.objective ? a.objective < b.objective : layout_order(a.job.layout) < layout_order(b.job.layout);
+
+// What stands in "why not", and in the order of Family below.
+enum : size_t { kZero, kPipeline = 4, kNoPipeline, kNoTensor, kTensorInside, kTensorAcross, kContext, kExpert, kRecompute, kNoRecompute, kOffload, kSchedule, kNumFamilies = kSchedule + 5 };
+constexpr std::array<std::string_view, kNumFamilies> kFamilyNames = {
+    "no sharding (zero 0)", "sharded optimizer (zero 1)", "sharded gradients (zero 2)", "fully sharded (zero 3)", "pipeline parallel", "no pipeline", "no tensor parallelism",
+    "tensor parallel inside a domain", "tensor parallel across domains", "context parallel", "expert parallel", "full recompute", "no recompute", "optimizer offloaded to the host",
+    "schedule 1f1b", "schedule gpipe", "schedule interleaved", "schedule zb-h1", "schedule zb-v"};
+
+template <typename Use>
+void for_families(const Candidate& c, Use use) {
+  const JobLayout& l = c.job.layout;
+  use(kZero + static_cast<size_t>(l.zero));
+  use(l.pp > 1 ? kPipeline : kNoPipeline);
+  use(l.tp == 1 ? kNoTensor : l.tp <= c.job.cluster.domain_size ? kTensorInside : kTensorAcross);
+  if (l.cp > 1) use(kContext);
+  if (l.ep > 1) use(kExpert);
+  if (l.recompute == RecomputeKind::kFull) use(kRecompute);
+  if (l.recompute == RecomputeKind::kNone) use(kNoRecompute);
+  if (l.offload_optimizer) use(kOffload);
+  if (l.pp > 1) use(kSchedule + static_cast<size_t>(l.schedule));
 }
 
 struct Family {
@@ -40,12 +58,16 @@ struct Family {
   double least_bytes = std::numeric_limits<double>::infinity();
 };
 
+double num_steps(const SearchRequest& request) {
+  return request.total_tokens > 0 ? std::ceil(request.total_tokens / (request.global_batch * request.model.seq_len)) : 1;
+}
+
 class Search {
  public:
   Search(const SearchRequest& request, SearchResult& result) : request_(request), result_(result) {
     result_ = {};
     result_.device = request.cluster.device_spec();
-    capacity_ = result_.device.memory_bytes * request.memory_fraction - kContextBytes;
+    result_.capacity_bytes = capacity_ = result_.device.memory_bytes * request.memory_fraction - kContextBytes;
     host_capacity_ = request.cluster.tiers.host_gib_per_device * 1073741824.0;
     parameters_ = count_parameters(request.model);
   }
@@ -133,7 +155,7 @@ class Search {
     // Nothing is faster than the model's own work at the peak of the products, on every device.
     if (request_.prune && result_.best.size() == static_cast<size_t>(kFinalists) && request_.objective == Objective::kTime) {
       const double bound = model_flops() / c.job.cluster.num_devices / peak_flops();
-      if (run_seconds_of(bound, 1) > worst_kept_) {
+      if (num_steps(request_) * bound > worst_kept_) {
         ++result_.pruned_by_time;
         return;
       }
@@ -171,8 +193,6 @@ class Search {
     const AcceleratorSpec& d = result_.device;
     return std::max({d.bf16_flops, request_.format >= NumberFormat::kFp8 ? d.fp8_flops : 0, request_.format == NumberFormat::kFp4 ? d.fp4_flops : 0});
   }
-  double num_steps() const { return request_.total_tokens > 0 ? std::ceil(request_.total_tokens / (request_.global_batch * request_.model.seq_len)) : 1; }
-  double run_seconds_of(double step_seconds, double good) const { return num_steps() * step_seconds / good; }
 
   void score(Candidate& c) {
     ++result_.considered;
@@ -183,24 +203,7 @@ class Search {
     }
     ++result_.scored;
     c.step = predict_step(c.job, default_constants());
-    // A checkpoint streams beside the work except for what storage cannot take: 14 bytes a parameter.
-    FailureModel failures{request_.cluster.failures.device_mtbf_hours * 3600 / c.job.cluster.num_devices, parameters_.total * 14 / (request_.cluster.tiers.storage_gbytes_per_second * 1e9),
-                          request_.cluster.failures.restart_seconds};
-    failures.restart_seconds += failures.save_seconds;  // reading it back
-    c.checkpoint_interval_seconds = std::max(best_checkpoint_interval(failures), c.step.seconds);
-    c.goodput = request_.total_tokens > 0 ? goodput(failures, c.checkpoint_interval_seconds) : 1;
-    c.run_seconds = run_seconds_of(c.step.seconds, c.goodput);
-    const double nodes = std::ceil(c.job.cluster.num_devices / static_cast<double>(request_.cluster.devices.per_node));
-    const double watts = c.job.cluster.num_devices * predict_device_watts(c.job, c.step) + nodes * request_.cluster.prices.node_overhead_watts;
-    c.kwh = watts * request_.cluster.prices.pue * c.run_seconds / 3.6e6;
-    c.money = c.run_seconds / 3600 * c.job.cluster.num_devices * request_.cluster.prices.per_device_hour + c.kwh * request_.cluster.prices.per_kwh;
-    c.carbon_kg = c.kwh * request_.cluster.prices.carbon_g_per_kwh / 1000;
-    switch (request_.objective) {
-      case Objective::kTime: c.objective = c.run_seconds; break;
-      case Objective::kCost: c.objective = c.money; break;
-      case Objective::kEnergy: c.objective = c.kwh; break;
-      case Objective::kMemory: c.objective = c.memory.total(); break;
-    }
+    price_run(request_, c);
     note_family(c);
     if (!fastest_ || c.run_seconds < fastest_seconds_) fastest_ = true, fastest_seconds_ = c.run_seconds;
     if (!cheapest_ || c.money < least_money_) cheapest_ = true, least_money_ = c.money;
@@ -214,57 +217,30 @@ class Search {
   void keep(const Candidate& c) {
     auto& best = result_.best;
     if (best.size() == static_cast<size_t>(kFinalists)) {
-      if (!better(c, best.front())) return;
-      std::pop_heap(best.begin(), best.end(), better);
+      if (!is_better(c, best.front())) return;
+      std::pop_heap(best.begin(), best.end(), is_better);
       best.back() = c;
     } else {
       best.push_back(c);
     }
-    std::push_heap(best.begin(), best.end(), better);
+    std::push_heap(best.begin(), best.end(), is_better);
     if (request_.objective == Objective::kTime) worst_kept_ = best.front().objective;
   }
 
-  template <typename Use>
-  void for_families(const Candidate& c, Use use) {
-    const JobLayout& l = c.job.layout;
-    constexpr std::array kZero = {"no sharding (zero 0)", "sharded optimizer (zero 1)", "sharded gradients (zero 2)", "fully sharded (zero 3)"};
-    use(0 + static_cast<int>(l.zero), kZero[static_cast<size_t>(l.zero)]);
-    use(4, l.pp > 1 ? "pipeline parallel" : nullptr);
-    use(5, l.pp == 1 ? "no pipeline" : nullptr);
-    use(6, l.tp == 1 ? "no tensor parallelism" : nullptr);
-    use(7, l.tp > 1 && l.tp <= c.job.cluster.domain_size ? "tensor parallel inside a domain" : nullptr);
-    use(8, l.tp > c.job.cluster.domain_size ? "tensor parallel across domains" : nullptr);
-    use(9, l.cp > 1 ? "context parallel" : nullptr);
-    use(10, l.ep > 1 ? "expert parallel" : nullptr);
-    use(11, l.recompute == RecomputeKind::kFull ? "full recompute" : nullptr);
-    use(12, l.recompute == RecomputeKind::kNone ? "no recompute" : nullptr);
-    use(13, l.offload_optimizer ? "optimizer offloaded to the host" : nullptr);
-    if (l.pp > 1) {
-      constexpr std::array kSchedules = {"schedule 1f1b", "schedule gpipe", "schedule interleaved", "schedule zb-h1", "schedule zb-v"};
-      use(14 + static_cast<int>(l.schedule), kSchedules[static_cast<size_t>(l.schedule)]);
-    }
-  }
   void note_family(const Candidate& c) {
-    for_families(c, [&](int id, const char* name) {
-      if (!name) return;
-      Family& family = families_[static_cast<size_t>(id)];
-      names_[static_cast<size_t>(id)] = name;
+    for_families(c, [&](size_t id) {
+      Family& family = families_[id];
       if (c.objective < family.best) family.best = c.objective, family.candidate = c;
     });
   }
   void note_misfit(const Candidate& c, const MemoryCost& memory) {
     least_total_ = std::min(least_total_, memory.total());
-    for_families(c, [&](int id, const char* name) {
-      if (!name) return;
-      Family& family = families_[static_cast<size_t>(id)];
-      names_[static_cast<size_t>(id)] = name;
-      family.least_bytes = std::min(family.least_bytes, memory.total());
-    });
+    for_families(c, [&](size_t id) { families_[id].least_bytes = std::min(families_[id].least_bytes, memory.total()); });
   }
 
   void finish() {
     auto& best = result_.best;
-    std::sort_heap(best.begin(), best.end(), better);
+    std::sort_heap(best.begin(), best.end(), is_better);
     if (best.empty()) fail();
     for (Candidate& c : best) {
       const IntervalFactors interval = shipped_intervals(classify(c.job)).frozen;
@@ -273,26 +249,11 @@ class Search {
     for (const auto& [n, c] : pareto_) result_.pareto.push_back(c);
     std::sort(result_.pareto.begin(), result_.pareto.end(), [](const auto& a, const auto& b) { return a.run_seconds < b.run_seconds; });
     for (size_t id = 0; id < families_.size(); ++id) {
-      if (names_[id].empty()) continue;
       const Family& family = families_[id];
-      FamilyVerdict verdict{names_[id], "", std::isfinite(family.best), family.best};
-      if (!verdict.feasible) {
-        verdict.reason = fmt::format("does not fit: at least {} over on the fullest rank", format_bytes(family.least_bytes - capacity_));
-      } else {
-        const double loss = family.best / best.front().objective - 1;
-        if (loss <= 1e-12) {
-          verdict.reason = "holds the best layout";
-        } else {
-          const StepCost& s = family.candidate.step;
-          // The largest of what does not make progress.
-          const std::pair<double, const char*> causes[] = {{s.bubble_seconds, "bubble"}, {s.communication_seconds, "communication"}, {s.optimizer_seconds, "optimizer"}, {s.host_seconds > s.compute_seconds ? s.host_seconds : 0, "host"}};
-          const auto& cause = *std::max_element(std::begin(causes), std::end(causes));
-          verdict.reason = fmt::format("{:.1f} % worse: {}; {} {:.0f} % of the step", 100 * loss, layout_text(family.candidate.job.layout), cause.second, 100 * cause.first / s.seconds);
-        }
-      }
-      result_.families.push_back(std::move(verdict));
+      const bool feasible = std::isfinite(family.best);
+      if (feasible || std::isfinite(family.least_bytes)) result_.families.push_back({std::string(kFamilyNames[id]), "", feasible, family.candidate, family.least_bytes - capacity_});
     }
-    std::stable_sort(result_.families.begin(), result_.families.end(), [](const auto& a, const auto& b) { return std::tuple(!a.feasible, a.objective) < std::tuple(!b.feasible, b.objective); });
+    explain_families(result_);
   }
 
   [[noreturn]] void fail() const {
@@ -320,12 +281,64 @@ class Search {
   double least_total_ = std::numeric_limits<double>::infinity();
   bool fastest_ = false, cheapest_ = false;
   double fastest_seconds_ = 0, least_money_ = 0;
-  std::array<Family, 19> families_;
-  std::array<std::string, 19> names_;
+  std::array<Family, kNumFamilies> families_;
   std::map<double, Candidate> pareto_;
 };
 
 }  // namespace
+
+void price_run(const SearchRequest& request, Candidate& candidate) {
+  // A checkpoint streams beside the work except for what storage cannot take: 14 bytes a parameter.
+  FailureModel failures{request.cluster.failures.device_mtbf_hours * 3600 / candidate.job.cluster.num_devices, count_parameters(request.model).total * 14 / (request.cluster.tiers.storage_gbytes_per_second * 1e9),
+                        request.cluster.failures.restart_seconds};
+  failures.restart_seconds += failures.save_seconds;  // reading it back
+  candidate.checkpoint_interval_seconds = std::max(best_checkpoint_interval(failures), candidate.step.seconds);
+  candidate.goodput = request.total_tokens > 0 ? goodput(failures, candidate.checkpoint_interval_seconds) : 1;
+  candidate.run_seconds = num_steps(request) * candidate.step.seconds / candidate.goodput;
+  const double nodes = std::ceil(candidate.job.cluster.num_devices / static_cast<double>(request.cluster.devices.per_node));
+  const double watts = candidate.job.cluster.num_devices * predict_device_watts(candidate.job, candidate.step) + nodes * request.cluster.prices.node_overhead_watts;
+  candidate.kwh = watts * request.cluster.prices.pue * candidate.run_seconds / 3.6e6;
+  candidate.money = candidate.run_seconds / 3600 * candidate.job.cluster.num_devices * request.cluster.prices.per_device_hour + candidate.kwh * request.cluster.prices.per_kwh;
+  candidate.carbon_kg = candidate.kwh * request.cluster.prices.carbon_g_per_kwh / 1000;
+  switch (request.objective) {
+    case Objective::kTime: candidate.objective = candidate.run_seconds; break;
+    case Objective::kCost: candidate.objective = candidate.money; break;
+    case Objective::kEnergy: candidate.objective = candidate.kwh; break;
+    case Objective::kMemory: candidate.objective = candidate.memory.total(); break;
+  }
+}
+
+bool is_better(const Candidate& a, const Candidate& b) {
+  return a.objective != b.objective ? a.objective < b.objective : layout_order(a.job.layout) < layout_order(b.job.layout);
+}
+
+std::vector<std::string_view> families_of(const Candidate& candidate) {
+  std::vector<std::string_view> names;
+  for_families(candidate, [&](size_t id) { names.push_back(kFamilyNames[id]); });
+  return names;
+}
+
+void explain_families(SearchResult& result) {
+  for (FamilyVerdict& verdict : result.families) {
+    const Candidate& best = verdict.best;
+    if (!verdict.feasible) {
+      verdict.reason = fmt::format("does not fit: at least {} over on the fullest rank", format_bytes(verdict.missing_bytes));
+      continue;
+    }
+    const double loss = best.objective / result.best.front().objective - 1;
+    if (loss <= 1e-12) {
+      verdict.reason = "holds the best layout";
+      continue;
+    }
+    const StepCost& s = best.step;
+    // The largest of what does not make progress.
+    const std::pair<double, const char*> causes[] = {{s.bubble_seconds, "bubble"}, {s.communication_seconds, "communication"}, {s.optimizer_seconds, "optimizer"}, {s.host_seconds > s.compute_seconds ? s.host_seconds : 0, "host"}};
+    const auto& cause = *std::max_element(std::begin(causes), std::end(causes));
+    verdict.reason = fmt::format("{:.1f} % worse: {}; {} {:.0f} % of the step", 100 * loss, layout_text(best.job.layout), cause.second, 100 * cause.first / s.seconds);
+  }
+  std::stable_sort(result.families.begin(), result.families.end(),
+                   [](const auto& a, const auto& b) { return std::tuple(!a.feasible, a.best.objective) < std::tuple(!b.feasible, b.best.objective); });
+}
 
 void search_layouts(const SearchRequest& request, SearchResult& result) {
   if (request.global_batch < 1 || request.model.num_layers < 1 || request.model.hidden < 1 || request.model.num_heads < 1 || request.model.seq_len < 1)
@@ -376,7 +389,7 @@ void replan_after_loss(SearchRequest request, int64_t lost_nodes, SearchResult& 
   const int64_t step = std::max(per_node, power / 16);
   SearchResult other;
   for (int64_t n = left / step * step; n >= power && n > per_node; n -= step)
-    if (n % per_node == 0 && try_count(n, other) && better(other.best.front(), best)) best = other.best.front(), chosen = n;
+    if (n % per_node == 0 && try_count(n, other) && is_better(other.best.front(), best)) best = other.best.front(), chosen = n;
   request.cluster.devices.count = chosen;
   search_layouts(request, result);  // again: a job points at the device of its own result
 }

@@ -17,8 +17,8 @@ nlohmann::ordered_json candidate_json(const Candidate& c) {
           {"schedule", pipeline_schedule_name(l.schedule)}, {"context_parallel_size", l.cp}, {"expert_parallel_size", l.ep}, {"data_parallel_size", l.dp},
           {"zero_stage", static_cast<int>(l.zero)}, {"shard_size", l.shard_size}, {"micro_batch_size", l.micro_batch}, {"num_micro_batches", l.num_micro_batches},
           {"recompute", recompute_word(l.recompute)}, {"offload_optimizer", l.offload_optimizer},
-          {"step_seconds", c.step.seconds}, {"step_seconds_low", c.low_seconds}, {"step_seconds_high", c.high_seconds},
-          {"memory_bytes", c.memory.total()}, {"host_bytes", c.memory.host}, {"goodput", c.goodput}, {"run_seconds", c.run_seconds},
+          {"step_seconds", c.step.seconds}, {"step_seconds_by", c.closed_form_seconds > 0 ? "events" : "closed form"}, {"step_seconds_low", c.low_seconds}, {"step_seconds_high", c.high_seconds},
+          {"memory_bytes", c.memory.total()}, {"memory_map_bytes", c.mapped_bytes > 0 ? nlohmann::ordered_json(c.mapped_bytes) : nlohmann::ordered_json()}, {"not_mapped", c.not_mapped}, {"host_bytes", c.memory.host}, {"goodput", c.goodput}, {"run_seconds", c.run_seconds},
           {"money", c.money}, {"kwh", c.kwh}, {"carbon_kg", c.carbon_kg}, {"energy_kind", "modelled"}};
 }
 
@@ -53,10 +53,13 @@ std::string search_to_text(const SearchRequest& request, const SearchResult& res
                       100 * best.step.communication_seconds / best.step.seconds);
   text += fmt::format("memory    {} of {} on the fullest rank: weights {}, gradients {}, optimizer {}, activations {}\n", format_bytes(best.memory.total()), format_bytes(result.device.memory_bytes),
                       format_bytes(best.memory.weights), format_bytes(best.memory.gradients), format_bytes(best.memory.optimizer), format_bytes(best.memory.activations));
+  if (best.mapped_bytes > 0) text += fmt::format("          {} by the exact map of its tensors; what an accelerator's kernels work in comes on top\n", format_bytes(static_cast<double>(best.mapped_bytes)));
+  else if (!best.not_mapped.empty()) text += fmt::format("          no exact map: {}\n", best.not_mapped);
   if (request.total_tokens > 0)
     text += fmt::format("run       {} with goodput {:.3f}, a checkpoint every {}; money {:.0f}, {:.0f} kWh (modelled)\n", format_duration(best.run_seconds), best.goodput,
                         format_duration(best.checkpoint_interval_seconds), best.money, best.kwh);
   text += fmt::format("searched  {} layouts priced, {} more groups do not fit, {} cannot be faster\n", result.considered, result.pruned_by_memory, result.pruned_by_time);
+  text += fmt::format("finalists {}: {} stepped through by events, {} laid out to the byte, {} more dropped by that\n", result.best.size(), result.simulated, result.mapped, result.dropped);
   if (!explain) return text;
   text += "\ntop ten\n";
   for (size_t i = 0; i < std::min<size_t>(10, result.best.size()); ++i) {

@@ -27,6 +27,7 @@ ParameterCount count_parameters(const ModelShape& model);
 
 /// Which program runs the job; eras differ in kernels (attention fused or not) and in host time per layer.
 enum class SoftwareStack : uint8_t { kMegatron2020, kMegatronDeepSpeed, kMegatronCore, kFsdp2023, kFsdpCompiled, kDeterministic };
+constexpr bool has_unfused_attention(SoftwareStack stack) { return stack == SoftwareStack::kMegatron2020 || stack == SoftwareStack::kMegatronDeepSpeed; }
 enum class NumberFormat : uint8_t { kBf16, kFp8, kFp8Blocks, kFp4 };  // kFp8Blocks: a scale per 32 (MX)
 enum class RecomputeKind : uint8_t { kNone, kSelective, kFull };
 enum class ZeroStage : uint8_t { kNone, kOptimizer, kGradients, kFull };

@@ -15,6 +15,7 @@ bool gives_gradient(ActionKind kind) { return kind == ActionKind::kBackward || k
 
 Timeline simulate(const SimulatedPipeline& p) {
   const size_t num_ranks = p.steps.size(), num_stages = p.rank_of_stage.size();
+  if (p.seconds_of_stage.size() != num_stages) throw Error(ErrorCode::kInvalidConfig, "seconds for {} stages, the pipeline has {}", p.seconds_of_stage.size(), num_stages);
   int32_t num_micro_batches = 0;
   for (const auto& rank : p.steps)
     for (const SimulatedStep& step : rank) {
@@ -39,11 +40,12 @@ Timeline simulate(const SimulatedPipeline& p) {
     const double next = after(gradient_done[cell(step.stage + 1, step.micro_batch)], step.stage + 1);
     return next == kNever ? kNever : std::max(own, next);
   };
-  auto seconds = [&](ActionKind kind) {
-    if (is_forward(kind)) return p.forward_seconds;
-    if (kind == ActionKind::kBackwardInput) return p.backward_input_seconds;
-    if (kind == ActionKind::kBackwardWeight) return p.backward_weight_seconds;
-    return p.backward_input_seconds + p.backward_weight_seconds;
+  auto seconds = [&](const SimulatedStep& step) {
+    const StageSeconds& stage = p.seconds_of_stage[static_cast<size_t>(step.stage)];
+    if (is_forward(step.kind)) return stage.forward;
+    if (step.kind == ActionKind::kBackwardInput) return stage.backward_input;
+    if (step.kind == ActionKind::kBackwardWeight) return stage.backward_weight;
+    return stage.backward_input + stage.backward_weight;
   };
 
   Timeline timeline;
@@ -69,7 +71,7 @@ Timeline simulate(const SimulatedPipeline& p) {
       const SimulatedStep& step = p.steps[r][position[r]];
       const double inputs = ready(step);
       if (inputs == kNever) break;
-      const double begin = std::max(free_at[r], inputs), end = begin + seconds(step.kind) * (p.slowdown.empty() ? 1 : p.slowdown[r]);
+      const double begin = std::max(free_at[r], inputs), end = begin + seconds(step) * (p.slowdown.empty() ? 1 : p.slowdown[r]);
       timeline.ranks[r].push_back({step, begin, end});
       free_at[r] = end;
       ++position[r], --left;

@@ -17,11 +17,16 @@ struct SimulatedStep {
   int32_t micro_batch = 0;
 };
 
-/// What one pipeline does. Seconds are of one micro-batch on one stage.
+/// Of one micro-batch on one stage. A backward that is not split takes both halves.
+struct StageSeconds {
+  double forward = 0, backward_input = 0, backward_weight = 0;
+};
+
+/// What one pipeline does.
 struct SimulatedPipeline {
   std::vector<int32_t> rank_of_stage;
+  std::vector<StageSeconds> seconds_of_stage;
   std::vector<std::vector<SimulatedStep>> steps;  // by rank
-  double forward_seconds = 0, backward_input_seconds = 0, backward_weight_seconds = 0;
   double handoff_seconds = 0;                     // between stages of different ranks
   double tail_seconds = 0;                        // gradients and optimizer, after the last step of every rank
   std::vector<double> slowdown;                   // by rank; empty: 1

@@ -18,7 +18,7 @@ constexpr double kForward = 2, kInput = 3, kWeight = 1;
 // One stage a rank; `warmup` forwards before the first backward.
 SimulatedPipeline one_stage_a_rank(int p, int m, bool gpipe) {
   SimulatedPipeline pipeline;
-  pipeline.forward_seconds = kForward, pipeline.backward_input_seconds = kInput, pipeline.backward_weight_seconds = kWeight;
+  pipeline.seconds_of_stage.assign(static_cast<size_t>(p), {kForward, kInput, kWeight});
   for (int rank = 0; rank < p; ++rank) {
     pipeline.rank_of_stage.push_back(rank);
     auto& steps = pipeline.steps.emplace_back();
@@ -56,6 +56,18 @@ TEST(Simulate, SlowRanksAndLinksCostWhatTheyMust) {
   SimulatedPipeline linked = one_stage_a_rank(p, m, false);
   linked.handoff_seconds = 0.25;
   EXPECT_GE(simulate(linked).compute_seconds, base + 2 * (p - 1) * 0.25);
+}
+
+TEST(Simulate, TheSlowestStageSetsThePace) {
+  const int p = 4, m = 32;
+  SimulatedPipeline uneven = one_stage_a_rank(p, m, false);
+  uneven.seconds_of_stage[2].forward *= 2;
+  const Timeline timeline = simulate(uneven);
+  const double slot = kForward + kInput + kWeight, slow = slot + kForward;
+  EXPECT_GE(timeline.compute_seconds, m * slow + 2 * slot);  // it works all the time, after the fill and before the drain of the two before it
+  EXPECT_LE(timeline.compute_seconds, (m + p - 1) * slow);
+  uneven.seconds_of_stage.pop_back();
+  EXPECT_THROW(simulate(uneven), Error);
 }
 
 TEST(Simulate, ReplicasAreOneClass) {

@@ -7,8 +7,9 @@
 #include "base/units.h"
 #include "checkpoint/model_source.h"
 #include "model/model_config.h"
-#include "planner/search.h"
+#include "simulate/finalists.h"
 #include "train/run_config.h"
+#include "train/run_setup.h"
 
 namespace orrery {
 namespace {
@@ -33,48 +34,11 @@ ModelConfig run_model(const RunConfig& config) {
 
 }  // namespace
 
-PipelineKind pipeline_kind_of(PipelineSchedule schedule) {
-  switch (schedule) {
-    case PipelineSchedule::kGpipe: return PipelineKind::kGPipe;
-    case PipelineSchedule::kInterleaved: return PipelineKind::kInterleaved;
-    case PipelineSchedule::kZeroBubbleH1: return PipelineKind::kZbH1;
-    case PipelineSchedule::kZeroBubbleV: return PipelineKind::kZbV;
-    case PipelineSchedule::kOneForwardOneBackward: break;
-  }
-  return PipelineKind::k1F1B;
-}
-
-SimulatedPipeline simulated_pipeline(const Candidate& candidate, PipelineKind kind) {
-  const JobLayout& layout = candidate.job.layout;
-  PipelineOptions options;
-  options.kind = kind;
-  options.num_ranks = static_cast<int32_t>(layout.pp), options.num_micro_batches = static_cast<int32_t>(layout.num_micro_batches);
-  const bool v_shape = kind == PipelineKind::kZbV || kind == PipelineKind::kDualPipeV;
-  options.chunks_per_rank = v_shape ? 2 : kind == PipelineKind::kInterleaved ? static_cast<int32_t>(std::max(2.0, layout.virtual_stages)) : 1;
-  const PipelineOrder order = pipeline_order(options);
-  SimulatedPipeline pipeline;
-  pipeline.rank_of_stage = order.rank_of_stage;
-  for (const auto& steps : order.steps) {
-    auto& rank = pipeline.steps.emplace_back();
-    for (const ComputeStep& step : steps)
-      if (step.kind != ActionKind::kOptimizer) rank.push_back({step.kind, step.stage, step.micro_batch});
-  }
-  const double steady = candidate.step.steady_seconds / layout.num_micro_batches;  // of a rank and micro-batch
-  const double chunks = static_cast<double>(order.num_stages()) / layout.pp;
-  const double forward_share = layout.recompute == RecomputeKind::kFull ? 0.25 : 1.0 / 3;
-  pipeline.forward_seconds = steady * forward_share / chunks;
-  pipeline.backward_input_seconds = pipeline.backward_weight_seconds = steady * (1 - forward_share) / 2 / chunks;
-  // A message of one micro-batch's activations, over the network where stages lie on different hosts.
-  const double message = layout.micro_batch * candidate.job.model.seq_len / layout.cp * candidate.job.model.hidden * 2 / (layout.sequence_parallel ? layout.tp : 1);
-  pipeline.handoff_seconds = layout.pp > 1 ? message / candidate.job.cluster.device->network_bytes_per_second : 0;
-  pipeline.tail_seconds = candidate.step.seconds - candidate.step.steady_seconds - candidate.step.bubble_seconds;
-  return pipeline;
-}
-
-SearchRequest cluster_request(const ClusterPlanOptions& options) {
+ClusterRequest cluster_request(const ClusterPlanOptions& options) {
   const RunConfig config = load_run_config(options.run_path, options.overrides);
   const ModelConfig model = run_model(config);
-  SearchRequest request;
+  ClusterRequest both;
+  SearchRequest& request = both.search;
   auto number = [](int64_t value) { return static_cast<double>(value); };
   request.model = {.num_layers = number(model.num_layers), .hidden = number(model.hidden_size), .num_heads = number(model.num_heads), .num_kv_heads = number(model.num_kv_heads),
                    .head_dim = number(model.head_dim), .ffn_hidden = number(model.intermediate_size), .vocab = number(model.vocab_size), .gated = model.family != ModelFamily::kGpt2,
@@ -102,14 +66,20 @@ SearchRequest cluster_request(const ClusterPlanOptions& options) {
   }
   if (request.objective == Objective::kCost && request.cluster.prices.per_device_hour <= 0 && request.cluster.prices.per_kwh <= 0)
     throw Error(ErrorCode::kInvalidConfig, "--objective cost needs prices: set prices.per_device_hour or prices.per_kwh in {}", options.cluster_path);
-  return request;
+  // An accelerator computes in formats that a CPU does not; the map of bf16 holds what these runs keep.
+  RunConfig in_bf16 = config;
+  if (config.train.dtype != ComputeDType::kF32) in_bf16.train.dtype = ComputeDType::kBf16;
+  both.run = plan_options_of(in_bf16, model);
+  return both;
 }
 
 void plan_for_cluster(const ClusterPlanOptions& options) {
-  const SearchRequest request = cluster_request(options);
+  const ClusterRequest both = cluster_request(options);
+  const SearchRequest& request = both.search;
   SearchResult result;
   if (options.lost_nodes > 0) replan_after_loss(request, options.lost_nodes, result);
   else search_layouts(request, result);
+  refine_finalists(request, both.run, result);
   if (!options.html_path.empty()) {
     std::ofstream page(options.html_path, std::ios::binary);
     const Candidate& best = result.best.front();

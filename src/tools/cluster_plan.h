@@ -4,9 +4,8 @@
 #include <string>
 #include <vector>
 
-#include "parallel/pipeline.h"
+#include "planner/plan.h"
 #include "planner/search.h"
-#include "simulate/simulate.h"
 
 namespace orrery {
 
@@ -17,15 +16,15 @@ struct ClusterPlanOptions {
   int64_t lost_nodes = 0;
 };
 
-/// The search that the run and cluster files ask for. Errors: kInvalidConfig, kInvalidArgument, as the parts say.
-SearchRequest cluster_request(const ClusterPlanOptions& options);
+/// What the run and cluster files ask for: the search, and the plan of a run of this program, its layout still open.
+struct ClusterRequest {
+  SearchRequest search;
+  TrainingPlanOptions run;
+};
+/// Errors: kInvalidConfig, kInvalidArgument, as the parts say.
+ClusterRequest cluster_request(const ClusterPlanOptions& options);
 
 /// Prints the plan to stdout. Errors: kInvalidConfig, kInvalidArgument, as the parts say.
 void plan_for_cluster(const ClusterPlanOptions& options);
-
-PipelineKind pipeline_kind_of(PipelineSchedule schedule);
-/// The pipeline of a layout, its stages' seconds from the closed form: a third of the work is forward, without recomputation, and the
-/// two halves of the backward are equal.
-SimulatedPipeline simulated_pipeline(const Candidate& candidate, PipelineKind kind);
 
 }  // namespace orrery

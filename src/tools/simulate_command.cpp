@@ -12,7 +12,7 @@
 #include "base/units.h"
 #include "parallel/pipeline.h"
 #include "planner/goodput.h"
-#include "simulate/simulate.h"
+#include "simulate/finalists.h"
 #include "tools/cluster_plan.h"
 #include "tools/commands.h"
 
@@ -27,19 +27,20 @@ struct Options {
 };
 
 void run(const Options& options) {
-  SearchRequest request;
   SearchResult result;
   // Written so that no comparison with NaN passes.
   if (!(options.link_factor > 0 && options.straggler >= 1 && options.fail_rate >= 0 && options.straggler_rank >= 0) || !std::isfinite(options.link_factor + options.straggler + options.fail_rate))
     throw Error(ErrorCode::kInvalidArgument, "wanted --link-factor above 0, --straggler of at least 1 and --fail-rate and --straggler-rank of at least 0; found {}, {}, {} and {}",
                 options.link_factor, options.straggler, options.fail_rate, options.straggler_rank);
-  request = cluster_request(options.plan);
+  ClusterRequest both = cluster_request(options.plan);
+  SearchRequest& request = both.search;
   const AcceleratorSpec usual = request.cluster.device_spec();
   if (options.link_factor != 1) {
     request.cluster.links.network_gbytes_per_second = usual.network_bytes_per_second / 1e9 * options.link_factor;
     request.cluster.links.domain_gbytes_per_second = usual.link_bytes_per_second / 1e9 * options.link_factor;
   }
   search_layouts(request, result);
+  refine_finalists(request, both.run, result);
   const Candidate& best = result.best.front();
   const JobLayout& layout = best.job.layout;
   const PipelineKind kind = options.schedule.empty() ? pipeline_kind_of(layout.schedule) : parse_pipeline_kind(options.schedule);
@@ -52,7 +53,7 @@ void run(const Options& options) {
   std::string text;
   text += fmt::format("layout    {} on {} devices\n", layout_text(layout), best.job.cluster.num_devices);
   text += fmt::format("schedule  {}, {} micro-batches; idle {:.1f} % of the pipeline's time\n", pipeline_name(kind), layout.num_micro_batches, 100 * timeline.classes.front().idle_share);
-  text += fmt::format("step      {} simulated, {} by the closed form{}\n", format_duration(base), format_duration(best.step.seconds),
+  text += fmt::format("step      {} simulated, {} by the closed form{}\n", format_duration(base), format_duration(best.closed_form_seconds > 0 ? best.closed_form_seconds : best.step.seconds),
                       kind == pipeline_kind_of(layout.schedule) ? "" : fmt::format(" with {}", pipeline_name(pipeline_kind_of(layout.schedule))));
   if (options.straggler > 1)
     text += fmt::format("what if   rank {} takes {:g} times as long: {} ({:+.1f} %)\n", options.straggler_rank, options.straggler, format_duration(timeline.step_seconds), 100 * (timeline.step_seconds / base - 1));

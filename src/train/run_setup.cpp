@@ -91,31 +91,6 @@ DType compute_dtype_of(ComputeDType dtype) {
   }
 }
 
-void resolve_plan_options(RunSetup& setup) {
-  const RunConfig& config = setup.config;
-  TrainingPlanOptions& options = setup.plan_options;
-  options.model = setup.model;
-  options.compute_dtype = compute_dtype_of(config.train.dtype);
-  options.sequence_tokens = config.data.seq_len.value_or(setup.model.max_seq_len);
-  options.global_batch_size = config.train.global_batch_size;
-  options.lanes = config.train.lanes;
-  options.micro_batch_size = config.train.micro_batch_size;
-  switch (config.train.recompute) {
-    case RecomputeMode::kAuto: break;
-    case RecomputeMode::kNone: options.recompute = Recompute::kNone; break;
-    case RecomputeMode::kSelective: options.recompute = Recompute::kSelective; break;
-    case RecomputeMode::kFull: options.recompute = Recompute::kFull; break;
-  }
-  switch (config.optimizer.name) {
-    case OptimizerName::kAdamW: options.optimizer.kind = OptimizerKind::kAdamW; break;
-    case OptimizerName::kSgd: options.optimizer.kind = OptimizerKind::kSgd; break;
-    case OptimizerName::kLion: options.optimizer.kind = OptimizerKind::kLion; break;
-  }
-  options.optimizer.moment_dtype = config.optimizer.state_dtype == StateDType::kBf16 ? DType::kBF16 : DType::kF32;
-  const ByteBudget& memory = config.budget.memory;
-  options.memory_budget_bytes = memory.bytes > 0 ? memory.bytes : static_cast<int64_t>(memory.fraction * static_cast<double>(available_memory_bytes()));
-}
-
 // "3", "0": one count a stage.
 std::vector<int64_t> stage_layers(const std::vector<std::string>& counts) {
   std::vector<int64_t> layers;
@@ -194,6 +169,31 @@ void prepare_datasets(RunSetup& setup, const SetupNote& note) {
 
 }  // namespace
 
+TrainingPlanOptions plan_options_of(const RunConfig& config, const ModelConfig& model) {
+  TrainingPlanOptions options;
+  options.model = model;
+  options.compute_dtype = compute_dtype_of(config.train.dtype);
+  options.sequence_tokens = config.data.seq_len.value_or(model.max_seq_len);
+  options.global_batch_size = config.train.global_batch_size;
+  options.lanes = config.train.lanes;
+  options.micro_batch_size = config.train.micro_batch_size;
+  switch (config.train.recompute) {
+    case RecomputeMode::kAuto: break;
+    case RecomputeMode::kNone: options.recompute = Recompute::kNone; break;
+    case RecomputeMode::kSelective: options.recompute = Recompute::kSelective; break;
+    case RecomputeMode::kFull: options.recompute = Recompute::kFull; break;
+  }
+  switch (config.optimizer.name) {
+    case OptimizerName::kAdamW: options.optimizer.kind = OptimizerKind::kAdamW; break;
+    case OptimizerName::kSgd: options.optimizer.kind = OptimizerKind::kSgd; break;
+    case OptimizerName::kLion: options.optimizer.kind = OptimizerKind::kLion; break;
+  }
+  options.optimizer.moment_dtype = config.optimizer.state_dtype == StateDType::kBf16 ? DType::kBF16 : DType::kF32;
+  const ByteBudget& memory = config.budget.memory;
+  options.memory_budget_bytes = memory.bytes > 0 ? memory.bytes : static_cast<int64_t>(memory.fraction * static_cast<double>(available_memory_bytes()));
+  return options;
+}
+
 RunSetup prepare_run(const RunConfig& config, const RunResources& resources, const SetupNote& note) {
   RunSetup setup;
   setup.config = config;
@@ -211,7 +211,7 @@ RunSetup prepare_run(const RunConfig& config, const RunResources& resources, con
   if (setup.tokenizer->eos_id() >= 0) setup.model.eos_token_ids = {setup.tokenizer->eos_id()};
   resolve(setup.model);
   validate(setup.model, "run.toml");
-  resolve_plan_options(setup);
+  setup.plan_options = plan_options_of(config, setup.model);
   resolve_layout(setup, resources);
   resolve_steps(setup);
   prepare_datasets(setup, note);

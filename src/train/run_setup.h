@@ -47,6 +47,10 @@ struct RunSetup {
   std::vector<std::pair<std::string, std::string>> documents() const;
 };
 
+/// What the run file says of the plan; the layout is one rank, and what the data decide is left at its default.
+/// Errors: kUnsupported for a dtype that a CPU does not compute in.
+TrainingPlanOptions plan_options_of(const RunConfig& config, const ModelConfig& model);
+
 /// Reads and prepares everything; makes the run's folder, trains the tokenizer and builds shards where the files ask for it.
 /// Errors: those of the parts, kInvalidConfig for values that do not fit together.
 RunSetup prepare_run(const RunConfig& config, const RunResources& resources, const SetupNote& note);

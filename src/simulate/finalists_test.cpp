@@ -1,0 +1,151 @@
+// Finalists against what they stand for: steps between the bounds that any schedule has, maps equal to the plans that a run would
+// execute, an order by what was found, and what does not fit or is too late gone, with a message when nothing is left.
+#include "simulate/finalists.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/error.h"
+
+namespace orrery {
+namespace {
+
+TrainingPlanOptions small_run() {
+  TrainingPlanOptions run;
+  run.model = default_model_config(ModelFamily::kLlama);
+  run.model.hidden_size = 256, run.model.num_layers = 6, run.model.num_heads = run.model.num_kv_heads = 4, run.model.intermediate_size = 512, run.model.vocab_size = 1000, run.model.max_seq_len = 128;
+  run.model.tie_embeddings = false;
+  resolve(run.model);
+  run.sequence_tokens = 128, run.global_batch_size = 16;
+  return run;
+}
+
+SearchRequest request_of(const TrainingPlanOptions& run) {
+  SearchRequest request;
+  auto number = [](int64_t value) { return static_cast<double>(value); };
+  const ModelConfig& m = run.model;
+  request.model = {.num_layers = number(m.num_layers), .hidden = number(m.hidden_size), .num_heads = number(m.num_heads), .num_kv_heads = number(m.num_kv_heads), .head_dim = number(m.head_dim),
+                   .ffn_hidden = number(m.intermediate_size), .vocab = number(m.vocab_size), .seq_len = number(run.sequence_tokens), .gated = true};
+  request.global_batch = number(run.global_batch_size), request.total_tokens = 1e9;
+  request.cluster = parse_cluster("[devices]\nkind = \"H100\"\ncount = 8\n[prices]\nper_device_hour = 2\n", "c.toml");
+  return request;
+}
+
+SearchResult refined(const SearchRequest& request, const TrainingPlanOptions& run) {
+  SearchResult result;
+  search_layouts(request, result);
+  refine_finalists(request, run, result);
+  return result;
+}
+
+TEST(Finalists, StepsLieBetweenTheBoundsOfAnySchedule) {
+  const TrainingPlanOptions run = small_run();
+  const SearchResult result = refined(request_of(run), run);
+  int64_t pipelines = 0;
+  for (const Candidate& c : result.best) {
+    const JobLayout& l = c.job.layout;
+    EXPECT_EQ(c.closed_form_seconds > 0, l.pp > 1);
+    if (l.pp == 1) continue;
+    ++pipelines;
+    const SimulatedPipeline pipeline = simulated_pipeline(c, pipeline_kind_of(l.schedule));
+    std::vector<double> rank_seconds(static_cast<size_t>(l.pp), 0.0);
+    double once_through = 0;
+    for (size_t stage = 0; stage < pipeline.seconds_of_stage.size(); ++stage) {
+      const StageSeconds& s = pipeline.seconds_of_stage[stage];
+      const double micro_batch = s.forward + s.backward_input + s.backward_weight;
+      rank_seconds[static_cast<size_t>(pipeline.rank_of_stage[stage])] += l.num_micro_batches * micro_batch;
+      once_through += s.forward + s.backward_input;
+    }
+    const double slowest = *std::max_element(rank_seconds.begin(), rank_seconds.end());
+    EXPECT_GE(c.step.seconds, (std::max(slowest, once_through) + c.step.tail_seconds) * (1 - 1e-9)) << layout_text(l);
+    // At the latest one rank works at a time.
+    double all = 0;
+    for (const double seconds : rank_seconds) all += seconds;
+    EXPECT_LE(c.step.seconds, (all + c.step.tail_seconds) * (1 + 1e-9)) << layout_text(l);
+  }
+  EXPECT_EQ(result.simulated, pipelines);
+  EXPECT_GT(pipelines, 20);
+}
+
+TEST(Finalists, EvenStagesTakeWhatTheClosedFormSays) {
+  TrainingPlanOptions run = small_run();
+  SearchResult result;
+  search_layouts(request_of(run), result);
+  Candidate c = result.best.front();
+  JobLayout& l = c.job.layout;
+  l = {.pp = 4, .num_micro_batches = 16};
+  l.virtual_stages = 1;
+  c.job.model.num_layers = 8;
+  c.job.model.vocab = 1;  // no head to speak of
+  for (const PipelineSchedule schedule : {PipelineSchedule::kOneForwardOneBackward, PipelineSchedule::kGpipe}) {
+    l.schedule = schedule;
+    c.step = predict_step(c.job, default_constants());
+    const SimulatedPipeline pipeline = simulated_pipeline(c, pipeline_kind_of(schedule));
+    EXPECT_NEAR(simulate(pipeline).step_seconds, c.step.seconds, 0.06 * c.step.seconds);
+  }
+}
+
+TEST(Finalists, MapsAreThoseOfTheRunsPlans) {
+  const TrainingPlanOptions run = small_run();
+  const SearchResult result = refined(request_of(run), run);
+  int64_t compared = 0, refused = 0;
+  for (const Candidate& c : result.best) {
+    EXPECT_NE(c.mapped_bytes > 0, !c.not_mapped.empty());
+    refused += c.mapped_bytes == 0;
+    if (c.mapped_bytes == 0 || compared == 12) continue;
+    TrainingPlanOptions options = run;
+    const JobLayout& l = c.job.layout;
+    options.data.size = static_cast<int64_t>(l.dp), options.data.zero_stage = static_cast<int>(l.zero), options.lanes = std::max<int64_t>(options.lanes, options.data.size);
+    options.pipeline.size = static_cast<int64_t>(l.pp), options.pipeline.kind = pipeline_kind_of(l.schedule), options.pipeline.virtual_stages = static_cast<int64_t>(l.virtual_stages);
+    options.parallel.tensor_size = static_cast<int64_t>(l.tp);
+    options.micro_batch_size = static_cast<int64_t>(l.micro_batch), options.recompute = l.recompute == RecomputeKind::kFull ? Recompute::kFull : Recompute::kNone;
+    int64_t most = 0;
+    for (const Plan& plan : make_training_plans(options, [](const Stage&, const Op&) { return int64_t{0}; }))
+      if (const int64_t rank = plan.options.pipeline.rank; plan.options.data.rank == 0 && plan.options.parallel.tensor_rank == 0 && (rank < 2 || rank == options.pipeline.size - 1))
+        most = std::max(most, plan.memory.total_bytes);
+    EXPECT_EQ(c.mapped_bytes, most) << layout_text(l);
+    ++compared;
+  }
+  EXPECT_EQ(compared, 12);
+  EXPECT_EQ(static_cast<int64_t>(result.best.size()) - refused, result.mapped);
+}
+
+TEST(Finalists, AreSortedAndExplained) {
+  const TrainingPlanOptions run = small_run();
+  const SearchRequest request = request_of(run);
+  const SearchResult result = refined(request, run);
+  EXPECT_TRUE(std::is_sorted(result.best.begin(), result.best.end(), is_better));
+  EXPECT_EQ(search_to_json(request, result), search_to_json(request, refined(request, run)));
+  const auto winners = families_of(result.best.front());
+  for (const FamilyVerdict& verdict : result.families)
+    if (std::find(winners.begin(), winners.end(), verdict.family) != winners.end()) EXPECT_EQ(verdict.reason, "holds the best layout");
+    else EXPECT_NE(verdict.reason, "holds the best layout");
+  for (size_t i = 1; i < result.pareto.size(); ++i) EXPECT_LT(result.pareto[i].money, result.pareto[i - 1].money);
+}
+
+TEST(Finalists, WhatIsTooLateIsDroppedWithTheWayOut) {
+  const TrainingPlanOptions run = small_run();
+  SearchRequest request = request_of(run);
+  SearchResult result;
+  search_layouts(request, result);
+  SearchResult copy = result;
+  request.deadline_seconds = 1e-6;  // tightened after the search, as events may find
+  try {
+    refine_finalists(request, run, result);
+    FAIL() << "nothing can be that fast";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("more time, money or devices"), std::string::npos) << error.what();
+  }
+  const SearchRequest open = request_of(run);
+  const SearchResult all = refined(open, run);
+  request.deadline_seconds = all.best[all.best.size() / 2].run_seconds;
+  for (Candidate& c : copy.best) c.job.cluster.device = &copy.device;
+  refine_finalists(request, run, copy);
+  EXPECT_GT(copy.dropped, 0);
+  for (const Candidate& c : copy.best) EXPECT_LE(c.run_seconds, request.deadline_seconds);
+}
+
+}  // namespace
+}  // namespace orrery
