@@ -14,6 +14,7 @@ constexpr uint32_t kCountMax = 100'000;
 
 const std::set<std::string> kAnnotations = {"title", "description", "default", "examples", "example", "$schema", "$id", "id", "$comment", "$defs", "definitions",
                                             "deprecated", "readOnly", "writeOnly", "$anchor", "contentMediaType", "contentEncoding", "strict"};
+
 std::optional<uint32_t> count(const Json& node, const char* key, const std::string& where) {
   if (!node.contains(key)) return std::nullopt;
   const Json& value = node[key];
