@@ -56,6 +56,7 @@ struct PagedTask {
   int64_t token_stride = 0;                           // elements from one slot to the next: K * H
   int64_t block_tokens = 0;
   const int32_t* block_table = nullptr;  // of this sequence
+  const PagedTask* next = nullptr;       // what this thread does afterwards: its first keys and values may be fetched ahead
   const TileGemm* tile = nullptr;
   std::byte* scratch = nullptr;
 };

@@ -68,6 +68,21 @@ void run_paged_attention(const KernelContext& context, const OpCall& call) {
   const PagedDecode decode = paged_decode(context, q.dtype, H);
   const int64_t size = dtype_bytes(q.dtype);
   context.pool->run([&](int thread_index, int num_threads) {
+    // A task runs when the thread's next one is known.
+    PagedTask task;
+    bool waiting = false;
+    const auto run_task = [&](const PagedTask* next) {
+      if (decode == nullptr || task.num_queries > kDecodeRows) return kernels.paged(task);
+      PagedTask one = task;
+      one.num_queries = 1;
+      for (int64_t row = 0; row < task.num_queries; ++row) {
+        one.context = task.context - task.num_queries + 1 + row;
+        one.q = static_cast<const std::byte*>(task.q) + row * q.row_stride * size;
+        one.o = static_cast<std::byte*>(task.o) + row * o.row_stride * size;
+        one.next = row + 1 == task.num_queries ? next : nullptr;
+        decode(one);
+      }
+    };
     double before = 0;
     for (int64_t s = 0; s < num_sequences; ++s) {
       const int64_t rows = starts[s + 1] - starts[s];
@@ -75,38 +90,30 @@ void run_paged_attention(const KernelContext& context, const OpCall& call) {
       const double work = sequence_work(context_lens[s], rows * group);
       for (int64_t head = 0; head < a.num_kv_heads; ++head, before += work) {
         if (std::min(num_threads - 1, static_cast<int>((before + work / 2) / total * num_threads)) != thread_index) continue;
-        PagedTask task;
-        task.num_queries = rows;
-        task.context = context_lens[s];
-        task.head_dim = H;
-        task.group = group;
-        task.window = a.window;
-        task.scale = a.scale;
-        task.q = row_at(q, starts[s]) + head * group * H * size;
-        task.q_stride = q.row_stride;
-        task.o = row_at(o, starts[s]) + head * group * H * size;
-        task.o_stride = o.row_stride;
-        task.k_cache = k_cache.data + head * H * size;
-        task.v_cache = v_cache.data + head * H * size;
-        task.token_stride = a.num_kv_heads * H;
-        task.block_tokens = a.block_tokens;
-        task.block_table = block_table.as<int32_t>() + s * block_table.row_stride;
-        task.tile = &tile_gemm(context);
-        task.scratch = call.workspace.data() + thread_index * scratch;
-        if (decode == nullptr || rows > kDecodeRows) {
-          kernels.paged(task);
-          continue;
-        }
-        for (int64_t row = 0; row < rows; ++row) {
-          PagedTask one = task;
-          one.num_queries = 1;
-          one.context = task.context - rows + 1 + row;
-          one.q = row_at(q, starts[s] + row) + head * group * H * size;
-          one.o = row_at(o, starts[s] + row) + head * group * H * size;
-          decode(one);
-        }
+        PagedTask next;
+        next.num_queries = rows;
+        next.context = context_lens[s];
+        next.head_dim = H;
+        next.group = group;
+        next.window = a.window;
+        next.scale = a.scale;
+        next.q = row_at(q, starts[s]) + head * group * H * size;
+        next.q_stride = q.row_stride;
+        next.o = row_at(o, starts[s]) + head * group * H * size;
+        next.o_stride = o.row_stride;
+        next.k_cache = k_cache.data + head * H * size;
+        next.v_cache = v_cache.data + head * H * size;
+        next.token_stride = a.num_kv_heads * H;
+        next.block_tokens = a.block_tokens;
+        next.block_table = block_table.as<int32_t>() + s * block_table.row_stride;
+        next.tile = &tile_gemm(context);
+        next.scratch = call.workspace.data() + thread_index * scratch;
+        if (waiting) run_task(&next);
+        task = next;
+        waiting = true;
       }
     }
+    if (waiting) run_task(nullptr);
   });
 }
 

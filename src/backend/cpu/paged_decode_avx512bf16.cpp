@@ -4,6 +4,8 @@
 #include "backend/cpu/transpose.h"
 #include "backend/cpu/vector_math.h"
 
+#define ORRERY_MEMBER inline __attribute__((always_inline))  // of a class
+
 namespace orrery::ORRERY_SIMD {
 namespace {
 
@@ -28,23 +30,46 @@ ORRERY_INLINE F32x16 add_word(F32x16 sum, F32x16 keys, const uint16_t* q) {
 }
 ORRERY_INLINE F32x16 add_word(F32x16 sum, F32x16 keys, const float* q) { return fma(splat(*q), keys, sum); }
 
+/// The 64 keys and values of a block, or as many as there are.
 template <typename T>
-struct Rows {
-  const T* cache;
-  const PagedTask& t;
-  const T* at(int64_t position) const {
-    const int64_t block = t.block_table[position / t.block_tokens];
-    return cache + (block * t.block_tokens + position % t.block_tokens) * t.token_stride;
+struct BlockRows {
+  const T *keys[B], *values[B];
+  int64_t rows = 0, line_bytes = 0;  // line_bytes: of a row
+
+  // Positions block * 64 on of task t.
+  ORRERY_MEMBER void find(const PagedTask& t, int64_t block) {
+    const T *k_cache = static_cast<const T*>(t.k_cache), *v_cache = static_cast<const T*>(t.v_cache);
+    rows = t.context - block * B < B ? t.context - block * B : B;
+    line_bytes = t.head_dim * static_cast<int64_t>(sizeof(T));
+    for (int64_t s = 0; s < rows;) {
+      const int64_t position = block * B + s, cache_block = position / t.block_tokens, in_block = position - cache_block * t.block_tokens;
+      int64_t offset = (t.block_table[cache_block] * t.block_tokens + in_block) * t.token_stride;
+      const int64_t end = s + t.block_tokens - in_block < rows ? s + t.block_tokens - in_block : rows;
+      for (; s < end; ++s, offset += t.token_stride) {
+        keys[s] = k_cache + offset;
+        values[s] = v_cache + offset;
+      }
+    }
+  }
+  // A head's rows lie a token apart, which hardware prefetchers do not follow: rows [begin, begin + 16) come to L2 while others are used.
+  ORRERY_MEMBER void prefetch(int64_t begin) const {
+    const int64_t end = begin + 16 < rows ? begin + 16 : rows;
+    for (int64_t s = begin; s < end; ++s)
+      for (int64_t at = 0; at < line_bytes; at += 64) {
+        __builtin_prefetch(reinterpret_cast<const char*>(keys[s]) + at, 0, 2);
+        __builtin_prefetch(reinterpret_cast<const char*>(values[s]) + at, 0, 2);
+      }
   }
 };
 
-// scores[c][s] = q_c . k_s for the 64 keys of a block; keys from `rows` on are zero.
+// scores[c][s] = q_c . k_s for the 64 keys of a block; keys from `rows` on are zero. `next` is what will be used next.
 template <typename T, int C>
-ORRERY_INLINE void block_scores(const T* const (&keys)[B], int64_t rows, int64_t H, const T* q, float (&scores)[C][B]) {
+ORRERY_INLINE void block_scores(const T* const (&keys)[B], int64_t rows, int64_t H, const T* q, const BlockRows<T>& next, float (&scores)[C][B]) {
   const int64_t words = H / kPerWord<T>;
   for (int64_t s = 0; s < B; s += kLanes) {
     F32x16 sum[C];
     for (int c = 0; c < C; ++c) sum[c] = zero();
+    next.prefetch(s);
     if (s < rows)
       for (int64_t w = 0; w < words; w += 16) {
         F32x16 tile[16];
@@ -153,29 +178,33 @@ ORRERY_INLINE float softmax_keys(float (&scores)[B], int64_t first_key, float sc
   return lanes[0];
 }
 
+ORRERY_INLINE int64_t lowest_position(const PagedTask& t) { return t.window > 0 && t.context > t.window ? t.context - t.window : 0; }
+
 template <typename T, int C>
 void heads(const PagedTask& t, int64_t head) {
-  const int64_t H = t.head_dim, position = t.context - 1;
+  const int64_t H = t.head_dim, lowest = lowest_position(t);
   const T* q = static_cast<const T*>(t.q) + head * H;
-  const Rows<T> k_rows{static_cast<const T*>(t.k_cache), t}, v_rows{static_cast<const T*>(t.v_cache), t};
-  const int64_t lowest = t.window > 0 && position - t.window + 1 > 0 ? position - t.window + 1 : 0;
-  const float scale = t.scale * kLog2E, first = static_cast<float>(lowest), last = static_cast<float>(position);
+  const float scale = t.scale * kLog2E, first = static_cast<float>(lowest), last = static_cast<float>(t.context - 1);
   alignas(64) float p[C][B], o[C][kMaxHead];
   float maximum[C], sum[C], shrink[C];
   for (int c = 0; c < C; ++c) {
     maximum[c] = -__builtin_inff();
     sum[c] = 0;
   }
-  for (int64_t j = lowest / B; j * B < t.context; ++j) {
-    const int64_t rows = t.context - j * B < B ? t.context - j * B : B;
-    const T *keys[B], *values[B];
-    for (int64_t s = 0; s < rows; ++s) {
-      keys[s] = k_rows.at(j * B + s);
-      values[s] = v_rows.at(j * B + s);
-    }
-    block_scores<T, C>(keys, rows, H, q, p);
+  BlockRows<T> blocks[2];
+  blocks[0].find(t, lowest / B);
+  for (int64_t j = lowest / B, now = 0; j * B < t.context; ++j, now = 1 - now) {
+    const BlockRows<T>& block = blocks[now];
+    BlockRows<T>& next = blocks[1 - now];
+    if ((j + 1) * B < t.context)
+      next.find(t, j + 1);
+    else if (t.next != nullptr && head + C == t.group)
+      next.find(*t.next, lowest_position(*t.next) / B);
+    else
+      next.rows = 0;
+    block_scores<T, C>(block.keys, block.rows, H, q, next, p);
     for (int c = 0; c < C; ++c) shrink[c] = softmax_keys(p[c], j * B, scale, first, last, maximum[c], sum[c]);
-    add_values<C>(values, rows, H, p, shrink, j == lowest / B, o);
+    add_values<C>(block.values, block.rows, H, p, shrink, j == lowest / B, o);
   }
   for (int c = 0; c < C; ++c) {
     const F32x16 inverse = splat(1.0f) / splat(sum[c]);

@@ -32,13 +32,19 @@ constexpr int64_t kMaxTileRows = 6, kMaxPanels = 2;
 ///   f32 minus_min[R]    -(scale * f32(sum of q)): what a minimum is multiplied with
 constexpr int64_t kQuantizedRowBytes = 48;  // of a row and block
 
+/// Memory that will be read next: the processor's own prefetchers lose the thread where a panel's codes end and its scales begin.
+struct AheadBytes {
+  const std::byte* begin = nullptr;
+  int64_t bytes = 0;
+};
+
 struct QuantizedKernels {
   /// A row of k numbers of f32 or bf16 into place `row` of a tile of `tile_rows`.
   void (*quantize_row[2])(const void* x, int64_t k, std::byte* tile, int64_t tile_rows, int64_t row);  // by is-bf16
   /// y[r * ldy + 16 p + c] = row r of the tile . column c of panel p, for the first m rows of a tile and one or two panels that lie one after the
-  /// other; what lies behind them comes to L2 meanwhile when `prefetch`.
+  /// other. Meanwhile `ahead` comes to L2.
   void (*panel_product)(WeightFormat format, const std::byte* panels, int64_t num_panels, int64_t k, const std::byte* tile, int64_t tile_rows, int64_t m,
-                        float* y, int64_t ldy, bool prefetch);
+                        float* y, int64_t ldy, AheadBytes ahead);
 };
 
 const QuantizedKernels& quantized_kernels(VectorIsa isa);

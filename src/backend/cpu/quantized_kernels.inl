@@ -155,18 +155,15 @@ struct Sums {
 
 /// Rows [first, first + kRows) of a tile of kTileRows.
 template <WeightFormat kFormat, int kPanels, int kTileRows, int kRows>
-void tile_rows(const std::byte* panels, int64_t k, const std::byte* tile, int64_t first, int64_t m, float* y, int64_t ldy, bool prefetch) {
+void tile_rows(const std::byte* panels, int64_t k, const std::byte* tile, int64_t first, int64_t m, float* y, int64_t ldy, AheadBytes ahead) {
   constexpr WeightFormatInfo kInfo = weight_format_info(kFormat);
   constexpr bool kHalves = kInfo.scales == ScaleKind::kHalf;
   constexpr int64_t kStep = 64 * kInfo.bits;
   const int64_t num_blocks = k / kQuantBlock, panel_bytes = quantized_panel_bytes(kFormat, k);
   const auto* codes = reinterpret_cast<const uint8_t*>(panels);
   const uint8_t* scales = codes + quantized_code_bytes(kFormat, k);
-  // The processor's own prefetchers lose the thread where codes end and scales begin. Lines behind these panels, as many a block as all of
-  // them need.
-  const auto* next = reinterpret_cast<const char*>(panels) + kPanels * panel_bytes;
-  const auto* next_end = next + kPanels * panel_bytes;
-  constexpr int64_t kLinesABlock = kPanels * (kInfo.bits + 1);
+  const auto* next = reinterpret_cast<const char*>(ahead.begin);
+  const int64_t lines_a_block = (ahead.bytes + 64 * num_blocks - 1) / (64 * num_blocks);
   F32x16 acc[kPanels][kRows];
   for (int p = 0; p < kPanels; ++p)
     for (int r = 0; r < kRows; ++r) acc[p][r] = zero();
@@ -175,11 +172,8 @@ void tile_rows(const std::byte* panels, int64_t k, const std::byte* tile, int64_
   TileBlock<kTileRows> x{tile + first * 4};
   Sums<kFormat, kPanels, kRows> sums;
   for (int64_t block = 0; block < num_blocks; ++block) {
-    if (prefetch && next < next_end) {
-#pragma GCC unroll 18
-      for (int64_t line = 0; line < kLinesABlock; ++line) __builtin_prefetch(next + 64 * line, 0, 2);
-      next += 64 * kLinesABlock;
-    }
+    for (int64_t line = 0; line < lines_a_block; ++line) __builtin_prefetch(next + 64 * line, 0, 2);
+    next += 64 * lines_a_block;
     F32x16 d[kPanels][2], min[kPanels][2];
     for (int p = 0; p < kPanels; ++p) {
       const uint8_t* s = scales + p * panel_bytes;
@@ -244,31 +238,31 @@ void tile_rows(const std::byte* panels, int64_t k, const std::byte* tile, int64_
 
 // Sixteen registers of AVX2 hold the sums of one panel and two rows.
 template <WeightFormat kFormat, int kTileRows>
-void tile_product(const std::byte* panels, int64_t num_panels, int64_t k, const std::byte* tile, int64_t m, float* y, int64_t ldy, bool prefetch) {
+void tile_product(const std::byte* panels, int64_t num_panels, int64_t k, const std::byte* tile, int64_t m, float* y, int64_t ldy, AheadBytes ahead) {
 #if ORRERY_SIMD_AVX512
-  if (num_panels == 2) return tile_rows<kFormat, 2, kTileRows, kTileRows>(panels, k, tile, 0, m, y, ldy, prefetch);
-  tile_rows<kFormat, 1, kTileRows, kTileRows>(panels, k, tile, 0, m, y, ldy, prefetch);
+  if (num_panels == 2) return tile_rows<kFormat, 2, kTileRows, kTileRows>(panels, k, tile, 0, m, y, ldy, ahead);
+  tile_rows<kFormat, 1, kTileRows, kTileRows>(panels, k, tile, 0, m, y, ldy, ahead);
 #else
   constexpr int kRows = kTileRows < 2 ? 1 : 2;
   for (int64_t p = 0; p < num_panels; ++p)
     for (int64_t first = 0; first < m; first += kRows)
-      tile_rows<kFormat, 1, kTileRows, kRows>(panels + p * quantized_panel_bytes(kFormat, k), k, tile, first, m, y + p * kQuantPanelColumns, ldy, prefetch && first == 0);
+      tile_rows<kFormat, 1, kTileRows, kRows>(panels + p * quantized_panel_bytes(kFormat, k), k, tile, first, m, y + p * kQuantPanelColumns, ldy, p == 0 && first == 0 ? ahead : AheadBytes{});
 #endif
 }
 
 template <WeightFormat kFormat>
-void panel_product_of(const std::byte* panels, int64_t num_panels, int64_t k, const std::byte* tile, int64_t tile_rows, int64_t m, float* y, int64_t ldy, bool prefetch) {
+void panel_product_of(const std::byte* panels, int64_t num_panels, int64_t k, const std::byte* tile, int64_t tile_rows, int64_t m, float* y, int64_t ldy, AheadBytes ahead) {
   switch (tile_rows) {
-    case 1: return tile_product<kFormat, 1>(panels, num_panels, k, tile, m, y, ldy, prefetch);
-    case 2: return tile_product<kFormat, 2>(panels, num_panels, k, tile, m, y, ldy, prefetch);
-    case 4: return tile_product<kFormat, 4>(panels, num_panels, k, tile, m, y, ldy, prefetch);
-    default: return tile_product<kFormat, 6>(panels, num_panels, k, tile, m, y, ldy, prefetch);
+    case 1: return tile_product<kFormat, 1>(panels, num_panels, k, tile, m, y, ldy, ahead);
+    case 2: return tile_product<kFormat, 2>(panels, num_panels, k, tile, m, y, ldy, ahead);
+    case 4: return tile_product<kFormat, 4>(panels, num_panels, k, tile, m, y, ldy, ahead);
+    default: return tile_product<kFormat, 6>(panels, num_panels, k, tile, m, y, ldy, ahead);
   }
 }
 
 void panel_product(WeightFormat format, const std::byte* panels, int64_t num_panels, int64_t k, const std::byte* tile, int64_t tile_rows, int64_t m, float* y,
-                   int64_t ldy, bool prefetch) {
-  const auto run = [&](auto product) { product(panels, num_panels, k, tile, tile_rows, m, y, ldy, prefetch); };
+                   int64_t ldy, AheadBytes ahead) {
+  const auto run = [&](auto product) { product(panels, num_panels, k, tile, tile_rows, m, y, ldy, ahead); };
   switch (format) {
     case WeightFormat::kDense: return;
     case WeightFormat::kQ4_0: return run(panel_product_of<WeightFormat::kQ4_0>);

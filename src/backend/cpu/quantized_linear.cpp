@@ -24,6 +24,12 @@ int64_t padded_rows(int64_t m) {
   return rows;
 }
 
+int64_t num_tiles(int64_t m) {
+  int64_t tiles = 0;
+  for (int64_t i = 0; i < m; i += quantized_tile_rows(m - i)) ++tiles;
+  return tiles;
+}
+
 struct Memory {
   int64_t row_bytes, shared_bytes, thread_bytes;  // row_bytes: of a quantized row
   Memory(int64_t m, int64_t k) : row_bytes(k / kQuantBlock * kQuantizedRowBytes) {
@@ -42,6 +48,20 @@ struct ThreadWork {
   TensorView y;
   int64_t m;
   int64_t compute_bytes;  // of a number of the compute dtype
+
+  // The first two panels from `first` on: there is time for them while rows are quantized.
+  void prefetch(int64_t first) const {
+    const std::byte* at = weight;
+    for (const PackedSegment& segment : shape.segments) {
+      const int64_t panels = (segment.num_columns + kQuantPanelColumns - 1) / kQuantPanelColumns, panel_bytes = quantized_panel_bytes(segment.format, shape.depth);
+      if (first < panels) {
+        for (int64_t byte = 0; byte < std::min(kMaxPanels, panels - first) * panel_bytes; byte += 64) __builtin_prefetch(at + first * panel_bytes + byte, 0, 2);
+        return;
+      }
+      first -= panels;
+      at += panels * panel_bytes;
+    }
+  }
 
   // Panels [first, last) of the whole weight, for all rows; x is their tiles.
   void run(const std::byte* x, float* band, int64_t first, int64_t last) const {
@@ -70,12 +90,16 @@ struct ThreadWork {
     block.ldc = kBandColumns;
     block.bias = bias == nullptr ? nullptr : bias + column * compute_bytes;
     block.ldy = y.row_stride;
+    // The panels behind these, in as many parts as there are tiles: the memory works all the time.
+    const int64_t ahead_bytes = num_panels * quantized_panel_bytes(format, shape.depth), tiles = num_tiles(m), part = (ahead_bytes / 64 + tiles - 1) / tiles * 64;
+    AheadBytes ahead{panels + ahead_bytes, part};
     for (int64_t i = 0; i < m;) {
       block.rows = 0;
       block.y = row_at(y, i) + column * dtype_bytes(y.dtype);
       while (i < m && block.rows + kMaxTileRows <= kBandRows) {
         const int64_t tile_rows = quantized_tile_rows(m - i), used = std::min(tile_rows, m - i);
-        kernels.panel_product(format, panels, num_panels, shape.depth, x, tile_rows, used, band + block.rows * kBandColumns, kBandColumns, i == 0);
+        kernels.panel_product(format, panels, num_panels, shape.depth, x, tile_rows, used, band + block.rows * kBandColumns, kBandColumns, ahead);
+        ahead.begin += part;
         x += tile_rows * (shape.depth / kQuantBlock) * kQuantizedRowBytes;
         block.rows += used;
         i += used;
@@ -166,18 +190,26 @@ void quantized_linear(const KernelContext& context, const OpCall& call) {
   const QuantizedKernels& kernels = quantized_kernels(context.isa);
   const bool together = memory.shared_bytes > 0;
   std::byte* shared = call.workspace.data();
-  if (together) context.pool->run([&](int thread_index, int threads) { quantize_rows(kernels, x, memory.row_bytes, thread_index, threads, shared); });
   const ThreadWork work{kernels, gemm_rows(context.isa, x.dtype), shape, call.in(1).data, call.inputs.size() > 2 ? call.in(2).data : nullptr, y, m,
                         dtype_bytes(x.dtype)};
   const int64_t panels = num_panels(shape);
+  // Borders between threads at pairs of panels.
+  const auto border = [panels](int64_t index, int64_t threads) { return index == threads ? panels : panels * index / threads / kMaxPanels * kMaxPanels; };
+  if (together)
+    context.pool->run([&](int thread_index, int threads) {
+      work.prefetch(border(thread_index, threads));
+      quantize_rows(kernels, x, memory.row_bytes, thread_index, threads, shared);
+    });
   context.pool->run([&](int thread_index, int threads) {
     std::byte* own = shared + memory.shared_bytes + thread_index * memory.thread_bytes;
     auto* band = reinterpret_cast<float*>(own);
     std::byte* tiles = together ? shared : own + kBandRows * kBandColumns * 4;
-    if (!together) quantize_rows(kernels, x, memory.row_bytes, 0, 1, tiles);
-    // Borders between threads at pairs of panels.
-    const auto border = [&](int64_t index) { return index == threads ? panels : panels * index / threads / kMaxPanels * kMaxPanels; };
-    work.run(tiles, band, border(thread_index), border(thread_index + 1));
+    const int64_t first = border(thread_index, threads), last = border(thread_index + 1, threads);
+    if (!together) {
+      work.prefetch(first);
+      quantize_rows(kernels, x, memory.row_bytes, 0, 1, tiles);
+    }
+    work.run(tiles, band, first, last);
   });
 }
 
