@@ -91,7 +91,7 @@ error: bad.toml:6:1: unknown key `model.n_head`
 END
 head -3 err | cmp -s - expected || { fail "the text of an unknown key"; diff expected err >&2; }
 run 2 config show llama-11m.toml --set train.steps=many; err_has "not a whole number"
-run 2 config show llama-11m.toml --set parallel.context_parallel_size=2; err_has "which this version does not have"
+run 2 config show llama-11m.toml --set parallel.expert_parallel_size=2; err_has "which this version does not have"
 run 0 config show llama-11m.toml --set train.steps=1k --set optimizer.lr=3e-4; out_has "steps = 1000"; out_has "lr = 0.0003"
 run 4 config show nowhere.toml; err_has "No such file"; err_has "orrery examples"
 run 2 config show .; err_has "it is a folder"

@@ -163,6 +163,7 @@ std::vector<LogicalView> logical_views(std::span<const PhysicalTensor> tensors) 
   std::unordered_map<std::string, size_t> index;
   for (const PhysicalTensor& tensor : tensors) {
     for (const ParameterSegment& segment : tensor.spec->segments) {
+      if (segment.holder != tensor.copy % segment.num_holders) continue;
       const auto [it, added] = index.emplace(segment.tensor, views.size());
       if (added) {
         LogicalView& view = views.emplace_back();

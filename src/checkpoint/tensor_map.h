@@ -34,6 +34,7 @@ struct PhysicalTensor {
   DType dtype{};
   int64_t element_begin = 0, element_end = -1;
   int holder = 0;             // rank
+  int64_t copy = 0;           // of a segment that n ranks hold, the one of holder copy % n is meant; the others are not looked at
 };
 
 /// One logical tensor held by physical tensors.

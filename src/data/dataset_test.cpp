@@ -161,7 +161,8 @@ TEST(Prefetcher, DeliversTheSameBatchesFromAnyStep) {
                           {a.view(), b.view()});
     for (uint64_t step = first_step; step < first_step + 50; ++step) {
       const Prefetcher::Batch batch = prefetcher.next();
-      const int count = fill_batch(dataset, step, 6, sequences, expected.view());
+      SampleReader reader(dataset);
+      const int count = fill_batch(reader, step, 6, sequences, expected.view());
       ASSERT_EQ(batch.step, step);
       ASSERT_EQ(batch.num_segments, count);
       ASSERT_TRUE(std::equal(expected.ids.begin(), expected.ids.end(), batch.buffers->ids));

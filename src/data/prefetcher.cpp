@@ -2,21 +2,47 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <chrono>
 
 #include "base/error.h"
 
 namespace orrery {
 
-int fill_batch(const Dataset& dataset, uint64_t step, uint64_t global_batch_size, const std::vector<int>& sequences,
-               const BatchBuffers& out) {
-  const int64_t length = dataset.seq_len();
+SampleReader::SampleReader(const Dataset& dataset, std::vector<TokenRange> ranges) : dataset_(dataset), ranges_(std::move(ranges)) {
+  for (const TokenRange& range : ranges_) {
+    ORRERY_CHECK(range.begin >= 0 && range.begin <= range.end && range.end <= dataset.seq_len(), "tokens {} to {} of {}", range.begin, range.end, dataset.seq_len());
+    local_tokens_ += range.end - range.begin;
+  }
+  if (ranges_.empty())
+    local_tokens_ = dataset.seq_len();
+  else
+    whole_.resize(3 * static_cast<size_t>(dataset.seq_len()));
+}
+
+int SampleReader::fill_sample(uint64_t global_sample, const SampleBuffers& out, int32_t token_base, int32_t* segment_starts) {
+  if (ranges_.empty()) return dataset_.fill_sample(global_sample, out, token_base, segment_starts);
+  int32_t* const whole = whole_.data();
+  const int64_t length = seq_len();
+  const int num_segments = dataset_.fill_sample(global_sample, {whole, whole + length, whole + 2 * length}, token_base, segment_starts);
+  int64_t at = 0;
+  for (const TokenRange& range : ranges_) {
+    std::copy(whole + range.begin, whole + range.end, out.ids + at);
+    std::copy(whole + length + range.begin, whole + length + range.end, out.targets + at);
+    std::copy(whole + 2 * length + range.begin, whole + 2 * length + range.end, out.positions + at);
+    at += range.end - range.begin;
+  }
+  return num_segments;
+}
+
+int fill_batch(SampleReader& reader, uint64_t step, uint64_t global_batch_size, const std::vector<int>& sequences, const BatchBuffers& out) {
+  const int64_t length = reader.seq_len();
   int num_segments = 0;
   for (size_t row = 0; row < sequences.size(); ++row) {
-    const int64_t base = static_cast<int64_t>(row) * length;
+    const int64_t base = static_cast<int64_t>(row) * reader.local_tokens();
     const SampleBuffers sample{out.ids + base, out.targets + base, out.positions + base};
-    out.segment_counts[row] = dataset.fill_sample(step * global_batch_size + static_cast<uint64_t>(sequences[row]), sample,
-                                                  static_cast<int32_t>(base), out.segment_starts + num_segments);
+    out.segment_counts[row] = reader.fill_sample(step * global_batch_size + static_cast<uint64_t>(sequences[row]), sample,
+                                                 static_cast<int32_t>(static_cast<int64_t>(row) * length), out.segment_starts + num_segments);
     num_segments += out.segment_counts[row];
   }
   out.segment_starts[num_segments] = static_cast<int32_t>(static_cast<int64_t>(sequences.size()) * length);
@@ -24,7 +50,7 @@ int fill_batch(const Dataset& dataset, uint64_t step, uint64_t global_batch_size
 }
 
 Prefetcher::Prefetcher(const Dataset& dataset, Options options, std::array<BatchBuffers, 2> buffers)
-    : dataset_(dataset), options_(std::move(options)), buffers_(buffers) {
+    : reader_(dataset, options.ranges), options_(std::move(options)), buffers_(buffers) {
   for (int sequence : options_.sequences)
     ORRERY_CHECK(sequence >= 0 && static_cast<uint64_t>(sequence) < options_.global_batch_size, "sequence {} of {}", sequence,
                  options_.global_batch_size);
@@ -49,7 +75,7 @@ void Prefetcher::run() {
         changed_.wait(lock, [&] { return stopping_ || batch < num_released_ + 2; });
         if (stopping_) return;
       }
-      const int count = fill_batch(dataset_, options_.first_step + batch, options_.global_batch_size, options_.sequences,
+      const int count = fill_batch(reader_, options_.first_step + batch, options_.global_batch_size, options_.sequences,
                                    buffers_[batch % 2]);
       {
         std::lock_guard lock(mutex_);

@@ -13,11 +13,34 @@
 
 namespace orrery {
 
-/// One batch of B sequences, in memory that the caller owns (the arena).
+/// Tokens [begin, end) of a sequence.
+struct TokenRange {
+  int64_t begin = 0, end = 0;
+};
+
+/// Fills samples with the tokens of each that a rank has: all, or those of some ranges, one after the other. No heap allocation after the
+/// constructor. The data set must outlive it.
+class SampleReader {
+ public:
+  /// ranges: of each sequence, apart; empty: all tokens.
+  explicit SampleReader(const Dataset& dataset, std::vector<TokenRange> ranges = {});
+  int64_t seq_len() const { return dataset_.seq_len(); }
+  int64_t local_tokens() const { return local_tokens_; }
+  /// As Dataset::fill_sample, `out` with room for local_tokens(); segments are those of the whole sequence.
+  int fill_sample(uint64_t global_sample, const SampleBuffers& out, int32_t token_base, int32_t* segment_starts);
+
+ private:
+  const Dataset& dataset_;
+  std::vector<TokenRange> ranges_;
+  int64_t local_tokens_ = 0;
+  std::vector<int32_t> whole_;  // ids, targets and positions of one sequence, where a part of it is kept
+};
+
+/// One batch of B sequences of l local tokens, in memory that the caller owns (the arena).
 struct BatchBuffers {
-  int32_t* ids = nullptr;        // [B * seq_len]
-  int32_t* targets = nullptr;    // [B * seq_len]
-  int32_t* positions = nullptr;  // [B * seq_len]
+  int32_t* ids = nullptr;        // [B * l]
+  int32_t* targets = nullptr;    // [B * l]
+  int32_t* positions = nullptr;  // [B * l]
   int32_t* segment_starts =
       nullptr;  // [B * max_segments_per_sample + 1]: ascending token indices, then B * seq_len = cu_seqlens
   int32_t* segment_counts = nullptr;  // [B]: segments of each sequence
@@ -25,7 +48,7 @@ struct BatchBuffers {
 
 /// Fills one batch: sequences[j] is the sequence index in the global batch of row j.
 /// Returns the number of segments, S: segment_starts[0..S] is cu_seqlens of the whole batch.
-int fill_batch(const Dataset& dataset, uint64_t step, uint64_t global_batch_size, const std::vector<int>& sequences,
+int fill_batch(SampleReader& reader, uint64_t step, uint64_t global_batch_size, const std::vector<int>& sequences,
                const BatchBuffers& out);
 
 /// No heap allocation after the constructor. The data set must outlive it.
@@ -34,6 +57,7 @@ class Prefetcher {
   struct Options {
     uint64_t first_step = 0;
     uint64_t global_batch_size = 0;
+    std::vector<TokenRange> ranges = {};  // as SampleReader
     std::vector<int> sequences;  // which sequences of the global batch this rank reads, in the order of its rows
   };
   Prefetcher(const Dataset& dataset, Options options, std::array<BatchBuffers, 2> buffers);
@@ -54,7 +78,7 @@ class Prefetcher {
 
  private:
   void run();
-  const Dataset& dataset_;
+  SampleReader reader_;
   Options options_;
   std::array<BatchBuffers, 2> buffers_;
   std::array<int, 2> num_segments_{};

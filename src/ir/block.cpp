@@ -20,6 +20,8 @@ std::string to_string(const Shape& shape) {
     switch (shape[i].dynamic) {
       case DynamicDim::kStatic: break;
       case DynamicDim::kTokens: text += "T<="; break;
+      case DynamicDim::kTokenShare: text += "T/t<="; break;
+      case DynamicDim::kAllTokens: text += "T*c<="; break;
       case DynamicDim::kSegments: text += "S<="; break;
       case DynamicDim::kSegmentsPlusOne: text += "S+1<="; break;
       case DynamicDim::kRows: text += "M<="; break;

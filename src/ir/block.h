@@ -10,6 +10,7 @@
 
 #include "ir/dtype.h"
 #include "ir/op.h"
+#include "ir/parallel_context.h"
 #include "ir/parameter_spec.h"
 
 namespace orrery {
@@ -17,7 +18,9 @@ namespace orrery {
 /// Which run-time count a dimension follows. Its `bound` is what is planned for; what is bound at run time is at most that.
 enum class DynamicDim : uint8_t {
   kStatic,
-  kTokens,           // T rows of a micro-batch
+  kTokens,           // T rows of a micro-batch: this rank's tokens
+  kTokenShare,       // T / tensor_size: what sequence parallelism leaves each tensor rank
+  kAllTokens,        // T * context_size: the tokens of all context ranks
   kSegments,         // S attention segments (documents, or sequences when serving)
   kSegmentsPlusOne,  // cu_seqlens
   kRows,             // M rows gathered before the head
@@ -115,6 +118,7 @@ struct StageBoundary {
 /// Everything that one rank computes.
 struct Stage {
   DType compute_dtype = DType::kBF16;
+  ParallelContext parallel;  // which part of its layers it is
   std::vector<ParameterSpec> parameters;
   std::vector<RopeTable> constants;
   std::vector<Value> values;

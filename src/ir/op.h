@@ -78,11 +78,21 @@ enum class OpKind : uint8_t {
   kAdamW,          // (gradient [n] f32, scale, hyper) -> weight high [n], weight low [n], m [n], v [n]; see OptimizerHyper
   kSgd,            // (gradient, scale, hyper) -> high, low, m
   kLion,           // (gradient, scale, hyper) -> high, low, m
-  // ---- tensor parallel: the ranks of the tensor group call these together; the executor runs them on their communicator ----
-  kLocalIds,        // (ids [T] i32) -> ids [T] i32 counted from VocabularyAttributes::first; -1 stays, those of others become kElsewhere
-  kAllReduce,       // (x) -> the sum of all ranks' x, in the tree over the tensor rank, each partial sum rounded to x's dtype
+  // ---- ranks that share a layer: those of a group call these together (is_collective); the executor runs them on its communicator ----
+  kLocalIds,        // (ids [T] i32) -> ids [T] i32 counted from VocabularyAttributes::first; -1 stays, those of others become kElsewhere. Of no group
+  kTakeTokens,      // (x [T, ...]) -> rows [first, first + count) of each `of` rows; TokenShareAttributes. Of no group
+  kAllReduce,       // (x) -> the sum of all ranks' x, in the tree over the rank in the group, each partial sum rounded to x's dtype;
+                    //   GroupAttributes. In NORM: of gradients of which each rank has a part, in place
   kVocabularyLoss,  // (loss [T] f32, lse [T] f32, targets [T] i32: a kLinearCrossEntropy of each rank's part of the vocabulary) ->
                     //   token_loss, lse of the whole vocabulary; sums over ranks in f64, in order
+  // Tensor ranks that share tokens between the products (sequence parallel): of n ranks, rank r has the r-th n-th of each sequence's tokens.
+  kGatherTokens,         // (x [T/n, D]) -> [T, D]; GroupAttributes. Each other's derivative
+  kReduceScatterTokens,  // (x [T, D]) -> [T/n, D]: this rank's tokens of what kAllReduce would give; GroupAttributes
+  // Context ranks, of n each with the tokens of chunks r and 2n - 1 - r of the 2n chunks of each sequence (T rows in all).
+  kTokensToHeads,        // (x [T, heads * H]) -> [T * n, heads * H / n]: all tokens in their true order, this rank's part of the columns; GroupAttributes
+  kHeadsToTokens,        // the inverse of kTokensToHeads, and its derivative
+  kRingAttention,        // kAttention of this rank's queries over all ranks' keys; cu_seqlens counts tokens of whole sequences: T * n in all
+  kRingAttentionGrad,    // its kAttentionGrad
   // ---- serving --------------------------------------------------------------------------------------------------------
   kLinearPacked,    // (x [T, K], weight in panels (a byte vector) (, bias [N])) -> y [T, N]; PackedLinearAttributes. Dense: the bits of
                     //   kLinear. Quantized: x is rounded to 8 bits in blocks of 32 per row; per block an exact i32 sum, then f32 FMAs
@@ -95,8 +105,8 @@ enum class OpKind : uint8_t {
 };
 
 std::string_view op_name(OpKind kind);
-/// Ops that all ranks of the tensor group run together.
-bool is_tensor_collective(OpKind kind);
+/// Ops that all ranks of a group (group_of in op_table.h) run together.
+bool is_collective(OpKind kind);
 
 struct NoAttributes {
   bool operator==(const NoAttributes&) const = default;
@@ -109,8 +119,18 @@ struct VocabularyAttributes {
   int64_t num_ranks = 1;  // that have the parts
   bool operator==(const VocabularyAttributes&) const = default;
 };
+/// Ranks that meet in an op: of the parts of a layer (ParallelContext::part), `size` that are `stride` apart.
+struct GroupAttributes {
+  int64_t size = 1, stride = 1;
+  bool operator==(const GroupAttributes&) const = default;
+};
+struct TokenShareAttributes {
+  int64_t first = 0, count = 0, of = 0;
+  bool operator==(const TokenShareAttributes&) const = default;
+};
 struct LinearAttributes {
   bool input_is_shared = false;  // column parallel: every tensor rank has the whole x, so x's gradient is summed over them
+  bool adds_bias = true;         // row parallel: of the ranks whose results are summed, the first; all have the bias and make its gradient
   bool operator==(const LinearAttributes&) const = default;
 };
 struct SplitAttributes {
@@ -160,7 +180,7 @@ struct OptimizerAttributes {
 };
 
 using Attributes = std::variant<NoAttributes, SplitAttributes, NormAttributes, RopeAttributes, AttentionAttributes, PackedLinearAttributes,
-                                ScaleAttributes, OptimizerAttributes, VocabularyAttributes, LinearAttributes>;
+                                ScaleAttributes, OptimizerAttributes, VocabularyAttributes, LinearAttributes, GroupAttributes, TokenShareAttributes>;
 
 /// The step's scalars that optimizer kernels read: an input value of kOptimizerScale and the update ops, written by the trainer
 /// into the arena before OPT. Bias corrections are computed once, in f64, by the trainer.

@@ -26,7 +26,20 @@ ValueType norm_statistics(const ValueType& x, const Attributes& attributes) {
   return f32_rows(x, groups == 1 ? 0 : groups);
 }
 
+// `type` with rows that are counted otherwise.
+ValueType with_rows(ValueType type, int64_t bound, DynamicDim dynamic) {
+  type.shape[0] = {bound, dynamic};
+  return type;
+}
+
 }  // namespace
+
+GroupAttributes group_of(const Stage& stage, const Op& op) {
+  if (const auto* group = std::get_if<GroupAttributes>(&op.attributes)) return *group;
+  if (op.kind == OpKind::kVocabularyLoss) return {stage.parallel.tensor_size, stage.parallel.context_size};
+  ORRERY_CHECK(op.kind == OpKind::kRingAttention || op.kind == OpKind::kRingAttentionGrad, "{} has no group", op_name(op.kind));
+  return {stage.parallel.context_size, 1};
+}
 
 std::vector<ValueType> infer_types(OpKind kind, const Attributes& attributes, const Types& in, DType compute_dtype) {
   const auto matmul = [&](const ValueType& x, int64_t width) { return ValueType{compute_dtype, {rows_of(x), {width}}}; };
@@ -43,6 +56,20 @@ std::vector<ValueType> infer_types(OpKind kind, const Attributes& attributes, co
     case OpKind::kLocalIds:
     case OpKind::kAllReduce: return {in[0]};
     case OpKind::kVocabularyLoss: return {f32_rows(in[0]), f32_rows(in[0])};
+    case OpKind::kTakeTokens: {
+      const auto& share = std::get<TokenShareAttributes>(attributes);
+      return {with_rows(in[0], rows_of(in[0]).bound / share.of * share.count, DynamicDim::kTokenShare)};
+    }
+    case OpKind::kGatherTokens: return {with_rows(in[0], rows_of(in[0]).bound * std::get<GroupAttributes>(attributes).size, DynamicDim::kTokens)};
+    case OpKind::kReduceScatterTokens: return {with_rows(in[0], rows_of(in[0]).bound / std::get<GroupAttributes>(attributes).size, DynamicDim::kTokenShare)};
+    case OpKind::kTokensToHeads: {
+      const int64_t size = std::get<GroupAttributes>(attributes).size;
+      return {{in[0].dtype, {{rows_of(in[0]).bound * size, DynamicDim::kAllTokens}, {width_of(in[0]) / size}}}};
+    }
+    case OpKind::kHeadsToTokens: {
+      const int64_t size = std::get<GroupAttributes>(attributes).size;
+      return {{in[0].dtype, {{rows_of(in[0]).bound / size, DynamicDim::kTokens}, {width_of(in[0]) * size}}}};
+    }
     case OpKind::kSplit: {
       Types out;
       int64_t total = 0;
@@ -66,6 +93,7 @@ std::vector<ValueType> infer_types(OpKind kind, const Attributes& attributes, co
       ORRERY_CHECK(width_of(in[0]) == width_of(in[1]), "linear: x has {} columns, weight {}", width_of(in[0]), width_of(in[1]));
       return {matmul(in[0], in[1].shape[0].bound)};
     case OpKind::kLinearGelu: return {matmul(in[0], in[1].shape[0].bound), matmul(in[0], in[1].shape[0].bound)};
+    case OpKind::kRingAttention:
     case OpKind::kAttention: {
       const auto& a = std::get<AttentionAttributes>(attributes);
       ORRERY_CHECK(width_of(in[0]) == a.num_heads * a.head_dim && width_of(in[1]) == a.num_kv_heads * a.head_dim, "attention widths");
@@ -85,6 +113,7 @@ std::vector<ValueType> infer_types(OpKind kind, const Attributes& attributes, co
     case OpKind::kLinearGradWeight: return {{DType::kF32, {{width_of(in[0])}, {width_of(in[1])}}}};
     case OpKind::kBiasGrad: return {{DType::kF32, {{width_of(in[0])}}}};
     case OpKind::kRopeGrad: return {in[0]};
+    case OpKind::kRingAttentionGrad:
     case OpKind::kAttentionGrad: return {in[1], in[2], in[3]};
     case OpKind::kLinearCrossEntropyGrad: return {in[0], f32_like(in[1])};
     case OpKind::kLinearCrossEntropyWithGrad: return {f32_rows(in[0]), in[0], f32_like(in[1])};
@@ -131,9 +160,14 @@ bool has_gradient_output(OpKind kind) {
 
 namespace {
 
-double elements_at(const Shape& shape, int64_t num_tokens) {
+double elements_at(const Stage& stage, const Shape& shape, int64_t num_tokens) {
   double count = 1;
-  for (const Dim& dim : shape) count *= static_cast<double>(dim.dynamic == DynamicDim::kTokens ? num_tokens : dim.bound);
+  for (const Dim& dim : shape) switch (dim.dynamic) {
+      case DynamicDim::kTokens: count *= static_cast<double>(num_tokens); break;
+      case DynamicDim::kTokenShare: count *= static_cast<double>(num_tokens / stage.parallel.tensor_size); break;
+      case DynamicDim::kAllTokens: count *= static_cast<double>(num_tokens * stage.parallel.context_size); break;
+      default: count *= static_cast<double>(dim.bound);
+    }
   return count;
 }
 
@@ -143,7 +177,7 @@ OpCost op_cost(const Stage& stage, const Op& op, int64_t num_tokens, double mean
   OpCost cost;
   const auto bytes = [&](ValueId id) {
     const Value& value = stage.value(id);
-    return elements_at(value.shape, num_tokens) * static_cast<double>(dtype_bytes(value.dtype));
+    return elements_at(stage, value.shape, num_tokens) * static_cast<double>(dtype_bytes(value.dtype));
   };
   for (ValueId id : op.inputs) cost.bytes_read += bytes(id);
   for (ValueId id : op.outputs) cost.bytes_written += bytes(id);
@@ -167,11 +201,14 @@ OpCost op_cost(const Stage& stage, const Op& op, int64_t num_tokens, double mean
     case OpKind::kLinearCrossEntropyWithGrad: cost.flops = 3 * product(op.inputs[1]); break;
     case OpKind::kAttention:
     case OpKind::kPagedAttention:
-    case OpKind::kAttentionGrad: {
+    case OpKind::kAttentionGrad:
+    case OpKind::kRingAttention:
+    case OpKind::kRingAttentionGrad: {
       const auto& a = std::get<AttentionAttributes>(op.attributes);
+      const bool is_gradient = op.kind == OpKind::kAttentionGrad || op.kind == OpKind::kRingAttentionGrad;
       const double context = a.window > 0 && static_cast<double>(a.window) < mean_context ? static_cast<double>(a.window) : mean_context;
-      const double forward = 4.0 * tokens * context * static_cast<double>(a.num_heads * a.head_dim);
-      cost.flops = op.kind == OpKind::kAttentionGrad ? 2.5 * forward : forward;
+      const double forward = 4.0 * context * elements_at(stage, stage.value(op.inputs[is_gradient ? 1 : 0]).shape, num_tokens);
+      cost.flops = is_gradient ? 2.5 * forward : forward;
       break;
     }
     // Changed in place: what is written was read before.

@@ -15,6 +15,9 @@ struct ValueType {
 /// The types of an op's outputs. Aborts on operands that do not fit: a bug in a builder or a pass.
 std::vector<ValueType> infer_types(OpKind kind, const Attributes& attributes, const std::vector<ValueType>& inputs, DType compute_dtype);
 
+/// Who runs a collective op of `stage` together.
+GroupAttributes group_of(const Stage& stage, const Op& op);
+
 struct OpCost {
   double flops = 0;  // multiply and add count as two; matrix products and attention only
   double bytes_read = 0;

@@ -20,6 +20,9 @@ struct ParameterSegment {
   int64_t num_rows = 0;
   int32_t tensor_index = 0;  // position in model order: the op id of the tensor's initialization draws
   int64_t tensor_column_begin = 0;  // as tensor_row_begin: a physical parameter may have fewer columns than its tensors
+  // Neighbouring parts of the layer (ParallelContext::part) that hold these same rows, and which of them this is.
+  int64_t num_holders = 1, holder = 0;
+  int64_t num_summands = 1;  // neighbouring holders of which each makes a part of the gradient: their sum is all holders' gradient
   bool operator==(const ParameterSegment&) const = default;
 };
 

@@ -69,7 +69,9 @@ class Differentiator {
   }
 
   // What each tensor rank has a part of.
-  ValueId summed_over_ranks(ValueId dx, const std::string& name) { return builder_.emit_one(OpKind::kAllReduce, {dx}, NoAttributes{}, name); }
+  ValueId summed_over_ranks(ValueId dx, const std::string& name) {
+    return builder_.emit_one(OpKind::kAllReduce, {dx}, GroupAttributes{stage_.parallel.tensor_size, stage_.parallel.context_size}, name);
+  }
 
   std::string d(ValueId value) const { return "d" + stage_.value(value).name; }
 
@@ -109,7 +111,7 @@ class Differentiator {
 void Differentiator::apply_rule(const Op& op) {
   const auto& in = op.inputs;
   const auto& out = op.outputs;
-  if (op.kind == OpKind::kLocalIds) return;
+  if (op.kind == OpKind::kLocalIds || op.kind == OpKind::kTakeTokens) return;
   if (op.kind == OpKind::kVocabularyLoss) {
     whole_lse_ = out[1];
     return;
@@ -119,7 +121,8 @@ void Differentiator::apply_rule(const Op& op) {
     const bool has_part = whole_lse_ != kNoValue;  // of the vocabulary
     const ValueId dx = builder_.emit(OpKind::kLinearCrossEntropyGrad, {in[0], in[1], in[2], has_part ? whole_lse_ : out[1]}, NoAttributes{},
                                      {kNoValue, parameter_gradient(in[1], last_accumulator)}, d(in[0]))[0];
-    contribute(in[0], has_part ? summed_over_ranks(dx, d(in[0])) : dx);
+    // Where ranks share tokens, the gather in front of the head does this.
+    contribute(in[0], has_part && !stage_.parallel.shares_tokens() ? summed_over_ranks(dx, d(in[0])) : dx);
     return;
   }
   const ValueId dy = gradient_of(out[0]);
@@ -132,6 +135,10 @@ void Differentiator::apply_rule(const Op& op) {
       contribute(in[1], dy);
       return;
     case OpKind::kAllReduce: contribute(in[0], dy); return;  // every rank's part has the gradient of the sum
+    case OpKind::kGatherTokens: contribute(in[0], builder_.emit_one(OpKind::kReduceScatterTokens, {dy}, op.attributes, d(in[0]))); return;
+    case OpKind::kReduceScatterTokens: contribute(in[0], builder_.emit_one(OpKind::kGatherTokens, {dy}, op.attributes, d(in[0]))); return;
+    case OpKind::kTokensToHeads: contribute(in[0], builder_.emit_one(OpKind::kHeadsToTokens, {dy}, op.attributes, d(in[0]))); return;
+    case OpKind::kHeadsToTokens: contribute(in[0], builder_.emit_one(OpKind::kTokensToHeads, {dy}, op.attributes, d(in[0]))); return;
     case OpKind::kMul:
       contribute(in[0], builder_.emit_one(OpKind::kMul, {dy, in[1]}, NoAttributes{}, d(in[0])));
       contribute(in[1], builder_.emit_one(OpKind::kMul, {dy, in[0]}, NoAttributes{}, d(in[1])));
@@ -172,9 +179,10 @@ void Differentiator::apply_rule(const Op& op) {
       contribute(in[0], builder_.emit_one(OpKind::kSplitRopeGrad, {dy, gradient_of(out[1]), gradient_of(out[2]), in[1], in[2]},
                                           op.attributes, d(in[0])));
       return;
-    case OpKind::kAttention: {
+    case OpKind::kAttention:
+    case OpKind::kRingAttention: {
       const auto grads =
-          builder_.emit(OpKind::kAttentionGrad, {dy, in[0], in[1], in[2], out[0], out[1], in[3]}, op.attributes, {}, d(in[0]));
+          builder_.emit(op.kind == OpKind::kAttention ? OpKind::kAttentionGrad : OpKind::kRingAttentionGrad, {dy, in[0], in[1], in[2], out[0], out[1], in[3]}, op.attributes, {}, d(in[0]));
       for (size_t i = 0; i < 3; ++i) contribute(in[i], grads[i]);
       return;
     }

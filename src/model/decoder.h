@@ -25,6 +25,7 @@ struct ForwardOptions {
   int64_t max_tokens = 0;    // bound of T
   int64_t max_segments = 0;  // bound of S
   ParallelContext parallel;  // kLoss only
+  int64_t sequence_tokens = 0;  // of each sequence on this rank; where `parallel` shares tokens
   // kServe only.
   int64_t max_rows = 0;                 // bound of M: rows whose logits are wanted
   int64_t kv_blocks = 0;                // blocks of the cache
@@ -32,8 +33,8 @@ struct ForwardOptions {
   int64_t max_blocks_per_segment = 0;   // columns of the block table
 };
 
-/// Errors: kInvalidConfig where the model cannot be cut for `tensor_size` ranks: says which number does not divide, and what would.
-void check_tensor_parallel(const ModelConfig& config, int64_t tensor_size);
+/// Errors: kInvalidConfig where the model or a sequence of `sequence_tokens` cannot be cut so: says which number does not divide, and what would.
+void check_parallel(const ModelConfig& config, const ParallelContext& parallel, int64_t sequence_tokens);
 
 /// Appends the forward of `config` to `phase` of `stage`, creating parameters, or, when the stage has them already (a second
 /// phase of the same stage), reusing them by name. A part without embedding or head begins or ends at Stage::boundaries, in both phases

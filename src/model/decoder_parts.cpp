@@ -21,7 +21,7 @@ ValueId DecoderParts::received() {
   Value value;
   value.name = "x.in";
   value.dtype = builder_.stage().compute_dtype;
-  value.shape = {{options_.max_tokens, DynamicDim::kTokens}, {config_.hidden_size}};
+  value.shape = {shares_tokens() ? Dim{options_.max_tokens / options_.parallel.tensor_size, DynamicDim::kTokenShare} : Dim{options_.max_tokens, DynamicDim::kTokens}, {config_.hidden_size}};
   input = builder_.add_value(std::move(value));
   return input;
 }
@@ -43,20 +43,28 @@ ValueId DecoderParts::positions() {
   return builder_.batch(BatchField::kPositions, DType::kI32, {{options_.max_tokens, DynamicDim::kTokens}});
 }
 
-ParameterSpec DecoderParts::spec_of(const std::string& name, const std::vector<std::string>& tensors, Cut cut) const {
+ParameterSpec DecoderParts::spec_of(const std::string& name, const std::vector<std::string>& tensors, const Cut& cut) const {
   ParameterSpec spec;
   spec.name = name;
   int64_t rows = 0, columns = 0;
-  const int64_t rank = options_.parallel.tensor_rank;
-  for (const std::string& tensor_name : tensors) {
-    const auto found = tensor_index_.find(tensor_name);
-    ORRERY_CHECK(found != tensor_index_.end(), "the model has no tensor {}", tensor_name);
+  const ParallelContext& parallel = options_.parallel;
+  const int64_t rank = parallel.tensor_rank, size = parallel.tensor_size;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const auto found = tensor_index_.find(tensors[i]);
+    ORRERY_CHECK(found != tensor_index_.end(), "the model has no tensor {}", tensors[i]);
     const LogicalTensor& tensor = tensors_[static_cast<size_t>(found->second)];
     const int64_t tensor_rows = tensor.conv1d ? tensor.shape[1] : tensor.shape[0];
     const int64_t tensor_columns = tensor.shape.size() < 2 ? 0 : tensor.conv1d ? tensor.shape[0] : tensor.shape[1];
     const int64_t group_rows = tensor_rows / cut.groups;
+    // Tensor ranks that have the same rows: all, or those that share a head, each with its own queries.
+    int64_t num_same = cut.kind == Cut::kWhole ? size : 1, begin = 0, end = group_rows;
+    if (cut.kind == Cut::kRows && i < cut.heads.size() && cut.heads[i] < size) {
+      num_same = size / cut.heads[i];
+      begin = rank / num_same * (group_rows / cut.heads[i]), end = begin + group_rows / cut.heads[i];
+    } else if (cut.kind == Cut::kRows) {
+      begin = part_begin(group_rows, rank), end = part_begin(group_rows, rank + 1);
+    }
     for (int64_t group = 0; group < cut.groups; ++group) {
-      const int64_t begin = cut.kind == Cut::kRows ? part_begin(group_rows, rank) : 0, end = cut.kind == Cut::kRows ? part_begin(group_rows, rank + 1) : group_rows;
       ParameterSegment segment;
       segment.tensor = tensor.name;
       segment.tensor_shape = tensor.shape;
@@ -66,6 +74,9 @@ ParameterSpec DecoderParts::spec_of(const std::string& name, const std::vector<s
       segment.row_begin = rows;
       segment.num_rows = end - begin;
       segment.tensor_index = found->second;
+      segment.num_holders = num_same * parallel.context_size;
+      segment.holder = parallel.part() % segment.num_holders;
+      segment.num_summands = cut.kind == Cut::kWhole && !cut.is_partial ? parallel.context_size : segment.num_holders;
       rows += segment.num_rows;
       columns = cut.kind == Cut::kColumns ? part_begin(tensor_columns, rank + 1) - segment.tensor_column_begin : tensor_columns;
       spec.segments.push_back(std::move(segment));
@@ -76,15 +87,15 @@ ParameterSpec DecoderParts::spec_of(const std::string& name, const std::vector<s
 }
 
 ValueId DecoderParts::matrix(const std::string& name, const std::vector<std::string>& tensors, float std, bool decay) {
-  ParameterSpec spec = spec_of(name, tensors, {});
+  ParameterSpec spec = spec_of(name, tensors, {.is_partial = shares_tokens()});
   spec.init = InitKind::kNormal;
   spec.init_std = std;
   spec.decay = decay;
   return builder_.parameter(std::move(spec));
 }
 
-ValueId DecoderParts::vector(const std::string& name, const std::vector<std::string>& tensors, InitKind init) {
-  ParameterSpec spec = spec_of(name, tensors, {});
+ValueId DecoderParts::vector(const std::string& name, const std::vector<std::string>& tensors, InitKind init, bool is_partial) {
+  ParameterSpec spec = spec_of(name, tensors, {.is_partial = is_partial});
   spec.init = init;
   return builder_.parameter(std::move(spec));
 }
@@ -111,21 +122,36 @@ ValueId DecoderParts::local_tokens(ValueId tokens) {
   return builder_.emit_one(OpKind::kLocalIds, {tokens}, VocabularyAttributes{first, part_begin(config_.vocab_size, parallel.tensor_rank + 1) - first}, "local_ids");
 }
 
+ValueId DecoderParts::token_share(ValueId tokens) {
+  const ParallelContext& parallel = options_.parallel;
+  const int64_t sequence = options_.sequence_tokens, count = sequence / parallel.tensor_size;
+  return builder_.emit_one(OpKind::kTakeTokens, {tokens}, TokenShareAttributes{parallel.tensor_rank * count, count, sequence}, "token_share");
+}
+
+// All tokens for a product, where ranks share them.
+ValueId DecoderParts::gathered(ValueId x) {
+  return shares_tokens() ? builder_.emit_one(OpKind::kGatherTokens, {x}, tensor_group(), builder_.stage().value(x).name + ".all") : x;
+}
+
+// The sum of the tensor ranks' parts, of this rank's tokens.
+ValueId DecoderParts::summed(ValueId part, const std::string& name) {
+  return builder_.emit_one(shares_tokens() ? OpKind::kReduceScatterTokens : OpKind::kAllReduce, {part}, tensor_group(), name);
+}
+
 ValueId DecoderParts::embed(ValueId tokens, ValueId table) {
   if (!cuts()) return builder_.emit_one(OpKind::kEmbedding, {tokens, table}, NoAttributes{}, "x");
-  const ValueId part = builder_.emit_one(OpKind::kEmbedding, {local_tokens(tokens), table}, NoAttributes{}, "x.part");
-  return builder_.emit_one(OpKind::kAllReduce, {part}, NoAttributes{}, "x");
+  return summed(builder_.emit_one(OpKind::kEmbedding, {local_tokens(tokens), table}, NoAttributes{}, "x.part"), "x");
 }
 
 ValueId DecoderParts::column_linear(ValueId x, const LinearNames& names, float std, const std::string& name, int64_t groups) {
-  const Cut cut{cuts() ? Cut::kRows : Cut::kWhole, cuts() ? groups : 1};
+  const Cut cut{cuts() ? Cut::kRows : Cut::kWhole, cuts() ? groups : 1, false, names.heads};
   ParameterSpec weight = spec_of(names.weight, names.weight_tensors, cut);
   weight.init = InitKind::kNormal;
   weight.init_std = std;
   weight.decay = true;
-  std::vector<ValueId> inputs = {x, builder_.parameter(std::move(weight))};
+  std::vector<ValueId> inputs = {gathered(x), builder_.parameter(std::move(weight))};
   if (!names.bias_tensors.empty()) inputs.push_back(builder_.parameter(spec_of(names.bias, names.bias_tensors, cut)));
-  return builder_.emit_one(OpKind::kLinear, std::move(inputs), cuts() ? Attributes(LinearAttributes{true}) : NoAttributes{}, name);
+  return builder_.emit_one(OpKind::kLinear, std::move(inputs), cuts() && !shares_tokens() ? Attributes(LinearAttributes{.input_is_shared = true}) : NoAttributes{}, name);
 }
 
 ValueId DecoderParts::row_linear(ValueId x, const LinearNames& names, float std, const std::string& name) {
@@ -134,18 +160,21 @@ ValueId DecoderParts::row_linear(ValueId x, const LinearNames& names, float std,
   weight.init_std = std;
   weight.decay = true;
   std::vector<ValueId> inputs = {x, builder_.parameter(std::move(weight))};
-  // One rank adds it, so that the sum has it once and its gradient is that of one rank.
-  if (!names.bias_tensors.empty() && options_.parallel.tensor_rank == 0) inputs.push_back(builder_.parameter(spec_of(names.bias, names.bias_tensors, {})));
-  const ValueId part = builder_.emit_one(OpKind::kLinear, std::move(inputs), NoAttributes{}, cuts() ? name + ".part" : name);
-  return cuts() ? builder_.emit_one(OpKind::kAllReduce, {part}, NoAttributes{}, name) : part;
+  if (!names.bias_tensors.empty()) inputs.push_back(builder_.parameter(spec_of(names.bias, names.bias_tensors, {})));
+  // One rank adds it, so that the sum has it once; its gradient is the same on all, being that of the sum.
+  const bool adds_bias = options_.parallel.tensor_rank == 0;
+  const ValueId part = builder_.emit_one(OpKind::kLinear, std::move(inputs), adds_bias ? Attributes(NoAttributes{}) : LinearAttributes{.adds_bias = false}, cuts() ? name + ".part" : name);
+  return cuts() ? summed(part, name) : part;
 }
 
-ValueId DecoderParts::rms_norm(ValueId x, const std::string& name, const std::string& tensor, int64_t group_width) {
-  const ValueId weight = vector(name, {tensor}, InitKind::kOnes);
-  NormAttributes attributes;
-  attributes.eps = static_cast<float>(config_.norm_eps);
-  attributes.group_width = group_width;
-  return builder_.emit(OpKind::kRmsNorm, {x, weight}, attributes, {}, name)[0];
+ValueId DecoderParts::rms_norm(ValueId x, const std::string& name, const std::string& tensor) {
+  const NormAttributes attributes{static_cast<float>(config_.norm_eps), config_.hidden_size};
+  return builder_.emit(OpKind::kRmsNorm, {x, vector(name, {tensor}, InitKind::kOnes, shares_tokens())}, attributes, {}, name)[0];
+}
+
+ValueId DecoderParts::head_norm(ValueId x, const std::string& name, const std::string& tensor) {
+  const NormAttributes attributes{static_cast<float>(config_.norm_eps), config_.head_dim};
+  return builder_.emit(OpKind::kRmsNorm, {x, vector(name, {tensor}, InitKind::kOnes, cuts())}, attributes, {}, name)[0];
 }
 
 ValueId DecoderParts::linear(ValueId x, ValueId weight, ValueId bias, const std::string& name) {
@@ -156,13 +185,14 @@ ValueId DecoderParts::linear(ValueId x, ValueId weight, ValueId bias, const std:
 
 ValueId DecoderParts::attention(ValueId q, ValueId k, ValueId v, int64_t layer) {
   AttentionAttributes attributes;
-  attributes.num_heads = share(config_.num_heads);
-  attributes.num_kv_heads = share(config_.num_kv_heads);
+  attributes.num_heads = num_heads();
+  attributes.num_kv_heads = num_kv_heads();
   attributes.head_dim = config_.head_dim;
   attributes.scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
   attributes.window = config_.window(layer);
   const ValueId cu_seqlens =
       builder_.batch(BatchField::kCuSeqlens, DType::kI32, {{options_.max_segments + 1, DynamicDim::kSegmentsPlusOne}});
+  if (options_.mode == ForwardMode::kLoss && options_.parallel.context_size > 1) return context_attention(q, k, v, cu_seqlens, attributes);
   if (options_.mode == ForwardMode::kLoss) return builder_.emit(OpKind::kAttention, {q, k, v, cu_seqlens}, attributes, {}, "attention")[0];
 
   attributes.block_tokens = options_.kv_block_tokens;
@@ -185,8 +215,22 @@ ValueId DecoderParts::attention(ValueId q, ValueId k, ValueId v, int64_t layer) 
   return builder_.emit(OpKind::kPagedAttention, {q, cache[0], cache[1], block_table, context_lens, cu_seqlens}, attributes, {}, "attention")[0];
 }
 
+// Over the tokens of all context ranks.
+ValueId DecoderParts::context_attention(ValueId q, ValueId k, ValueId v, ValueId cu_seqlens, AttentionAttributes attributes) {
+  const int64_t size = options_.parallel.context_size;
+  if (options_.parallel.context_method == ContextMethod::kRing) return builder_.emit(OpKind::kRingAttention, {q, k, v, cu_seqlens}, attributes, {}, "attention")[0];
+  const GroupAttributes group{size, 1};
+  attributes.num_heads /= size;
+  attributes.num_kv_heads /= size;
+  const auto heads_of = [&](ValueId x, const char* name) { return builder_.emit_one(OpKind::kTokensToHeads, {x}, group, name); };
+  const ValueId q_heads = heads_of(q, "q.heads"), k_heads = heads_of(k, "k.heads"), v_heads = heads_of(v, "v.heads");
+  const ValueId heads = builder_.emit(OpKind::kAttention, {q_heads, k_heads, v_heads, cu_seqlens}, attributes, {}, "attention.heads")[0];
+  return builder_.emit_one(OpKind::kHeadsToTokens, {heads}, group, "attention");
+}
+
 void DecoderParts::head(ValueId x, ValueId weight) {
   if (options_.mode == ForwardMode::kLoss) {
+    x = gathered(x);
     const ValueId targets = builder_.batch(BatchField::kTargets, DType::kI32, {{options_.max_tokens, DynamicDim::kTokens}});
     const ValueId token_loss = builder_.batch(BatchField::kTokenLoss, DType::kF32, {{options_.max_tokens, DynamicDim::kTokens}});
     if (!cuts()) {
@@ -205,21 +249,39 @@ void DecoderParts::head(ValueId x, ValueId weight) {
   builder_.emit(OpKind::kLinear, {gathered, weight}, NoAttributes{}, {logits});
 }
 
-void check_tensor_parallel(const ModelConfig& config, int64_t tensor_size) {
-  if (tensor_size == 1) return;
+void check_parallel(const ModelConfig& config, const ParallelContext& parallel, int64_t sequence_tokens) {
+  const int64_t heads = config.num_heads, kv_heads = config.num_kv_heads, columns = config.intermediate_size;
+  const auto shares_kv = [&](int64_t size) { return kv_heads % size == 0 || size % kv_heads == 0; };
+  const int64_t size = parallel.tensor_size;
   std::vector<int64_t> valid;
-  const auto divides = [&](int64_t size) { return config.num_heads % size == 0 && config.num_kv_heads % size == 0 && config.intermediate_size % size == 0; };
-  for (int64_t size = 1; size <= config.num_kv_heads; ++size)
-    if (divides(size)) valid.push_back(size);
-  for (const auto& [name, count] : {std::pair("num_heads", config.num_heads), std::pair("num_kv_heads", config.num_kv_heads), std::pair("intermediate_size", config.intermediate_size)})
-    if (tensor_size < 1 || count % tensor_size != 0)
-      throw Error(ErrorCode::kInvalidConfig, "parallel.tensor_parallel_size = {} does not divide model.{} = {}; use one of {}", tensor_size, name, count, fmt::join(valid, ", "));
-  if (config.qk_norm) throw Error(ErrorCode::kUnsupported, "parallel.tensor_parallel_size = {}: models with q and k norms are not cut; use 1", tensor_size);
+  for (int64_t other = 1; other <= heads; ++other)
+    if (heads % other == 0 && shares_kv(other) && columns % other == 0) valid.push_back(other);
+  for (const auto& [name, count] : {std::pair("num_heads", heads), std::pair("intermediate_size", columns)})
+    if (size < 1 || count % size != 0)
+      throw Error(ErrorCode::kInvalidConfig, "parallel.tensor_parallel_size = {} does not divide model.{} = {}; use one of {}", size, name, count, fmt::join(valid, ", "));
+  if (!shares_kv(size))
+    throw Error(ErrorCode::kInvalidConfig, "parallel.tensor_parallel_size = {} neither divides model.num_kv_heads = {} nor is a multiple of it; use one of {}", size, kv_heads, fmt::join(valid, ", "));
+  const int64_t context = parallel.context_size;
+  if (context < 1 || (context > 1 && sequence_tokens % (2 * context) != 0))
+    throw Error(ErrorCode::kInvalidConfig, "parallel.context_parallel_size = {} does not cut data.seq_len = {} into {} equal chunks, two for each rank; use a seq_len that is a multiple of {}", context,
+                sequence_tokens, 2 * context, 2 * context);
+  if (parallel.shares_tokens() && sequence_tokens / context % size != 0)
+    throw Error(ErrorCode::kInvalidConfig, "parallel.sequence_parallel: tensor_parallel_size = {} does not divide the {} tokens of a sequence{}; use a seq_len that is a multiple of {}", size,
+                sequence_tokens / context, context > 1 ? " on each context rank" : "", size * context * (context > 1 ? 2 : 1));
+  const int64_t local_heads = heads / size, local_kv_heads = std::max<int64_t>(1, kv_heads / size);
+  if (context > 1 && parallel.context_method == ContextMethod::kUlysses && (local_heads % context != 0 || local_kv_heads % context != 0)) {
+    std::vector<int64_t> sizes;
+    for (int64_t other = 2; other <= local_kv_heads; ++other)
+      if (local_heads % other == 0 && local_kv_heads % other == 0 && sequence_tokens % (2 * other) == 0) sizes.push_back(other);
+    throw Error(ErrorCode::kInvalidConfig, "parallel.context_method = \"ulysses\" exchanges tokens for heads, and context_parallel_size = {} does not divide the {} heads and {} kv heads of a rank; use {}context_method = \"ring\"",
+                context, local_heads, local_kv_heads, sizes.empty() ? "" : fmt::format("one of {}, or ", fmt::join(sizes, ", ")));
+  }
 }
 
 void build_forward(const ModelConfig& config, const ForwardOptions& options, Stage& stage, Phase phase) {
   validate(config, "model");
-  check_tensor_parallel(config, options.parallel.tensor_size);
+  if (options.mode == ForwardMode::kLoss) check_parallel(config, options.parallel, options.sequence_tokens * options.parallel.context_size);
+  stage.parallel = options.parallel;
   DecoderParts parts(config, options, stage, phase);
   switch (config.family) {
     case ModelFamily::kGpt2: build_gpt2(parts); break;

@@ -26,8 +26,8 @@ ValueId attention_block(DecoderParts& parts, ValueId x, ValueId table, int64_t l
   const ValueId weight = parts.matrix(physical + "qkv", {logical + "q_proj.weight", logical + "k_proj.weight", logical + "v_proj.weight"}, init_std());
   const ValueId qkv = parts.linear(x, weight, kNoValue, "qkv");
   const auto split = builder.emit(OpKind::kSplit, {qkv}, SplitAttributes{{config.query_size(), config.kv_size(), config.kv_size()}}, {}, "split");
-  ValueId q = parts.rms_norm(split[0], physical + "q_norm", logical + "q_norm.weight", config.head_dim);
-  ValueId k = parts.rms_norm(split[1], physical + "k_norm", logical + "k_norm.weight", config.head_dim);
+  ValueId q = parts.head_norm(split[0], physical + "q_norm", logical + "q_norm.weight");
+  ValueId k = parts.head_norm(split[1], physical + "k_norm", logical + "k_norm.weight");
   RopeAttributes rope;
   rope.head_dim = rope.rotary_dim = config.head_dim;
   rope.num_heads = config.num_heads;
@@ -68,17 +68,17 @@ void build_gemma3(DecoderParts& parts) {
     builder.set_layer(static_cast<int32_t>(layer));
     const std::string physical = "layers." + std::to_string(layer) + ".";
     const std::string logical = "model.layers." + std::to_string(layer) + ".";
-    ValueId y = parts.rms_norm(x, physical + "attention_norm", logical + "input_layernorm.weight", D);
+    ValueId y = parts.rms_norm(x, physical + "attention_norm", logical + "input_layernorm.weight");
     y = attention_block(parts, y, builder.constant(rope_table(config, config.window(layer) > 0)), layer);
-    y = parts.rms_norm(y, physical + "attention_post_norm", logical + "post_attention_layernorm.weight", D);
+    y = parts.rms_norm(y, physical + "attention_post_norm", logical + "post_attention_layernorm.weight");
     x = builder.emit_one(OpKind::kAdd, {x, y}, NoAttributes{}, "x_mid");
-    y = parts.rms_norm(x, physical + "mlp_norm", logical + "pre_feedforward_layernorm.weight", D);
-    y = parts.rms_norm(mlp_block(parts, y, layer), physical + "mlp_post_norm", logical + "post_feedforward_layernorm.weight", D);
+    y = parts.rms_norm(x, physical + "mlp_norm", logical + "pre_feedforward_layernorm.weight");
+    y = parts.rms_norm(mlp_block(parts, y, layer), physical + "mlp_post_norm", logical + "post_feedforward_layernorm.weight");
     x = builder.emit_one(OpKind::kAdd, {x, y}, NoAttributes{}, "x");
   }
   builder.set_layer(-1);
   if (!parts.builds_head()) return parts.send(x);
-  const ValueId normed = parts.rms_norm(x, "final_norm", "model.norm.weight", D);
+  const ValueId normed = parts.rms_norm(x, "final_norm", "model.norm.weight");
   parts.head(normed, config.tie_embeddings ? embedding() : parts.matrix("head", {"lm_head.weight"}, init_std()));
 }
 

@@ -6,8 +6,8 @@ namespace orrery {
 namespace {
 
 ValueId layer_norm(DecoderParts& parts, ValueId x, const std::string& name, const std::string& tensor) {
-  const ValueId weight = parts.vector(name + ".weight", {tensor + ".weight"}, InitKind::kOnes);
-  const ValueId bias = parts.vector(name + ".bias", {tensor + ".bias"}, InitKind::kZeros);
+  const ValueId weight = parts.vector(name + ".weight", {tensor + ".weight"}, InitKind::kOnes, parts.shares_tokens());
+  const ValueId bias = parts.vector(name + ".bias", {tensor + ".bias"}, InitKind::kZeros, parts.shares_tokens());
   NormAttributes attributes;
   attributes.eps = static_cast<float>(parts.config().norm_eps);
   attributes.group_width = parts.config().hidden_size;
@@ -21,7 +21,7 @@ ValueId embed(DecoderParts& parts, ValueId table) {
   BlockBuilder& builder = parts.builder();
   const ValueId position_table = parts.matrix("position_embedding", {"transformer.wpe.weight"}, init_std(), false);
   const ValueId token = parts.embed(parts.ids(), table);
-  const ValueId position = builder.emit_one(OpKind::kEmbedding, {parts.positions(), position_table}, NoAttributes{}, "position_embedding");
+  const ValueId position = builder.emit_one(OpKind::kEmbedding, {parts.shares_tokens() ? parts.token_share(parts.positions()) : parts.positions(), position_table}, NoAttributes{}, "position_embedding");
   return builder.emit_one(OpKind::kAdd, {token, position}, NoAttributes{}, "x");
 }
 

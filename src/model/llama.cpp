@@ -24,21 +24,21 @@ ValueId attention_block(DecoderParts& parts, ValueId x, ValueId table, int64_t l
   BlockBuilder& builder = parts.builder();
   const std::string physical = "layers." + std::to_string(layer) + ".attention.";
   const std::string logical = "model.layers." + std::to_string(layer) + ".self_attn.";
-  LinearNames names{physical + "qkv", {logical + "q_proj.weight", logical + "k_proj.weight", logical + "v_proj.weight"}, physical + "qkv.bias", {}};
+  LinearNames names{physical + "qkv", {logical + "q_proj.weight", logical + "k_proj.weight", logical + "v_proj.weight"}, physical + "qkv.bias", {}, {config.num_heads, config.num_kv_heads, config.num_kv_heads}};
   if (config.attention_bias) names.bias_tensors = {logical + "q_proj.bias", logical + "k_proj.bias", logical + "v_proj.bias"};
   const ValueId qkv = parts.column_linear(x, names, init_std(), "qkv");
-  const int64_t query_size = parts.share(config.query_size()), kv_size = parts.share(config.kv_size());
+  const int64_t query_size = parts.num_heads() * config.head_dim, kv_size = parts.num_kv_heads() * config.head_dim;
   const auto split = builder.emit(OpKind::kSplit, {qkv}, SplitAttributes{{query_size, kv_size, kv_size}}, {}, "split");
   ValueId q = split[0], k = split[1];
   if (config.qk_norm) {
-    q = parts.rms_norm(q, physical + "q_norm", logical + "q_norm.weight", config.head_dim);
-    k = parts.rms_norm(k, physical + "k_norm", logical + "k_norm.weight", config.head_dim);
+    q = parts.head_norm(q, physical + "q_norm", logical + "q_norm.weight");
+    k = parts.head_norm(k, physical + "k_norm", logical + "k_norm.weight");
   }
   RopeAttributes rope;
   rope.head_dim = rope.rotary_dim = config.head_dim;
-  rope.num_heads = parts.share(config.num_heads);
+  rope.num_heads = parts.num_heads();
   q = builder.emit_one(OpKind::kRope, {q, parts.positions(), table}, rope, "q");
-  rope.num_heads = parts.share(config.num_kv_heads);
+  rope.num_heads = parts.num_kv_heads();
   k = builder.emit_one(OpKind::kRope, {k, parts.positions(), table}, rope, "k");
   const ValueId attended = parts.attention(q, k, split[2], layer);
   LinearNames output{physical + "output", {logical + "o_proj.weight"}, physical + "output.bias", {}};
@@ -78,14 +78,14 @@ void build_llama(DecoderParts& parts) {
     builder.set_layer(static_cast<int32_t>(layer));
     const std::string physical = "layers." + std::to_string(layer) + ".";
     const std::string logical = "model.layers." + std::to_string(layer) + ".";
-    const ValueId normed = parts.rms_norm(x, physical + "attention_norm", logical + "input_layernorm.weight", config.hidden_size);
+    const ValueId normed = parts.rms_norm(x, physical + "attention_norm", logical + "input_layernorm.weight");
     x = builder.emit_one(OpKind::kAdd, {x, attention_block(parts, normed, table, layer)}, NoAttributes{}, "x_mid");
-    const ValueId mlp_normed = parts.rms_norm(x, physical + "mlp_norm", logical + "post_attention_layernorm.weight", config.hidden_size);
+    const ValueId mlp_normed = parts.rms_norm(x, physical + "mlp_norm", logical + "post_attention_layernorm.weight");
     x = builder.emit_one(OpKind::kAdd, {x, mlp_block(parts, mlp_normed, layer)}, NoAttributes{}, "x");
   }
   builder.set_layer(-1);
   if (!parts.builds_head()) return parts.send(x);
-  const ValueId normed = parts.rms_norm(x, "final_norm", "model.norm.weight", config.hidden_size);
+  const ValueId normed = parts.rms_norm(x, "final_norm", "model.norm.weight");
   parts.head(normed, config.tie_embeddings ? embedding() : parts.head_matrix("lm_head.weight"));
 }
 

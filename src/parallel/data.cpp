@@ -84,7 +84,9 @@ std::vector<ParameterUnit> parameter_units(const Stage& stage, int64_t num_ranks
   for (int32_t parameter = 0; parameter < num_parameters; ++parameter) {
     const auto index = static_cast<size_t>(parameter);
     if (layout.offset[index][0] < 0) continue;
-    const bool joins = !units.empty() && units.back().first + units.back().count == parameter && units.back().chunk == layout.chunk[index][0] && !is_tied(parameter) &&
+    // What tensor ranks have whole must be cut alike on all of them, so it stands apart from parts that may be ragged.
+    const bool ragged = layers[index] < 0 && (is_part(stage.parameters[index]) || (parameter > 0 && is_part(stage.parameters[index - 1])));
+    const bool joins = !ragged && !units.empty() && units.back().first + units.back().count == parameter && units.back().chunk == layout.chunk[index][0] && !is_tied(parameter) &&
                        !is_tied(parameter - 1) && layers[index] == layers[index - 1];
     if (!joins) units.push_back({parameter, 0, 0, layout.chunk[index][0], {}});
     ++units.back().count;

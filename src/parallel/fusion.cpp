@@ -203,6 +203,10 @@ bool takes_strided_rows(OpKind kind) {
   switch (kind) {
     case OpKind::kAttention:
     case OpKind::kAttentionGrad:
+    case OpKind::kRingAttention:
+    case OpKind::kRingAttentionGrad:
+    case OpKind::kTokensToHeads:
+    case OpKind::kHeadsToTokens:
     case OpKind::kPagedAttention:
     case OpKind::kKvWrite: return true;
     default: return false;

@@ -119,11 +119,27 @@ void build_optimizer_blocks(Stage& stage, const OptimizerBlockOptions& options, 
       norm.emit(OpKind::kAccumulate, {second}, NoAttributes{}, {first});
     }
 
+  // What several ranks have parts of, in runs of rows with the same ranks.
+  for (int32_t parameter = 0; parameter < num_parameters; ++parameter) {
+    const std::vector<ParameterSegment>& segments = stage.parameters[static_cast<size_t>(parameter)].segments;
+    const int64_t columns = stage.parameters[static_cast<size_t>(parameter)].columns();
+    for (size_t i = 0, next = 0; i < segments.size(); i = next) {
+      for (next = i + 1; next < segments.size() && segments[next].num_summands == segments[i].num_summands; ++next) {}
+      const ParameterSegment& last = segments[next - 1];
+      const OwnedElements& mine = owned[static_cast<size_t>(parameter)];
+      const OwnedElements range{std::max(mine.begin, segments[i].row_begin * columns), std::min(mine.end, (last.row_begin + last.num_rows) * columns)};
+      if (segments[i].num_summands == 1 || range.begin >= range.end) continue;
+      const ValueId sum = gradient(norm, parameter, 0, range, stage.parameters[static_cast<size_t>(parameter)].name);
+      norm.emit(OpKind::kAllReduce, {sum}, GroupAttributes{segments[i].num_summands, 1}, {sum});
+    }
+  }
+
   // Norm, in model order of the logical tensors.
   struct Piece {
     int32_t parameter;
     OwnedElements elements;  // of the segment in the parameter
     std::string tensor;
+    bool counts;  // here, not on another holder
   };
   std::map<std::pair<int32_t, int64_t>, Piece> pieces;  // by tensor and first row
   std::map<int32_t, int64_t> held;                      // elements of each tensor on this rank
@@ -131,7 +147,7 @@ void build_optimizer_blocks(Stage& stage, const OptimizerBlockOptions& options, 
     const int64_t columns = stage.parameters[parameter].columns();
     for (const ParameterSegment& segment : stage.parameters[parameter].segments) {
       const OwnedElements elements{segment.row_begin * columns, (segment.row_begin + segment.num_rows) * columns};
-      const bool fresh = pieces.emplace(std::pair(segment.tensor_index, segment.tensor_row_begin), Piece{parameter, elements, segment.tensor}).second;
+      const bool fresh = pieces.emplace(std::pair(segment.tensor_index, segment.tensor_row_begin), Piece{parameter, elements, segment.tensor, segment.holder == 0}).second;
       ORRERY_CHECK(fresh, "tensor {} fills two places", segment.tensor);
       held[segment.tensor_index] += elements.size();
     }
@@ -144,7 +160,7 @@ void build_optimizer_blocks(Stage& stage, const OptimizerBlockOptions& options, 
     const int64_t first = blocks.first[tensor] + (is_part ? blocks.parallel.tensor_rank * blocks.rank_blocks[tensor] : 0) + num_before[index];
     num_before[index] += num_blocks_of(piece.elements.size());
     ORRERY_CHECK(!is_part || num_before[index] <= blocks.rank_blocks[tensor], "{} has {} norm blocks here", piece.tensor, num_before[index]);
-    if (!is_part && blocks.parallel.tensor_rank > 0) continue;
+    if (!piece.counts) continue;
     const OwnedElements mine{std::max(piece.elements.begin, owned[static_cast<size_t>(piece.parameter)].begin), std::min(piece.elements.end, owned[static_cast<size_t>(piece.parameter)].end)};
     if (mine.begin < mine.end) {
       const int64_t before = mine.begin - piece.elements.begin;

@@ -51,6 +51,9 @@ class Recomputer {
     const OpKind kind = producer.op->kind;
     // The loss op runs once; what it leaves for the backward is kept under every policy.
     if (kind == OpKind::kLinearCrossEntropy || kind == OpKind::kLinearCrossEntropyWithGrad || kind == OpKind::kVocabularyLoss) return false;
+    // Tokens that other ranks have are asked for again rather than kept: that is what sharing them is for.
+    if (kind == OpKind::kGatherTokens) return true;
+    if (policy_ == Recompute::kNone) return false;
     if (policy_ == Recompute::kFull) return !layer_inputs_.count(id);
     switch (kind) {
       case OpKind::kRmsNorm:
@@ -68,7 +71,7 @@ class Recomputer {
 
   // The value to read in the backward for forward value `id`: itself when it is kept, else a copy made now.
   ValueId available(ValueId id, int32_t layer) {
-    if (policy_ == Recompute::kNone || !dropped(id)) return id;
+    if (!dropped(id)) return id;
     const auto made = copies_.find(id);
     if (made != copies_.end()) return made->second;
     clone(producers_.at(id), layer);
@@ -113,7 +116,6 @@ class Recomputer {
 }  // namespace
 
 void apply_recompute(Stage& stage, Recompute policy) {
-  if (policy == Recompute::kNone) return;
   Recomputer(stage, policy).run();
 }
 

@@ -85,7 +85,7 @@ Plan build_plan(const TrainingPlanOptions& options, int64_t micro_batch_size, Re
   memory.num_moments = num_moments(options.optimizer.kind);
   memory.batch_sequences = num_sequences(plan.schedule);
   for (const OwnedElements& range : rank.updated) memory.state_range.push_back({range.begin, range.end});
-  memory.sequence_tokens = options.sequence_tokens;
+  memory.sequence_tokens = options.local_tokens();
   memory.batch_copies = options.evaluates ? 3 : 2;
   memory.checkpoint_buffer_bytes = kCheckpointBufferBytes;
   plan.memory = build_memory_map(plan.stage, plan.schedule, memory, workspace_bytes);
@@ -120,7 +120,7 @@ std::vector<int64_t> micro_batch_candidates(const TrainingPlanOptions& options) 
   if (options.micro_batch_size) return {std::min(*options.micro_batch_size, most)};
   std::vector<int64_t> sizes;
   for (int64_t size = most; size >= 1; size /= 2)
-    if (size == 1 || size * options.sequence_tokens <= kMicroBatchTokens) sizes.push_back(size);
+    if (size == 1 || size * options.local_tokens() <= kMicroBatchTokens) sizes.push_back(size);
   if (options.pipeline.size > 1)
     std::stable_partition(sizes.begin(), sizes.end(), [&](int64_t size) { return share / size >= kMicroBatchesPerRank * options.pipeline.size; });
   return sizes;
@@ -133,7 +133,8 @@ std::optional<std::vector<Plan>> build_world(TrainingPlanOptions options, int64_
   // The last data-parallel rank's share is the largest when shares differ, so it is asked first.
   for (options.data.rank = options.data.size - 1; options.data.rank >= 0; --options.data.rank) {
     for (options.pipeline.rank = 0; options.pipeline.rank < options.pipeline.size; ++options.pipeline.rank)
-      for (options.parallel.tensor_rank = 0; options.parallel.tensor_rank < options.parallel.tensor_size; ++options.parallel.tensor_rank) {
+      for (int64_t part = 0; part < options.parallel.num_parts(); ++part) {
+        options.parallel.tensor_rank = part / options.parallel.context_size, options.parallel.context_rank = part % options.parallel.context_size;
         Plan& plan = plans[static_cast<size_t>(options.world_rank())];
         plan = build_plan(options, micro_batch_size, recompute, workspace_bytes);
         needed = std::max(needed, plan.memory.total_bytes);
@@ -150,7 +151,7 @@ void check_options(const TrainingPlanOptions& options) {
   if (options.data.zero_stage < 0 || options.data.zero_stage > 1)
     throw Error(ErrorCode::kInvalidConfig, "parallel.zero_stage = {}: 0 (every rank keeps all state) and 1 (optimizer state in shards) can run; use one of them",
                 options.data.zero_stage);
-  check_tensor_parallel(options.model, options.parallel.tensor_size);
+  check_parallel(options.model, options.parallel, options.sequence_tokens);
   if (options.data.fast_reduction && (options.data.size & (options.data.size - 1)) != 0)
     throw Error(ErrorCode::kInvalidConfig, "parallel.reduction = \"fast\" with {} data-parallel ranks: they would hold unequal lanes; use 1, 2, 4, 8, ... of them, or \"reproducible\"",
                 options.data.size);
@@ -160,17 +161,42 @@ void check_options(const TrainingPlanOptions& options) {
     throw Error(ErrorCode::kUnsupported, "parallel.schedule = \"2bw\" can be planned (orrery plan schedule 2bw) and not trained yet; use \"1f1b\"");
 }
 
-// What tensor ranks have in common: their actions, and kind, block and shape of each op in which they wait for each other.
+// What the ranks that share a layer have in common: their actions, and of each op in which some of them wait for each other block, kind
+// and group.
 std::vector<std::string> common_order(const Plan& plan) {
   std::vector<std::string> calls;
   for (const Action& action : plan.schedule.actions) calls.push_back(to_string(action, plan.schedule));
   for (size_t block = 0; block < plan.stage.blocks.size(); ++block)
     for (const Op& op : plan.stage.blocks[block].ops)
-      if (is_tensor_collective(op.kind)) calls.push_back(fmt::format("{} {} {}", block, op_name(op.kind), to_string(plan.stage.value(op.inputs[0]).shape)));
+      if (is_collective(op.kind)) calls.push_back(fmt::format("{} {} of {} ranks {} apart", block, op_name(op.kind), group_of(plan.stage, op).size, group_of(plan.stage, op).stride));
   return calls;
 }
 
-// Slice by slice, and that tensor ranks meet at the same ops.
+// What the members of a group have in common: the sizes of those ops.
+std::vector<std::string> common_sizes(const Plan& plan, const GroupAttributes& group) {
+  std::vector<std::string> sizes;
+  for (const Block& block : plan.stage.blocks)
+    for (const Op& op : block.ops) {
+      if (!is_collective(op.kind) || group_of(plan.stage, op) != group) continue;
+      const Value& value = plan.stage.value(op.inputs[0]);
+      sizes.push_back(fmt::format("{} {} from {}", op_name(op.kind), to_string(value.shape), value.kind == ValueKind::kGradient ? value.element_offset : 0));
+    }
+  return sizes;
+}
+
+// That a rank runs what the others run with which it shares layers.
+void verify_shared_layers(const std::vector<Plan>& plans, const Plan& plan) {
+  const TrainingPlanOptions& options = plan.options;
+  const auto other_part = [&](int64_t part) -> const Plan& { return plans[static_cast<size_t>(part * options.slice_size() + options.slice_rank())]; };
+  ORRERY_CHECK(common_order(plan) == common_order(other_part(0)), "ranks {} and {} share their layers and run different ops", options.world_rank(), other_part(0).options.world_rank());
+  for (const GroupAttributes& group : op_groups(options)) {
+    const int64_t part = options.parallel.part(), span = group.size * group.stride;
+    const Plan& first = other_part(part / span * span + part % group.stride);
+    ORRERY_CHECK(common_sizes(plan, group) == common_sizes(first, group), "ranks {} and {} meet in ops of different sizes", options.world_rank(), first.options.world_rank());
+  }
+}
+
+// Slice by slice, and that the ranks that share a layer meet at the same ops.
 void verify_world(const std::vector<Plan>& plans) {
   const auto slice_size = static_cast<size_t>(plans.front().options.slice_size());
   for (size_t first = 0; first < plans.size(); first += slice_size) {
@@ -179,9 +205,7 @@ void verify_world(const std::vector<Plan>& plans) {
     for (const Plan& plan : slice) {
       const std::vector<std::string> problems = verify_plan(plan.stage, plan.schedule, plan.memory);
       ORRERY_CHECK(problems.empty(), "the plan of rank {} does not verify: {}", plan.options.world_rank(), problems.front());
-      const Plan& other = plans[static_cast<size_t>(plan.options.slice_rank())];
-      ORRERY_CHECK(common_order(plan) == common_order(other), "tensor ranks {} and {} run different ops",
-                   plan.options.world_rank(), other.options.world_rank());
+      verify_shared_layers(plans, plan);
       schedules.push_back(plan.schedule);
     }
     const std::vector<std::string> problems = verify_schedules(schedules, schedule_context(slice));
@@ -261,8 +285,8 @@ int64_t payload_bytes(const Plan& plan, const Action& action) {
   const TrainingPlanOptions& options = plan.options;
   const int64_t width = dtype_bytes(options.compute_dtype);
   if (is_boundary_message(action.kind))
-    return plan.schedule.micro_batches[static_cast<size_t>(action.micro_batch)].num_sequences * options.sequence_tokens * options.model.hidden_size * width;
-  if (action.kind == ActionKind::kExchangeSums) return (plan.num_norm_blocks + options.global_batch_size + 1) * 8;
+    return plan.schedule.micro_batches[static_cast<size_t>(action.micro_batch)].num_sequences * options.local_tokens() * options.model.hidden_size * width / (options.parallel.shares_tokens() ? options.parallel.tensor_size : 1);
+  if (action.kind == ActionKind::kExchangeSums) return (plan.num_norm_blocks + options.num_losses() + 1) * 8;
   if (action.unit < 0) return 0;
   const ParameterUnit& unit = plan.units[static_cast<size_t>(action.unit)];
   const auto rank = static_cast<size_t>(options.data.rank);
@@ -302,25 +326,65 @@ int64_t bytes_sent(const Plan& plan, const Action& action) {
   return own * peers;
 }
 
-int64_t tensor_bytes_sent(const Plan& plan) {
+namespace {
+
+// What a rank of `group` sends in an op whose token rows are those of `tokens` tokens of this rank.
+int64_t bytes_sent(const Plan& plan, const Op& op, int64_t tokens) {
   const ParallelContext& parallel = plan.options.parallel;
-  const int64_t size = parallel.tensor_size;
-  int64_t bytes = 0;
+  const GroupAttributes group = group_of(plan.stage, op);
+  const int64_t size = group.size, rank = parallel.part() / group.stride % size;
+  const auto bytes_of = [&](ValueId id) {
+    const Value& value = plan.stage.value(id);
+    int64_t elements = 1;
+    for (const Dim& dim : value.shape) switch (dim.dynamic) {
+        case DynamicDim::kTokens: elements *= tokens; break;
+        case DynamicDim::kTokenShare: elements *= tokens / parallel.tensor_size; break;
+        case DynamicDim::kAllTokens: elements *= tokens * parallel.context_size; break;
+        default: elements *= dim.bound;
+      }
+    return elements * dtype_bytes(value.dtype);
+  };
+  const int64_t bytes = bytes_of(op.inputs[0]);
+  switch (op.kind) {
+    case OpKind::kAllReduce: {
+      // A reduce_scatter of equal parts, then an all_gather of them.
+      const int64_t width = dtype_bytes(plan.stage.value(op.inputs[0]).dtype), count = bytes / width, own = count / size + (rank < count % size ? 1 : 0);
+      return (count - own + own * (size - 1)) * width;
+    }
+    case OpKind::kVocabularyLoss: return tokens * 8 * (size - 1);
+    case OpKind::kGatherTokens: return bytes * (size - 1);
+    case OpKind::kReduceScatterTokens:
+    case OpKind::kTokensToHeads:
+    case OpKind::kHeadsToTokens: return bytes / size * (size - 1);
+    // Keys and values to the next rank; their gradients, in f32, all the way round.
+    case OpKind::kRingAttention: return (bytes_of(op.inputs[1]) + bytes_of(op.inputs[2])) * (size - 1);
+    case OpKind::kRingAttentionGrad:
+      return (bytes_of(op.inputs[2]) + bytes_of(op.inputs[3])) * (size - 1) + (bytes_of(op.inputs[2]) + bytes_of(op.inputs[3])) / dtype_bytes(plan.options.compute_dtype) * 4 * size;
+    default: ORRERY_CHECK(false, "{} is no collective", op_name(op.kind));
+  }
+  return 0;
+}
+
+}  // namespace
+
+std::vector<GroupAttributes> op_groups(const TrainingPlanOptions& options) {
+  const ParallelContext& parallel = options.parallel;
+  const int64_t same_heads = std::max<int64_t>(1, parallel.tensor_size / options.model.num_kv_heads);
+  std::vector<GroupAttributes> groups;
+  for (const GroupAttributes& group : {GroupAttributes{parallel.tensor_size, parallel.context_size}, GroupAttributes{parallel.context_size, 1},
+                                       GroupAttributes{same_heads * parallel.context_size, 1}, GroupAttributes{parallel.num_parts(), 1}})
+    if (group.size > 1 && std::find(groups.begin(), groups.end(), group) == groups.end()) groups.push_back(group);
+  return groups;
+}
+
+std::map<OpKind, int64_t> op_bytes_sent(const Plan& plan) {
+  std::map<OpKind, int64_t> bytes;
   for (const Action& action : plan.schedule.actions) {
     const std::optional<Phase> phase = phase_of_action(action.kind);
-    if (!phase || action.micro_batch < 0) continue;
-    const int64_t tokens = plan.schedule.micro_batches[static_cast<size_t>(action.micro_batch)].num_sequences * plan.options.sequence_tokens;
-    for (const Op& op : plan.stage.block(*phase, action.chunk).ops) {
-      if (!is_tensor_collective(op.kind)) continue;
-      const Value& value = plan.stage.value(op.inputs[0]);
-      if (op.kind == OpKind::kVocabularyLoss) {
-        bytes += tokens * 8 * (size - 1);
-        continue;
-      }
-      // A reduce_scatter of equal parts, then an all_gather of them.
-      const int64_t count = tokens * value.shape.back().bound, own = count / size + (parallel.tensor_rank < count % size ? 1 : 0);
-      bytes += (count - own + own * (size - 1)) * dtype_bytes(value.dtype);
-    }
+    if (!phase) continue;
+    const int64_t tokens = action.micro_batch < 0 ? 0 : plan.schedule.micro_batches[static_cast<size_t>(action.micro_batch)].num_sequences * plan.options.local_tokens();
+    for (const Op& op : plan.stage.block(*phase, action.chunk).ops)
+      if (is_collective(op.kind)) bytes[op.kind] += bytes_sent(plan, op, tokens);
   }
   return bytes;
 }

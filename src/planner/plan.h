@@ -2,6 +2,7 @@
 // verified, executed and compared with what happened. Made from pure facts: no tensor, no device.
 #pragma once
 
+#include <map>
 #include <optional>
 #include <span>
 #include <string>
@@ -44,13 +45,17 @@ struct TrainingPlanOptions {
   int64_t memory_budget_bytes = 0;          // of one rank's arena; 0: no limit
   DataParallel data;                        // how many ranks hold different sequences, and which of them the plan is for
   PipelineParallel pipeline;
-  ParallelContext parallel;  // the tensor ranks, which are alike in all but their parts of the matrices
+  ParallelContext parallel;  // the ranks that share each layer: alike in all but their parts of the matrices, or their tokens
 
-  /// Ranks with the same part of each matrix: a slice of the world, the slices one after the other. Schedules name ranks of their slice.
+  /// Ranks with the same part of each layer: a slice of the world, the slices one after the other. Schedules name ranks of their slice.
   int64_t slice_size() const { return data.size * pipeline.size; }
   int64_t slice_rank() const { return pipeline.rank * data.size + data.rank; }
-  int64_t world_size() const { return parallel.tensor_size * slice_size(); }
-  int64_t world_rank() const { return parallel.tensor_rank * slice_size() + slice_rank(); }
+  int64_t world_size() const { return parallel.num_parts() * slice_size(); }
+  int64_t world_rank() const { return parallel.part() * slice_size() + slice_rank(); }
+  /// Of each sequence, on a rank.
+  int64_t local_tokens() const { return sequence_tokens / parallel.context_size; }
+  /// Sums that make the step's loss: of each sequence one for each context rank, all sequences of a rank together.
+  int64_t num_losses() const { return global_batch_size * parallel.context_size; }
 };
 
 struct Plan {
@@ -63,14 +68,14 @@ struct Plan {
   std::vector<ParameterUnit> units;  // what is reduced in one collective
   std::optional<SharedMatrix> shared;
   std::vector<int32_t> rank_of_stage;  // of the pipeline
-  int64_t num_norm_blocks = 0;       // of the whole model: f64 sums in the step field kSquaredSums; behind them the losses of all sequences and a count
+  int64_t num_norm_blocks = 0;       // of the whole model: f64 sums in the step field kSquaredSums; behind them num_losses() losses and a count
 
   int64_t num_parameters = 0;
   double flops_per_step = 0;        // of the model: matrix products and attention, recomputation not counted
   double recompute_flops_per_step = 0;
 };
 
-/// One plan for each rank, in world order: data-parallel ranks of one pipeline rank are neighbours, tensor ranks a slice apart. Chooses micro-batch size and recompute
+/// One plan for each rank, in world order: data-parallel ranks of one pipeline rank are neighbours, the ranks that share a layer a slice apart. Chooses micro-batch size and recompute
 /// where they are left open, the same for all ranks (most sequences up to 4,096 tokens a micro-batch, and enough micro-batches to fill the
 /// pipeline, with the least recompute that fits the budget on the neediest), builds blocks, schedules and memory maps, and verifies each
 /// rank's memory and all schedules together.
@@ -88,7 +93,7 @@ Plan make_training_plan(const TrainingPlanOptions& options, const WorkspaceBytes
 /// Who takes part in what and how long it is, for verify_schedules; refers to `plans`, which are one slice of the world, in its order.
 ScheduleContext schedule_context(std::span<const Plan> plans);
 
-/// Whether the rank has the end of the model, and of its tensor ranks is the one that tells the losses.
+/// Whether the rank has the end of the model, and of its tensor ranks is the one that tells the losses of its tokens.
 bool has_losses(const Plan& plan);
 
 /// Bytes of what an action between ranks carries, as both ends see it; 0 for one without payload.
@@ -96,14 +101,17 @@ int64_t payload_bytes(const Plan& plan, const Action& action);
 /// Bytes that this rank sends in the action, to all its peers together.
 int64_t bytes_sent(const Plan& plan, const Action& action);
 
+/// Every group of ranks that share a layer in which ops of any rank of the layout meet: the same list on all ranks.
+std::vector<GroupAttributes> op_groups(const TrainingPlanOptions& options);
+
 /// Sequences [first, first + count) of the global batch that the plan's rank trains on.
 struct SequenceShare {
   int64_t first = 0, count = 0;
 };
 SequenceShare sequence_share(const Plan& plan);
 
-/// What the rank sends its tensor group in a step, inside its ops.
-int64_t tensor_bytes_sent(const Plan& plan);
+/// What the rank sends in a step inside its ops, to the ranks that share its layers, by kind of op.
+std::map<OpKind, int64_t> op_bytes_sent(const Plan& plan);
 
 /// The whole plan as JSON: options, blocks op by op, schedule, every buffer's offset. Two equal plans print equally.
 /// `prediction`: of the step's time, where there is one.

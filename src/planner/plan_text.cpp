@@ -92,6 +92,10 @@ std::string plan_to_json(const Plan& plan, const StepPrediction* prediction) {
       {"layout", {{"ranks", options.world_size()},
          {"tensor_parallel_size", options.parallel.tensor_size},
          {"tensor_parallel_rank", options.parallel.tensor_rank},
+         {"sequence_parallel", options.parallel.sequence_parallel},
+         {"context_parallel_size", options.parallel.context_size},
+         {"context_parallel_rank", options.parallel.context_rank},
+         {"context_method", context_method_name(options.parallel.context_method)},
          {"data_parallel_size", options.data.size},
          {"data_parallel_rank", options.data.rank},
          {"zero_stage", options.data.zero_stage},
@@ -126,13 +130,16 @@ std::string plan_to_text(const Plan& plan) {
   const PipelineParallel& pipeline = options.pipeline;
   std::vector<std::string> axes;
   if (pipeline.size > 1) axes.push_back(fmt::format("pipeline parallel {} ({}, {} stages)", pipeline.size, pipeline.order ? "schedule file" : pipeline_name(pipeline.kind), plan.rank_of_stage.size()));
-  if (options.parallel.tensor_size > 1) axes.push_back(fmt::format("tensor parallel {}", options.parallel.tensor_size));
+  const ParallelContext& parallel = options.parallel;
+  if (parallel.tensor_size > 1) axes.push_back(fmt::format("tensor parallel {}{}", parallel.tensor_size, parallel.sequence_parallel ? " with sequence parallel" : ""));
+  if (parallel.context_size > 1)
+    axes.push_back(fmt::format("context parallel {} ({}, {} tokens of a sequence each)", parallel.context_size, context_method_name(parallel.context_method), options.local_tokens()));
   if (data.size > 1) axes.push_back(fmt::format("data parallel {}, ZeRO-{}", data.size, data.zero_stage));
   const std::string ranks = options.world_size() == 1 ? "1 rank" : fmt::format("{}; rank {} of {} below", fmt::join(axes, ", "), options.world_rank(), options.world_size());
   text += fmt::format("layout    {}, {} compute, recompute {}, {:.2f} TFLOP a step{}\n", ranks, dtype_name(options.compute_dtype), recompute_name(plan.recompute),
                       plan.flops_per_step / 1e12,
                       plan.recompute_flops_per_step > 0 ? fmt::format(" + {:.2f} recomputed", plan.recompute_flops_per_step / 1e12) : "");
-  if (options.parallel.tensor_size > 1) text += fmt::format("messages  {} a step to the other tensor ranks, inside the ops\n", mib(tensor_bytes_sent(plan)));
+  for (const auto& [kind, bytes] : op_bytes_sent(plan)) text += fmt::format("messages  {} a step to the ranks that share a layer, in {}\n", mib(bytes), op_name(kind));
   const MemoryMap& memory = plan.memory;
   for (size_t i = 0; i < memory.class_bytes.size(); ++i) {
     if (memory.class_bytes[i] == 0) continue;

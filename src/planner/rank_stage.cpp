@@ -17,7 +17,8 @@ ForwardOptions forward_options(const TrainingPlanOptions& options, int64_t micro
   ForwardOptions forward;
   forward.part = part;
   forward.parallel = options.parallel;
-  forward.max_tokens = micro_batch_size * options.sequence_tokens;
+  forward.sequence_tokens = options.local_tokens();
+  forward.max_tokens = micro_batch_size * options.local_tokens();
   forward.max_segments = micro_batch_size * options.segments_per_sequence;
   return forward;
 }
@@ -35,7 +36,7 @@ std::vector<double> costs_of_items(const TrainingPlanOptions& options) {
       item = static_cast<size_t>(op.layer) + 1;
     else if (item > 0)
       item = costs.size() - 1;
-    costs[item] += op_cost(whole, op, options.sequence_tokens, mean_context).flops;
+    costs[item] += op_cost(whole, op, options.local_tokens(), mean_context).flops;
   }
   return costs;
 }
@@ -132,7 +133,7 @@ RankStage build_rank_stage(const TrainingPlanOptions& options, int64_t micro_bat
     }
   const NormBlocks blocks = norm_blocks(logical_tensors(options.model), options.parallel);
   // The losses of all sequences and the count of valid tokens travel with the sums.
-  build_optimizer_blocks(rank.stage, options.optimizer, blocks, rank.owned, rank.updated, options.global_batch_size + 1);
+  build_optimizer_blocks(rank.stage, options.optimizer, blocks, rank.owned, rank.updated, options.num_losses() + 1);
   rank.num_norm_blocks = blocks.count;
   return rank;
 }

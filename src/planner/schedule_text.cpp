@@ -18,7 +18,7 @@ namespace {
 double block_flops(const Plan& plan, Phase phase, int32_t chunk) {
   const double mean_context = static_cast<double>(plan.options.sequence_tokens + 1) / 2;
   double sum = 0;
-  for (const Op& op : plan.stage.block(phase, chunk).ops) sum += op_cost(plan.stage, op, plan.micro_batch_size * plan.options.sequence_tokens, mean_context).flops;
+  for (const Op& op : plan.stage.block(phase, chunk).ops) sum += op_cost(plan.stage, op, plan.micro_batch_size * plan.options.local_tokens(), mean_context).flops;
   return sum;
 }
 
@@ -67,13 +67,14 @@ std::string link_text(const std::vector<Plan>& plans) {
       const int64_t bytes = bytes_sent(plan, action);
       if (stream_of(action.kind) == Stream::kCollective) collective_bytes += bytes;
       if (!is_send(action.kind)) continue;
-      Traffic& link = links[static_cast<int32_t>(plan.options.parallel.tensor_rank * plan.options.slice_size()) + action.peer];
+      Traffic& link = links[static_cast<int32_t>(plan.options.parallel.part() * plan.options.slice_size()) + action.peer];
       ++link.num_messages;
       link.bytes += bytes;
     }
     for (const auto& [peer, link] : links) text += fmt::format("{:<10} {:>9} {:>14}\n", fmt::format("{} > {}", plan.options.world_rank(), peer), link.num_messages, link.bytes);
     if (collective_bytes > 0) text += fmt::format("{:<10} {:>9} {:>14}   collectives, to all peers together\n", fmt::format("{} > *", plan.options.world_rank()), "", collective_bytes);
-    if (plan.options.parallel.tensor_size > 1) text += fmt::format("{:<10} {:>9} {:>14}   inside ops, to the other tensor ranks\n", fmt::format("{} > *", plan.options.world_rank()), "", tensor_bytes_sent(plan));
+    for (const auto& [kind, bytes] : op_bytes_sent(plan))
+      text += fmt::format("{:<10} {:>9} {:>14}   in {}, to the ranks that share a layer\n", fmt::format("{} > *", plan.options.world_rank()), "", bytes, op_name(kind));
   }
   return text;
 }

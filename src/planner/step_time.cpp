@@ -19,7 +19,7 @@ class RankCosts {
  public:
   RankCosts(const Plan& plan, const OpTimes& times, const TimingContext& context, int num_ranks, const std::string& transport, StepPrediction& out)
       : plan_(plan), times_(times), num_ranks_(num_ranks), transport_(transport), out_(out) {
-    const int64_t tokens = plan.micro_batch_size * plan.options.sequence_tokens;
+    const int64_t tokens = plan.micro_batch_size * plan.options.local_tokens();
     const double mean_context = static_cast<double>(plan.options.sequence_tokens + 1) / 2;
     seconds_.resize(plan.stage.blocks.size());
     for (size_t block = 0; block < seconds_.size(); ++block)

@@ -1,17 +1,20 @@
 #include "runtime/executor.h"
 
+#include <algorithm>
+
 #include "ir/op_table.h"
-#include "runtime/tensor_collectives.h"
 
 namespace orrery {
 namespace {
 
 constexpr size_t kMaxOperands = 16;
 
-int64_t actual_extent(const Dim& dim, const ActionBinding& binding) {
+int64_t actual_extent(const Stage& stage, const Dim& dim, const ActionBinding& binding) {
   switch (dim.dynamic) {
     case DynamicDim::kStatic: return dim.bound;
     case DynamicDim::kTokens: return binding.num_tokens;
+    case DynamicDim::kTokenShare: return binding.num_tokens / stage.parallel.tensor_size;
+    case DynamicDim::kAllTokens: return binding.num_tokens * stage.parallel.context_size;
     case DynamicDim::kSegments: return binding.num_segments;
     case DynamicDim::kSegmentsPlusOne: return binding.num_segments + 1;
     case DynamicDim::kRows: return binding.num_rows;
@@ -26,7 +29,7 @@ TensorView shaped_view(const Stage& stage, const Value& value, const ActionBindi
   view.num_dims = static_cast<int8_t>(value.shape.size());
   ORRERY_CHECK(value.shape.size() <= view.dims.size(), "{} has {} dimensions", value.name, value.shape.size());
   for (size_t i = 0; i < value.shape.size(); ++i) {
-    view.dims[i] = actual_extent(value.shape[i], binding);
+    view.dims[i] = actual_extent(stage, value.shape[i], binding);
     ORRERY_CHECK(view.dims[i] <= value.shape[i].bound, "{}: extent {} above its bound {}", value.name, view.dims[i], value.shape[i].bound);
   }
   view.row_stride = value.view_of == kNoValue ? view.row_width() : stage.value(value.view_of).shape.back().bound;
@@ -37,25 +40,32 @@ ActionBinding bounds_of(const Stage& stage, int64_t sequence_tokens) {
   ActionBinding binding;
   for (const Value& value : stage.values)
     for (const Dim& dim : value.shape) switch (dim.dynamic) {
-        case DynamicDim::kStatic: break;
+        case DynamicDim::kStatic:
+        case DynamicDim::kTokenShare:
+        case DynamicDim::kAllTokens: break;
         case DynamicDim::kTokens: binding.num_tokens = std::max(binding.num_tokens, dim.bound); break;
         case DynamicDim::kSegments: binding.num_segments = std::max(binding.num_segments, dim.bound); break;
         case DynamicDim::kSegmentsPlusOne: binding.num_segments = std::max(binding.num_segments, dim.bound - 1); break;
         case DynamicDim::kRows: binding.num_rows = std::max(binding.num_rows, dim.bound); break;
       }
   if (sequence_tokens > 0) {
-    binding.fold.sequence_tokens = sequence_tokens;
-    binding.fold.num_sequences = binding.num_tokens / sequence_tokens;
+    binding.fold.sequence_tokens = sequence_tokens / stage.parallel.context_size;
+    binding.fold.num_sequences = binding.num_tokens / binding.fold.sequence_tokens;
   }
   return binding;
+}
+
+// The rows of an op may be all tokens of a sequence, this rank's, or its share of those.
+GradFold fold_of(GradFold fold, std::span<const TensorView> inputs) {
+  if (fold.num_sequences > 0 && !inputs.empty()) fold.sequence_tokens = inputs[0].rows() / fold.num_sequences;
+  return fold;
 }
 
 }  // namespace
 
 int64_t op_workspace_bytes(const DeviceSpec& device, const Stage& stage, const Op& op, int64_t sequence_tokens) {
-  if (is_tensor_collective(op.kind)) return tensor_collective_workspace_bytes(stage, op);
-  const KernelEntry& kernel = cpu_kernel(op.kind, stage.compute_dtype);
-  if (!kernel.workspace_bytes) return 0;
+  const KernelEntry* kernel = is_collective(op.kind) ? nullptr : &cpu_kernel(op.kind, stage.compute_dtype);
+  if (kernel != nullptr && !kernel->workspace_bytes) return 0;
   const ActionBinding binding = bounds_of(stage, sequence_tokens);
   std::vector<TensorView> inputs, outputs;
   for (ValueId id : op.inputs) inputs.push_back(shaped_view(stage, stage.value(id), binding));
@@ -65,8 +75,9 @@ int64_t op_workspace_bytes(const DeviceSpec& device, const Stage& stage, const O
   call.inputs = inputs;
   call.outputs = outputs;
   call.attributes = &op.attributes;
-  call.fold = &binding.fold;
-  return kernel.workspace_bytes(device, call);
+  const GradFold fold = fold_of(binding.fold, inputs);
+  call.fold = &fold;
+  return kernel != nullptr ? kernel->workspace_bytes(device, call) : op_collective_workspace_bytes(device, call, group_of(stage, op));
 }
 
 Executor::Executor(const Stage& stage, const MemoryMap& map, const Arena& arena, const KernelContext& context, int64_t sequence_tokens)
@@ -77,10 +88,21 @@ Executor::Executor(const Stage& stage, const MemoryMap& map, const Arena& arena,
   for (size_t block = 0; block < stage.blocks.size(); ++block) {
     for (const Op& op : stage.blocks[block].ops) {
       ORRERY_CHECK(op.inputs.size() <= kMaxOperands && op.outputs.size() <= kMaxOperands, "{} has too many operands", op_name(op.kind));
-      kernels_[block].push_back(is_tensor_collective(op.kind) ? nullptr : &cpu_kernel(op.kind, stage.compute_dtype));
+      kernels_[block].push_back(is_collective(op.kind) ? nullptr : &cpu_kernel(op.kind, stage.compute_dtype));
     }
     times_[block].resize(stage.blocks[block].ops.size());
   }
+}
+
+void Executor::set_groups(std::vector<OpGroup> groups) {
+  groups_ = std::move(groups);
+  op_groups_.resize(stage_.blocks.size());
+  for (size_t block = 0; block < stage_.blocks.size(); ++block)
+    for (const Op& op : stage_.blocks[block].ops) {
+      const auto found = is_collective(op.kind) ? std::find_if(groups_.begin(), groups_.end(), [&](const OpGroup& group) { return group.where() == group_of(stage_, op); }) : groups_.end();
+      ORRERY_CHECK(found != groups_.end() || !is_collective(op.kind), "{} without its group", op_name(op.kind));
+      op_groups_[block].push_back(found == groups_.end() ? nullptr : &*found);
+    }
 }
 
 TensorView Executor::view(ValueId id, const ActionBinding& binding) const {
@@ -122,8 +144,8 @@ void Executor::run(Phase phase, const ActionBinding& binding, std::atomic<int64_
   const std::vector<Op>& ops = stage_.blocks[block].ops;
   std::array<TensorView, kMaxOperands> inputs, outputs;
   // Workspaces were planned for segments of at most sequence_tokens_, so a binding without folds says so too.
-  GradFold fold = binding.fold;
-  if (fold.sequence_tokens == 0) fold.sequence_tokens = sequence_tokens_;
+  GradFold bound = binding.fold;
+  if (bound.sequence_tokens == 0) bound.sequence_tokens = sequence_tokens_;
   auto before = std::chrono::steady_clock::now();
   for (size_t i = 0; i < ops.size(); ++i) {
     const Op& op = ops[i];
@@ -134,14 +156,15 @@ void Executor::run(Phase phase, const ActionBinding& binding, std::atomic<int64_
     call.inputs = {inputs.data(), op.inputs.size()};
     call.outputs = {outputs.data(), op.outputs.size()};
     call.attributes = &op.attributes;
+    const GradFold fold = fold_of(bound, call.inputs);
     call.fold = &fold;
     const int64_t workspace = map_.workspace_bytes[block][i];
     if (workspace > 0) call.workspace = {arena_.data() + map_.workspace_offset[block][i], static_cast<size_t>(workspace)};
     if (kernels_[block][i] != nullptr) {
       kernels_[block][i]->run(context_, call);
     } else {
-      ORRERY_CHECK(tensor_group_ != nullptr, "{} without a tensor group", op_name(op.kind));
-      run_tensor_collective(*tensor_group_, context_, call, phase == Phase::kEval ? "evaluate" : "TENSOR");
+      ORRERY_CHECK(!op_groups_.empty(), "{} before the groups are known", op_name(op.kind));
+      op_groups_[block][i]->run(context_, call, phase == Phase::kEval ? "evaluate" : op_name(op.kind));
     }
     const auto after = std::chrono::steady_clock::now();
     times_[block][i].seconds += std::chrono::duration<double>(after - before).count();

@@ -9,10 +9,10 @@
 #include <vector>
 
 #include "backend/kernel.h"
-#include "comm/communicator.h"
 #include "ir/block.h"
 #include "ir/memory_map.h"
 #include "runtime/arena.h"
+#include "runtime/op_collectives.h"
 
 namespace orrery {
 
@@ -32,6 +32,7 @@ struct ActionBinding {
 };
 
 /// Workspace bytes of `op` at the stage's bounds: what the memory map asks of the kernel traits. Pure: `device` need not be here.
+/// sequence_tokens: of whole sequences, of which a context rank has its share; 0: unknown.
 int64_t op_workspace_bytes(const DeviceSpec& device, const Stage& stage, const Op& op, int64_t sequence_tokens);
 
 /// Time spent in one op of a block since the last reset.
@@ -44,8 +45,9 @@ class Executor {
  public:
   /// Resolves every kernel; fails with kUnsupported before anything runs when one is missing. `stage`, `map` and `arena` outlive it.
   Executor(const Stage& stage, const MemoryMap& map, const Arena& arena, const KernelContext& context, int64_t sequence_tokens);
-  /// Whom the ops of a tensor-parallel block speak with, from the thread that calls run(); before the first run() of a stage that has any.
-  void set_tensor_group(Communicator* group) { tensor_group_ = group; }
+  /// With whom collective ops speak, from the thread that calls run(): every group that an op of the stage names, before the first run() of
+  /// a stage that has any. They outlive the executor.
+  void set_groups(std::vector<OpGroup> groups);
 
   /// Runs all ops of a phase of binding.chunk, in order. No heap allocation. `done`, when given, is raised by one and notified after each op, for
   /// other streams that wait for a part of the action.
@@ -63,9 +65,10 @@ class Executor {
   const Arena& arena_;
   KernelContext context_;
   int64_t sequence_tokens_;
-  Communicator* tensor_group_ = nullptr;
+  std::vector<OpGroup> groups_;
   std::vector<std::vector<const KernelEntry*>> kernels_;  // by block and op
   std::vector<std::vector<OpTime>> times_;                // by block and op
+  std::vector<std::vector<OpGroup*>> op_groups_;          // by block and op; null for kernels
 };
 
 }  // namespace orrery

@@ -52,8 +52,8 @@ std::vector<Plan> plans_of(const RunSetup& setup, const TrainingPlanOptions& opt
 }  // namespace
 
 LayoutChoice choose_layout(RunSetup& setup, bool ranks_given, const SetupNote& note) {
-  // What tensor ranks wait for inside ops has no place in the table of measured ops.
-  if (setup.plan_options.parallel.tensor_size > 1) return {};
+  // What the ranks that share a layer wait for inside ops has no place in the table of measured ops.
+  if (setup.plan_options.parallel.num_parts() > 1) return {};
   const bool automatic = setup.config.parallel.layout == LayoutMode::kAuto;
   const std::vector<int64_t> counts = rank_counts(setup, ranks_given || !automatic);
   std::vector<Candidate> candidates;

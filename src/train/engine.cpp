@@ -80,11 +80,17 @@ void TrainingEngine::connect() {
   const PipelineParallel& pipeline = plan_.options.pipeline;
   const ParallelContext& parallel = plan_.options.parallel;
   Communicator* slice = world_;
-  if (parallel.tensor_size > 1) {
-    slice_group_ = world_->split(static_cast<int>(parallel.tensor_rank), static_cast<int>(plan_.options.slice_rank()), "split slice");
-    tensor_group_ = world_->split(static_cast<int>(plan_.options.slice_rank()), static_cast<int>(parallel.tensor_rank), "split tensor");
-    executor_.set_tensor_group(tensor_group_.get());
+  if (parallel.num_parts() > 1) {
+    slice_group_ = world_->split(static_cast<int>(parallel.part()), static_cast<int>(plan_.options.slice_rank()), "split slice");
     slice = slice_group_.get();
+    std::vector<OpGroup> groups;
+    for (const GroupAttributes& group : op_groups(plan_.options)) {
+      // Of each `stride` parts that follow each other, `size` times: those that are as far from the first of them.
+      const int64_t part = parallel.part(), first = part / (group.size * group.stride) * group.stride + part % group.stride;
+      op_groups_.push_back(world_->split(static_cast<int>(first * plan_.options.slice_size() + plan_.options.slice_rank()), static_cast<int>(part), "split layer"));
+      groups.emplace_back(group, *op_groups_.back());
+    }
+    executor_.set_groups(std::move(groups));
   }
   data_ = slice;
   if (pipeline.size > 1) {
@@ -115,8 +121,9 @@ void TrainingEngine::connect() {
 
 std::vector<const Communicator*> TrainingEngine::communicators() const {
   std::vector<const Communicator*> all;
-  for (const Communicator* one : {static_cast<const Communicator*>(world_), static_cast<const Communicator*>(slice_group_.get()), static_cast<const Communicator*>(tensor_group_.get()), static_cast<const Communicator*>(data_group_.get()), static_cast<const Communicator*>(pipeline_group_.get())})
+  for (const Communicator* one : {static_cast<const Communicator*>(world_), static_cast<const Communicator*>(slice_group_.get()), static_cast<const Communicator*>(data_group_.get()), static_cast<const Communicator*>(pipeline_group_.get())})
     if (one != nullptr) all.push_back(one);
+  for (const auto& group : op_groups_) all.push_back(group.get());
   return all;
 }
 
@@ -148,7 +155,7 @@ void TrainingEngine::initialize_weights(uint64_t seed) {
 
 BatchView TrainingEngine::batch(int copy) {
   const auto sequences = static_cast<size_t>(sequence_share(plan_).count);
-  const size_t tokens = sequences * static_cast<size_t>(plan_.options.sequence_tokens);
+  const size_t tokens = sequences * static_cast<size_t>(plan_.options.local_tokens());
   const size_t starts = sequences * static_cast<size_t>(plan_.options.segments_per_sequence) + 1;
   const auto field = [&](BatchField name) { return std::span(reinterpret_cast<int32_t*>(batch_data(name, copy)), tokens); };
   return {field(BatchField::kIds), field(BatchField::kTargets), field(BatchField::kPositions),
@@ -187,15 +194,15 @@ ActionBinding TrainingEngine::bind(const Action& action, int copy) {
   binding.micro_batch = action.micro_batch;
   const auto num_chunks = static_cast<size_t>(plan_.stage.num_chunks());
   binding.slots = std::span(slots_).subspan(static_cast<size_t>(action.micro_batch) * num_chunks, num_chunks);
-  binding.first_token = batch.first_sequence * plan_.options.sequence_tokens;
-  binding.num_tokens = batch.num_sequences * plan_.options.sequence_tokens;
+  binding.first_token = batch.first_sequence * plan_.options.local_tokens();
+  binding.num_tokens = batch.num_sequences * plan_.options.local_tokens();
   binding.num_segments = write_segments(copy, batch, action.micro_batch);
-  binding.fold = {batch.num_sequences, plan_.options.sequence_tokens, action.merges.data(), action.add_to_destination};
+  binding.fold = {batch.num_sequences, plan_.options.local_tokens(), action.merges.data(), action.add_to_destination};
   return binding;
 }
 
 double TrainingEngine::sequence_loss(int copy, int64_t sequence) const {
-  const int64_t tokens = plan_.options.sequence_tokens;
+  const int64_t tokens = plan_.options.local_tokens();
   const auto* losses = reinterpret_cast<const float*>(batch_data(BatchField::kTokenLoss, copy)) + sequence * tokens;
   double sum = 0;
   for (int64_t i = 0; i < tokens; ++i) sum += static_cast<double>(losses[i]);
@@ -204,11 +211,11 @@ double TrainingEngine::sequence_loss(int copy, int64_t sequence) const {
 
 int64_t TrainingEngine::count_valid(int copy, int64_t num_sequences) {
   const auto targets = batch(copy).targets;
-  return std::count_if(targets.begin(), targets.begin() + num_sequences * plan_.options.sequence_tokens, [](int32_t target) { return target >= 0; });
+  return std::count_if(targets.begin(), targets.begin() + num_sequences * plan_.options.local_tokens(), [](int32_t target) { return target >= 0; });
 }
 
 std::span<double> TrainingEngine::exchanged() const {
-  return {reinterpret_cast<double*>(step_data(StepField::kSquaredSums)), static_cast<size_t>(plan_.num_norm_blocks + plan_.options.global_batch_size + 1)};
+  return {reinterpret_cast<double*>(step_data(StepField::kSquaredSums)), static_cast<size_t>(plan_.num_norm_blocks + plan_.options.num_losses() + 1)};
 }
 
 std::byte* TrainingEngine::gradient_data(int32_t chunk, int32_t buffer, int64_t element) const {
@@ -239,8 +246,9 @@ void TrainingEngine::compute(int copy, const std::function<void()>& before_updat
         executor_.run(Phase::kNorm, binding);
         if (!has_losses(plan_)) break;
         const SequenceShare share = sequence_share(plan_);
+        const int64_t first = plan_.num_norm_blocks + plan_.options.parallel.context_rank * plan_.options.global_batch_size + share.first;
         for (int64_t sequence = 0; sequence < share.count; ++sequence)
-          sums[static_cast<size_t>(plan_.num_norm_blocks + share.first + sequence)] = sequence_loss(copy, sequence);
+          sums[static_cast<size_t>(first + sequence)] = sequence_loss(copy, sequence);
         sums.back() = static_cast<double>(count_valid(copy, share.count));
         break;
       }
@@ -355,6 +363,7 @@ StepResult TrainingEngine::step(int copy, const OptimizerHyper& hyper, const std
   const bool alone = world_ == nullptr;
   for (Communicator* group : {world_, data_group_.get(), pipeline_group_.get()})
     if (group != nullptr) group->set_step(check_context().step);
+  for (const auto& group : op_groups_) group->set_step(check_context().step);
   if (!alone) collective_thread_->begin();
   if (message_thread_) message_thread_->begin();
   try {
@@ -369,7 +378,7 @@ StepResult TrainingEngine::step(int copy, const OptimizerHyper& hyper, const std
   step_seconds_ += seconds_since(begin);
   StepResult result;
   const std::span<double> sums = exchanged();
-  for (int64_t sequence = 0; sequence < plan_.options.global_batch_size; ++sequence) result.loss_sum += sums[static_cast<size_t>(plan_.num_norm_blocks + sequence)];
+  for (int64_t sequence = 0; sequence < plan_.options.num_losses(); ++sequence) result.loss_sum += sums[static_cast<size_t>(plan_.num_norm_blocks + sequence)];
   result.num_valid = static_cast<int64_t>(sums.back());
   float scale[2];
   double stats[4];
@@ -386,10 +395,10 @@ int64_t TrainingEngine::evaluate(int64_t num_sequences, std::span<double> loss_s
     const MicroBatch batch{first, std::min(plan_.micro_batch_size, num_sequences - first)};
     ActionBinding binding;
     binding.batch_copy = kEvalCopy;
-    binding.first_token = first * plan_.options.sequence_tokens;
-    binding.num_tokens = batch.num_sequences * plan_.options.sequence_tokens;
+    binding.first_token = first * plan_.options.local_tokens();
+    binding.num_tokens = batch.num_sequences * plan_.options.local_tokens();
     binding.num_segments = write_segments(kEvalCopy, batch, 0);
-    binding.fold = {batch.num_sequences, plan_.options.sequence_tokens, nullptr, false};
+    binding.fold = {batch.num_sequences, plan_.options.local_tokens(), nullptr, false};
     for (binding.chunk = 0; binding.chunk < plan_.stage.num_chunks(); ++binding.chunk) evaluate_stage(binding.chunk, binding);
   }
   if (!has_losses(plan_)) return 0;
@@ -401,7 +410,8 @@ int64_t TrainingEngine::evaluate(int64_t num_sequences, std::span<double> loss_s
 void TrainingEngine::evaluate_stage(int32_t chunk, const ActionBinding& binding) {
   const BoundaryMessages messages = boundary_messages(plan_.stage, chunk);
   const StageBoundary& boundary = plan_.stage.boundaries[static_cast<size_t>(chunk)];
-  const auto bytes = static_cast<size_t>(binding.num_tokens * plan_.options.model.hidden_size * dtype_bytes(plan_.stage.compute_dtype));
+  const int64_t rows = binding.num_tokens / (plan_.options.parallel.shares_tokens() ? plan_.options.parallel.tensor_size : 1);
+  const auto bytes = static_cast<size_t>(rows * plan_.options.model.hidden_size * dtype_bytes(plan_.stage.compute_dtype));
   const int32_t stage = plan_.schedule.stage_of_chunk[static_cast<size_t>(chunk)];
   if (messages.input) pipeline_group_->recv({executor_.view(boundary.input, binding).data, bytes}, plan_.rank_of_stage[static_cast<size_t>(stage) - 1], stage - 1, "evaluate");
   executor_.run(Phase::kEval, binding);
@@ -456,7 +466,7 @@ std::string TrainingEngine::op_table() const {
       if (times[i].calls == 0) continue;
       Row& row = rows[fmt::format("{}{}", op_name(ops[i].kind), ops[i].recomputed ? " (again)" : "")];
       // A call sees one micro-batch of at most the bound; short ones are rare and counted as full.
-      const OpCost cost = op_cost(plan_.stage, ops[i], plan_.micro_batch_size * plan_.options.sequence_tokens, mean_context);
+      const OpCost cost = op_cost(plan_.stage, ops[i], plan_.micro_batch_size * plan_.options.local_tokens(), mean_context);
       row.seconds += times[i].seconds;
       row.flops += cost.flops * static_cast<double>(times[i].calls);
       row.bytes += (cost.bytes_read + cost.bytes_written) * static_cast<double>(times[i].calls);

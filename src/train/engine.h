@@ -38,11 +38,11 @@ DeviceSpec device_spec(const EngineOptions& options);
 /// The kernel traits bound to a device: what make_training_plan asks for.
 WorkspaceBytes workspace_traits(const EngineOptions& options, int64_t sequence_tokens);
 
-/// The rank's part of a step's batch: token-shaped arrays of B * L in the arena (B its sequences, L sequence_tokens), and the documents
-/// in them.
+/// The rank's part of a step's batch: token-shaped arrays of B * L in the arena (B its sequences, L local_tokens), and the documents
+/// in whole sequences of sequence_tokens.
 struct BatchView {
   std::span<int32_t> ids, targets, positions;
-  std::span<int32_t> segment_starts;  // [B * segments_per_sequence + 1]: first token of each document, counted from the rank's first, ascending
+  std::span<int32_t> segment_starts;  // [B * segments_per_sequence + 1]: first token of each document, counted from the rank's first sequence's, ascending
   std::span<int32_t> segment_counts;  // [B]: documents of each sequence, at least 1
 };
 
@@ -80,7 +80,7 @@ class TrainingEngine {
   /// One optimizer step on a copy of the batch; every rank of the group takes it. `before_update` runs when the weights are about to
   /// change: a save that still reads them makes the step wait there. Errors: the communicator's (kPeerLost, kTimeout).
   StepResult step(int copy, const OptimizerHyper& hyper, const std::function<void()>& before_update = {});
-  /// Losses of the first `num_sequences` sequences of the evaluation copy, one sum a sequence, into `loss_sums`; returns the number of
+  /// Losses of the first `num_sequences` sequences of the evaluation copy, one sum a sequence over the rank's tokens, into `loss_sums`; returns the number of
   /// valid tokens. Weights are only read. The ranks of a pipeline take part together, with the same sequences; the one with the model's end
   /// has the losses, the others leave `loss_sums` alone and return 0.
   int64_t evaluate(int64_t num_sequences, std::span<double> loss_sums);
@@ -135,7 +135,8 @@ class TrainingEngine {
   std::vector<double> action_seconds_;  // by action, since the reset; each is written by the one thread that runs it
 
   Communicator* world_;
-  std::unique_ptr<Communicator> slice_group_, tensor_group_;     // null for one tensor rank
+  std::unique_ptr<Communicator> slice_group_;  // null where no ranks share a layer
+  std::vector<std::unique_ptr<Communicator>> op_groups_;  // of those that do, in which ops meet
   std::unique_ptr<Communicator> data_group_, pipeline_group_;  // where they are not the world, or not for this rank's threads alone
   Communicator* data_ = nullptr;
   ReductionPlan reduction_;

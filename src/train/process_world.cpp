@@ -20,7 +20,7 @@ fs::path flight_folder(const std::string& folder) { return fs::path(folder) / "f
 
 }  // namespace
 
-std::unique_ptr<ProcessWorld> ProcessWorld::join(const RankEnvironment& ranks, const std::string& folder, const WorldDeadlines& deadlines, int64_t tensor_size) {
+std::unique_ptr<ProcessWorld> ProcessWorld::join(const RankEnvironment& ranks, const std::string& folder, const WorldDeadlines& deadlines, int64_t num_parts) {
   std::unique_ptr<ProcessWorld> world(new ProcessWorld);
   world->environment_ = ranks;
   world->deadlines_ = deadlines;
@@ -35,8 +35,8 @@ std::unique_ptr<ProcessWorld> ProcessWorld::join(const RankEnvironment& ranks, c
   world->world_ = std::make_unique<Communicator>(std::move(transport), options);
   world->world_->set_activity("start");
   // A number of processes that the layout does not divide is refused with the layout.
-  const auto tensor = static_cast<int>(ranks.world_size % tensor_size == 0 ? tensor_size : 1);
-  const int place = ranks.rank % tensor * (ranks.world_size / tensor) + ranks.rank / tensor;
+  const auto parts = static_cast<int>(ranks.world_size % num_parts == 0 ? num_parts : 1);
+  const int place = ranks.rank % parts * (ranks.world_size / parts) + ranks.rank / parts;
   for (std::unique_ptr<Communicator>* group : {&world->steps_, &world->control_, &world->saves_}) *group = world->world_->split(0, place, "start");
   return world;
 }

@@ -25,10 +25,10 @@ struct WorldDeadlines {
 
 class ProcessWorld {
  public:
-  /// Meets the others. Flight records lie in `folder`/flight while the processes run, and after a failure. `tensor_size` neighbours, which a
-  /// launcher puts on one machine, become tensor ranks: a slice of the world (TrainingPlanOptions) is every `tensor_size`-th process.
+  /// Meets the others. Flight records lie in `folder`/flight while the processes run, and after a failure. `num_parts` neighbours, which a
+  /// launcher puts on one machine, share their layers: a slice of the world (TrainingPlanOptions) is every `num_parts`-th process.
   /// Collective. Errors: make_process_transport's.
-  static std::unique_ptr<ProcessWorld> join(const RankEnvironment& ranks, const std::string& folder, const WorldDeadlines& deadlines, int64_t tensor_size);
+  static std::unique_ptr<ProcessWorld> join(const RankEnvironment& ranks, const std::string& folder, const WorldDeadlines& deadlines, int64_t num_parts);
   ~ProcessWorld();
 
   /// In the order of the plans.

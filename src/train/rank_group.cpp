@@ -14,6 +14,17 @@ BatchBuffers buffers_of(const BatchView& view) {
   return {view.ids.data(), view.targets.data(), view.positions.data(), view.segment_starts.data(), view.segment_counts.data()};
 }
 
+// The two chunks of each sequence that a context rank has (TokenShares in backend/cpu/attention_pieces.h).
+std::vector<TokenRange> token_ranges(const TrainingPlanOptions& options) {
+  const ParallelContext& parallel = options.parallel;
+  if (parallel.context_size == 1) return {};
+  const int64_t chunk = options.sequence_tokens / (2 * parallel.context_size), first = parallel.context_rank, second = 2 * parallel.context_size - 1 - first;
+  return {{first * chunk, (first + 1) * chunk}, {second * chunk, (second + 1) * chunk}};
+}
+
+// Where a rank's sums over its tokens of its sequences stand among all: those of one context rank after the other.
+int64_t first_loss(const TrainingPlanOptions& options, const SequenceShare& share) { return options.parallel.context_rank * options.global_batch_size + share.first; }
+
 // A checkpoint has the model's order whichever rank holds what.
 void sort_by_model_order(std::vector<PhysicalTensor>& tensors) {
   std::stable_sort(tensors.begin(), tensors.end(), [](const PhysicalTensor& a, const PhysicalTensor& b) { return a.spec->segments.front().tensor_index < b.spec->segments.front().tensor_index; });
@@ -37,7 +48,7 @@ RankGroup::RankGroup(std::vector<Plan> plans, const EngineOptions& options, Proc
     entry->engine = std::make_unique<TrainingEngine>(plan(first_local_ + index), each, entry->group);
     ranks_.push_back(std::move(entry));
   }
-  evaluated_.resize(static_cast<size_t>(plan().options.global_batch_size));
+  evaluated_.resize(static_cast<size_t>(plan().options.num_losses()));
   for (int index = 1; index < num_local; ++index) local(first_local_ + index).thread = std::thread([this, rank = first_local_ + index] { rank_thread(rank); });
   on_every_rank([this](int rank) { engine(rank).connect(); });
 }
@@ -116,6 +127,7 @@ void RankGroup::start_data(const Dataset& dataset, int64_t first_step) {
     Prefetcher::Options options;
     options.first_step = static_cast<uint64_t>(first_step);
     options.global_batch_size = static_cast<uint64_t>(plan.options.global_batch_size);
+    options.ranges = token_ranges(plan.options);
     options.sequences.resize(static_cast<size_t>(share.count));
     std::iota(options.sequences.begin(), options.sequences.end(), static_cast<int>(share.first));
     rank->data.emplace(dataset, options, std::array{buffers_of(rank->engine->batch(0)), buffers_of(rank->engine->batch(1))});
@@ -139,16 +151,18 @@ StepResult RankGroup::evaluate(const Dataset& dataset, int64_t first, int64_t co
   const std::function<void(int)> body = [&](int index) {
     Rank& rank = local(index);
     const SequenceShare share = sequence_share(plan(index));
-    const int64_t mine = std::clamp<int64_t>(count - share.first, 0, share.count), tokens = plan().options.sequence_tokens;
+    const TrainingPlanOptions& options = plan(index).options;
+    const int64_t mine = std::clamp<int64_t>(count - share.first, 0, share.count), tokens = options.local_tokens();
     const BatchView view = rank.engine->batch(kEvalCopy);
+    SampleReader reader(dataset, token_ranges(options));
     int num_segments = 0;
     for (int64_t i = 0; i < mine; ++i) {
       const SampleBuffers row{view.ids.data() + i * tokens, view.targets.data() + i * tokens, view.positions.data() + i * tokens};
       view.segment_counts[static_cast<size_t>(i)] =
-          dataset.fill_sample(static_cast<uint64_t>(first + share.first + i), row, static_cast<int32_t>(i * tokens), view.segment_starts.data() + num_segments);
+          reader.fill_sample(static_cast<uint64_t>(first + share.first + i), row, static_cast<int32_t>(i * options.sequence_tokens), view.segment_starts.data() + num_segments);
       num_segments += view.segment_counts[static_cast<size_t>(i)];
     }
-    results_[static_cast<size_t>(index)].num_valid = rank.engine->evaluate(mine, std::span(evaluated_).subspan(static_cast<size_t>(share.first), static_cast<size_t>(mine)));
+    results_[static_cast<size_t>(index)].num_valid = rank.engine->evaluate(mine, std::span(evaluated_).subspan(static_cast<size_t>(first_loss(options, share)), static_cast<size_t>(mine)));
   };
   on_every_rank(body);
   if (world_ != nullptr) {
@@ -158,14 +172,16 @@ StepResult RankGroup::evaluate(const Dataset& dataset, int64_t first, int64_t co
       const SequenceShare share = sequence_share(plan(rank));
       constexpr auto kWidth = static_cast<int64_t>(sizeof(double));
       // Of a pipeline's ranks one has the losses.
-      ranges.push_back({share.first * kWidth, (share.first + (has_losses(plan(rank)) ? share.count : 0)) * kWidth});
+      const int64_t begin = first_loss(plan(rank).options, share);
+      ranges.push_back({begin * kWidth, (begin + (has_losses(plan(rank)) ? share.count : 0)) * kWidth});
       results_[static_cast<size_t>(rank)].num_valid = counts[static_cast<size_t>(rank)];
     }
     world_->control().all_gather_ranges(std::as_writable_bytes(std::span(evaluated_)), ranges, "evaluate");
   }
   StepResult result;
   for (const StepResult& part : results_) result.num_valid += part.num_valid;
-  for (int64_t sequence = 0; sequence < count; ++sequence) result.loss_sum += evaluated_[static_cast<size_t>(sequence)];
+  for (int64_t part = 0; part < plan().options.parallel.context_size; ++part)
+    for (int64_t sequence = 0; sequence < count; ++sequence) result.loss_sum += evaluated_[static_cast<size_t>(part * plan().options.global_batch_size + sequence)];
   return result;
 }
 
@@ -181,40 +197,39 @@ std::vector<int> RankGroup::local_replicas() const {
   return replicas;
 }
 
-std::vector<int> RankGroup::local_tensor_ranks() const {
-  std::vector<int> tensor_ranks;
-  for (int rank = first_local_; rank < first_local_ + num_local(); ++rank) tensor_ranks.push_back(static_cast<int>(plan(rank).options.parallel.tensor_rank));
-  tensor_ranks.erase(std::unique(tensor_ranks.begin(), tensor_ranks.end()), tensor_ranks.end());
-  return tensor_ranks;
+std::vector<int> RankGroup::local_parts() const {
+  std::vector<int> parts;
+  for (int rank = first_local_; rank < first_local_ + num_local(); ++rank) parts.push_back(static_cast<int>(plan(rank).options.parallel.part()));
+  parts.erase(std::unique(parts.begin(), parts.end()), parts.end());
+  return parts;
 }
 
-std::vector<PhysicalTensor> RankGroup::weights(int replica, int tensor_rank) const {
+std::vector<PhysicalTensor> RankGroup::weights(int replica, int part) const {
   std::vector<PhysicalTensor> tensors;
   for (int rank = replica; rank < size(); rank += static_cast<int>(plan().options.data.size)) {
     const Plan& from = plan(rank);
     for (size_t i = 0; i < from.stage.parameters.size(); ++i) {
       const bool updated_elsewhere = from.shared && !from.shared->updated_here && from.shared->parameter == static_cast<int32_t>(i);
-      if (updated_elsewhere || (!is_part(from.stage.parameters[i]) && from.options.parallel.tensor_rank != tensor_rank)) continue;
-      tensors.push_back({&from.stage.parameters[i], is_local(rank) ? local(rank).engine->parameter_data(i) : nullptr, from.stage.compute_dtype, 0, -1, rank});
+      if (updated_elsewhere) continue;
+      tensors.push_back({&from.stage.parameters[i], is_local(rank) ? local(rank).engine->parameter_data(i) : nullptr, from.stage.compute_dtype, 0, -1, rank, part});
     }
   }
   sort_by_model_order(tensors);
   return tensors;
 }
 
-std::vector<PhysicalTensor> RankGroup::state(StateField field, int replica, int tensor_rank) const {
+std::vector<PhysicalTensor> RankGroup::state(StateField field, int replica, int part) const {
   const DType dtype = field == StateField::kLow ? DType::kI16 : plan().options.optimizer.moment_dtype;
   const auto num_replicas = static_cast<int>(plan().options.data.size);
   std::vector<PhysicalTensor> tensors;
   for (int stage_begin = 0; stage_begin < size(); stage_begin += num_replicas) {
     const Stage& stage = plan(stage_begin).stage;
     for (size_t i = 0; i < stage.parameters.size(); ++i) {
-      if (!is_part(stage.parameters[i]) && plan(stage_begin).options.parallel.tensor_rank != tensor_rank) continue;
       for (int holder = stage_begin; holder < stage_begin + num_replicas; ++holder) {
         if (!shards_state() && holder != stage_begin + replica) continue;
         if (plan(holder).memory.state_offset[i][static_cast<size_t>(field)] < 0) continue;
         const auto& [begin, end] = plan(holder).memory.state_range[i];
-        tensors.push_back({&stage.parameters[i], is_local(holder) ? local(holder).engine->state_data(i, field) : nullptr, dtype, begin, end, holder});
+        tensors.push_back({&stage.parameters[i], is_local(holder) ? local(holder).engine->state_data(i, field) : nullptr, dtype, begin, end, holder, part});
       }
     }
   }

@@ -53,13 +53,14 @@ class RankGroup {
 
   /// A replica of the model is the ranks of one pipeline; there is one for each data-parallel rank. Those with ranks of this process:
   std::vector<int> local_replicas() const;
-  std::vector<int> local_tensor_ranks() const;
-  /// All weights, each once, where a replica has them; of what its tensor ranks all have whole, the copy of `tensor_rank`. Without data when that
-  /// is another process.
-  std::vector<PhysicalTensor> weights(int replica, int tensor_rank = 0) const;
+  /// And the parts of its layers (ParallelContext::part) that they are.
+  std::vector<int> local_parts() const;
+  /// All weights, each once, where a replica has them; of what several parts of a layer hold, the copy of `part`, or the one that stands for it.
+  /// Without data when that is another process.
+  std::vector<PhysicalTensor> weights(int replica, int part = 0) const;
   /// The ranks' shards of a state field, which together hold every element once; the replica's own copy where state is not sharded. Those of
   /// other processes are without data.
-  std::vector<PhysicalTensor> state(StateField field, int replica, int tensor_rank = 0) const;
+  std::vector<PhysicalTensor> state(StateField field, int replica, int part = 0) const;
   bool shards_state() const { return plan().options.data.zero_stage >= 1 && plan().options.data.size > 1; }
   /// After weights were loaded: a matrix that two stages of a replica have goes from the one to the other. All processes call it.
   void share_weights();

@@ -1,6 +1,7 @@
 // Groups of ranks against one rank: the same weights, state, losses and norms bit for bit for every number of data-parallel ranks, ZeRO
 // stage, micro-batch size, recompute policy, pipeline schedule, split of the layers and model family; planned arena bytes are allocated
-// bytes on every rank; and the bytes that each rank sends are those that its plan says. Many more compositions: composition_test.cpp.
+// bytes on every rank; and the bytes that each rank sends are those that its plan says. Many more compositions: composition_test.cpp; ranks that share
+// layers: shared_layers_test.cpp.
 #include "train/rank_group_testing.h"
 
 namespace orrery {
@@ -116,39 +117,6 @@ TEST_F(GroupTest, FastReductionIsTheSameSumInAnotherOrder) {
     }
   options.data = {3, 0, 0, true};
   EXPECT_NE(testing::error_of([&] { make_training_plans(options, workspace_traits(default_engine_options(1), options.sequence_tokens)); }).first.find("unequal lanes"), std::string::npos);
-}
-
-// Tensor ranks change sums inside ops (the gradients' bounds are in tests/equivalence); for a number of them nothing else changes a bit.
-TEST_F(GroupTest, TensorRanksComposeWithEveryOtherAxis) {
-  struct Case {
-    ModelFamily family;
-    bool tied;
-    DType dtype;
-    int64_t tensor_size;
-  };
-  for (const Case& shape : {Case{ModelFamily::kLlama, true, DType::kBF16, 2}, Case{ModelFamily::kLlama, false, DType::kF32, 2}, Case{ModelFamily::kGpt2, true, DType::kBF16, 4}}) {
-    TrainingPlanOptions options = group_options(shape.family, shape.tied, shape.dtype, dataset_);
-    const Outcome one_rank = train(options);
-    options.parallel.tensor_size = shape.tensor_size;
-    options.micro_batch_size = 16;
-    const Outcome reference = train(options);
-    // The same run but for roundings: the first loss, before any update.
-    EXPECT_NEAR(reference.numbers[0], one_rank.numbers[0], 1e-3 * one_rank.numbers[0]);
-    EXPECT_EQ(reference.weights_and_state.size(), one_rank.weights_and_state.size());
-    options.micro_batch_size = 1;
-    options.recompute = Recompute::kFull;
-    expect_equal(options, reference);
-    options.data = {2, 0, 1};
-    expect_equal(options, reference);
-    options.data = {3, 0, 0};
-    options.micro_batch_size = 4;
-    expect_equal(options, reference);
-    options.data = {2, 0, 1};
-    options.pipeline.size = 2;
-    options.micro_batch_size = 2;
-    options.recompute = Recompute::kSelective;
-    expect_equal(options, reference);
-  }
 }
 
 TEST_F(GroupTest, MomentsInShardsTakeTheirPartOfTheMemory) {

@@ -85,12 +85,10 @@ class GroupTest : public ::testing::Test {
       append_tensors(group.weights(replica), other);
       EXPECT_TRUE(other == first) << "replica " << replica << " ends with other weights";
     }
-    // A row-parallel bias is on the first tensor rank alone; without one each has all of the rest.
-    for (int tensor_rank : group.local_tensor_ranks()) {
-      if (options.model.family == ModelFamily::kGpt2) break;
+    for (int part : group.local_parts()) {
       std::vector<std::byte> other;
-      append_tensors(group.weights(0, tensor_rank), other);
-      EXPECT_TRUE(other == first) << "tensor rank " << tensor_rank << " ends with other weights";
+      append_tensors(group.weights(0, part), other);
+      EXPECT_TRUE(other == first) << "part " << part << " of the layers ends with other weights";
     }
     outcome.weights_and_state = first;
     for (StateField field : {StateField::kLow, StateField::kMoment1, StateField::kMoment2}) append_tensors(group.state(field, 0), outcome.weights_and_state);
@@ -105,7 +103,7 @@ class GroupTest : public ::testing::Test {
       std::map<std::string, int64_t> planned, counted;
       for (const Action& action : plan.schedule.actions)
         if (stream_of(action.kind) == Stream::kPoint || stream_of(action.kind) == Stream::kCollective) planned[to_string(action, plan.schedule)] += num_steps * bytes_sent(plan, action);
-      if (plan.options.parallel.tensor_size > 1) planned["TENSOR"] = num_steps * tensor_bytes_sent(plan);
+      for (const auto& [kind, bytes] : op_bytes_sent(plan)) planned[std::string(op_name(kind))] = num_steps * bytes;
       for (const Communicator* communicator : group.communicators(rank))
         for (const CommLabelCounter& counter : communicator->label_counters())
           if (planned.count(counter.label)) counted[counter.label] += counter.bytes_sent;
@@ -116,7 +114,7 @@ class GroupTest : public ::testing::Test {
   // The case differs from one rank in nothing that NUMERICS promises.
   void expect_equal(const TrainingPlanOptions& options, const Outcome& reference, int num_steps = 3) {
     const std::string name =
-        fmt::format("pp {} {} x{}, dp {} ZeRO-{}, micro-batch {}, recompute {}", options.pipeline.size, pipeline_name(options.pipeline.kind), options.pipeline.virtual_stages, options.data.size,
+        fmt::format("tp {}{} cp {} pp {} {} x{}, dp {} ZeRO-{}, micro-batch {}, recompute {}", options.parallel.tensor_size, options.parallel.sequence_parallel ? " sp" : "", options.parallel.context_size, options.pipeline.size, pipeline_name(options.pipeline.kind), options.pipeline.virtual_stages, options.data.size,
                     options.data.zero_stage, options.micro_batch_size.value_or(0), recompute_name(options.recompute.value_or(Recompute::kNone)));
     SCOPED_TRACE(name);
     const Outcome outcome = train(options, num_steps);

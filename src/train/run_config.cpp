@@ -237,7 +237,7 @@ void add_parallel_keys(TomlSchema<RunConfig>& schema) {
       .key("pipeline_parallel_size", &S::pipeline_parallel_size,
            at_least(1, "ranks", "ranks that hold consecutive layers", "1", {"pp", "pipeline_parallel", "pipeline_model_parallel_size"}))
       .key("context_parallel_size", &S::context_parallel_size,
-           needs(kParallel, "ranks that share each sequence", {"cp", "context_parallel"}))
+           at_least(1, "ranks", "ranks that share each sequence: each has two chunks of its tokens, an early and a late one", {}, {"cp", "context_parallel"}))
       .key("expert_parallel_size", &S::expert_parallel_size,
            needs(kParallel, "ranks that share the experts", {"ep", "expert_parallel"}))
       .key("zero_stage", &S::zero_stage,
@@ -253,8 +253,9 @@ void add_parallel_keys(TomlSchema<RunConfig>& schema) {
       .key("stage_layers", &S::stage_layers,
            {.help = "layers of each stage, such as [\"3\", \"5\"]; the first stage has the embedding too, the last the head", .default_text = "by cost"})
       .key("sequence_parallel", &S::sequence_parallel,
-           needs(kParallel, "norms and residuals split over the tensor-parallel ranks", {"sp"}))
-      .key("context_method", &S::context_method, needs(kParallel, "how attention crosses context-parallel ranks"))
+           {.help = "norms and residuals of each sequence's tokens are shared by the tensor-parallel ranks: less activation memory, the same bytes on the wire", .also_called = {"sp"}})
+      .key("context_method", &S::context_method,
+           {.help = "how attention crosses context-parallel ranks. ring: keys and values go round; ulysses: ranks exchange tokens for heads, which they must divide"})
       .key("offload", &S::offload,
            needs("offloading", "what leaves the device between uses: optimizer, activations, parameters"))
       .key("offload_dir", &S::offload_dir, needs("offloading", "a folder on fast storage for what is offloaded"))

@@ -12,6 +12,7 @@
 
 #include "backend/kernel.h"
 #include "base/toml_schema.h"
+#include "ir/parallel_context.h"
 #include "model/model_config.h"
 
 namespace orrery {
@@ -23,7 +24,6 @@ enum class OptimizerName : uint8_t { kAdamW, kSgd, kLion };
 enum class LrScheduleName : uint8_t { kConstant, kCosine, kLinear, kWsd };
 enum class StateDType : uint8_t { kF32, kBf16 };
 enum class LayoutMode : uint8_t { kAuto, kManual };
-enum class ContextMethod : uint8_t { kRing, kUlysses };
 enum class ReductionMode : uint8_t { kReproducible, kFast };
 
 std::span<const std::string_view> config_names(ModelFamily);

@@ -126,17 +126,22 @@ void resolve_layout(RunSetup& setup, const RunResources& resources) {
   if (pipeline.size > 1) set_schedule(pipeline, parallel.schedule);
   ParallelContext& tensor = setup.plan_options.parallel;
   tensor.tensor_size = parallel.tensor_parallel_size;
-  const int64_t model_ranks = pipeline.size * tensor.tensor_size;
+  tensor.context_size = parallel.context_parallel_size;
+  tensor.context_method = parallel.context_method;
+  tensor.sequence_parallel = parallel.sequence_parallel;
+  const int64_t model_ranks = pipeline.size * tensor.num_parts();
+  const std::string sizes = fmt::format("pipeline_parallel_size = {} times tensor_parallel_size = {}{}", pipeline.size, tensor.tensor_size,
+                                        tensor.context_size > 1 ? fmt::format(" times context_parallel_size = {}", tensor.context_size) : "");
   if (num_ranks % model_ranks != 0)
-    throw Error(ErrorCode::kInvalidConfig, "parallel.pipeline_parallel_size = {} times tensor_parallel_size = {} does not divide {} rank{}; start with --ranks {}, or another multiple",
-                pipeline.size, tensor.tensor_size, num_ranks, num_ranks == 1 ? "" : "s", model_ranks);
+    throw Error(ErrorCode::kInvalidConfig, "parallel.{} does not divide {} rank{}; start with --ranks {}, or another multiple",
+                sizes, num_ranks, num_ranks == 1 ? "" : "s", model_ranks);
   DataParallel& data = setup.plan_options.data;
   data.size = parallel.data_parallel_size.value_or(num_ranks / model_ranks);
   data.zero_stage = static_cast<int>(parallel.zero_stage);
   data.fast_reduction = parallel.reduction == ReductionMode::kFast;
   if (data.size * model_ranks != num_ranks)
-    throw Error(ErrorCode::kInvalidConfig, "parallel.data_parallel_size = {} times pipeline_parallel_size = {} times tensor_parallel_size = {} for {} rank{}; start with --ranks {}, or leave data_parallel_size out",
-                data.size, pipeline.size, tensor.tensor_size, num_ranks, num_ranks == 1 ? "" : "s", data.size * model_ranks);
+    throw Error(ErrorCode::kInvalidConfig, "parallel.data_parallel_size = {} times {} for {} rank{}; start with --ranks {}, or leave data_parallel_size out",
+                data.size, sizes, num_ranks, num_ranks == 1 ? "" : "s", data.size * model_ranks);
   if (data.zero_stage > 1)
     throw Error(ErrorCode::kUnsupported, "parallel.zero_stage = {}: sharded gradients (2) and weights (3) are not built yet; use 0 or 1", data.zero_stage);
   setup.plan_options.memory_budget_bytes /= resources.num_local_ranks > 0 ? resources.num_local_ranks : num_ranks;  // they share this machine's memory
@@ -231,11 +236,12 @@ std::string RunSetup::numerics_key() const {
   const std::string steps = config.optimizer.schedule == LrScheduleName::kConstant ? "any" : fmt::format("{}", num_steps);
   model_hash.update(model_config_to_json(model, options.compute_dtype));
   return fmt::format(
-      "numerics {} model {} dtype {} moments {} arithmetic {} seed {} data {} seq_len {} global_batch_size {} lanes {} tensor {} context 1 expert 1 optimizer {} "
+      "numerics {} model {} dtype {} moments {} arithmetic {} seed {} data {} seq_len {} global_batch_size {} lanes {} tensor {}{} context {} expert 1 optimizer {} "
       "lr {} schedule {} warmup {} steps {} beta {} {} decay {} clip {}{}",
       kNumericsVersion, model_hash.hex(), dtype_name(options.compute_dtype),
       dtype_name(options.optimizer.moment_dtype), options.compute_dtype == DType::kF32 ? "fma1" : arithmetic_name(engine.arithmetic), config.train.seed,
       train->manifest_hash().hex(), options.sequence_tokens, options.global_batch_size, options.lanes, options.parallel.tensor_size,
+      options.parallel.shares_tokens() ? " sequence" : "", options.parallel.context_size > 1 ? fmt::format("{} {}", options.parallel.context_size, context_method_name(options.parallel.context_method)) : "1",
       config_names(OptimizerName{})[static_cast<size_t>(config.optimizer.name)], config.optimizer.lr,
       config_names(LrScheduleName{})[static_cast<size_t>(config.optimizer.schedule)], config.optimizer.warmup_steps, steps, config.optimizer.beta1,
       config.optimizer.beta2, config.optimizer.weight_decay, config.optimizer.clip,

@@ -156,8 +156,8 @@ class Trainer {
 void Trainer::begin_weights() {
   if (setup_.base)
     for (int replica : ranks_.local_replicas())
-      for (int tensor_rank : ranks_.local_tensor_ranks())
-        load_model(*setup_.base, ranks_.weights(replica, tensor_rank), ranks_.state(StateField::kLow, replica, tensor_rank));
+      for (int part : ranks_.local_parts())
+        load_model(*setup_.base, ranks_.weights(replica, part), ranks_.state(StateField::kLow, replica, part));
   else
     ranks_.initialize_weights(static_cast<uint64_t>(setup_.config.train.seed));
 }
@@ -198,11 +198,11 @@ void Trainer::load(const std::string& path) {
   const CheckpointReader reader(path);
   const std::vector<int> replicas = ranks_.local_replicas();
   for (int replica : replicas)
-    for (int tensor_rank : ranks_.local_tensor_ranks()) {
-      reader.load(ranks_.weights(replica, tensor_rank), "");
+    for (int part : ranks_.local_parts()) {
+      reader.load(ranks_.weights(replica, part), "");
       if (replica != replicas.front() && ranks_.shards_state()) continue;  // the shards of all ranks were filled together
       for (const auto& [field, suffix] : kStateFields)
-        if (const auto tensors = ranks_.state(field, replica, tensor_rank); !tensors.empty()) reader.load(tensors, suffix);
+        if (const auto tensors = ranks_.state(field, replica, part); !tensors.empty()) reader.load(tensors, suffix);
     }
 }
 
@@ -416,7 +416,7 @@ int train_in_world(const RunConfig& config, const TrainOptions& options, const R
     if (const std::string report = take_post_mortem(folder); !report.empty()) fmt::print(stderr, "the last run here lost a rank; its records say: {}\n", report);
   WorldDeadlines deadlines;
   deadlines.step_ms = config.parallel.timeout_seconds * 1000;
-  const auto world = ProcessWorld::join(environment, folder, deadlines, config.parallel.tensor_parallel_size);
+  const auto world = ProcessWorld::join(environment, folder, deadlines, config.parallel.tensor_parallel_size * config.parallel.context_parallel_size);
   const SetupNote note = [](std::string_view line) { fmt::print(stderr, "{}\n", line); };
   try {
     std::optional<DirectoryLock> lock;

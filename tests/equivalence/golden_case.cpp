@@ -32,33 +32,34 @@ double norm(const std::vector<double>& x) {
   return std::sqrt(sum);
 }
 
-// The plans and engines of `tensor_size` tensor ranks, each step on a thread a rank; the weights are loaded.
+// The plans and engines of ranks that share the layers, each step on a thread a rank; the weights are loaded.
 struct Training {
   std::vector<Plan> plans;
   std::vector<std::unique_ptr<Communicator>> worlds;
   std::vector<std::unique_ptr<TrainingEngine>> engines;
 
-  Training(const ModelSource& source, DType compute_dtype, int64_t num_sequences, int64_t num_tokens, int num_threads, int tensor_size) {
+  Training(const ModelSource& source, DType compute_dtype, int64_t num_sequences, int64_t num_tokens, int num_threads, const ParallelContext& parallel) {
     TrainingPlanOptions options;
     options.model = source.config();
     options.compute_dtype = compute_dtype;
     options.sequence_tokens = num_tokens;
     options.global_batch_size = num_sequences;
     options.lanes = num_sequences;
-    options.parallel.tensor_size = tensor_size;
+    options.parallel = parallel;
+    const auto num_ranks = static_cast<int>(options.world_size());
     EngineOptions machine = default_engine_options(num_threads);
-    machine.pin_threads = tensor_size == 1;
+    machine.pin_threads = num_ranks == 1;
     plans = make_training_plans(options, workspace_traits(machine, num_tokens));
-    if (tensor_size > 1) worlds = make_local_communicators(tensor_size);
-    for (int rank = 0; rank < tensor_size; ++rank)
-      engines.push_back(std::make_unique<TrainingEngine>(plans[static_cast<size_t>(rank)], machine, tensor_size > 1 ? worlds[static_cast<size_t>(rank)].get() : nullptr));
+    if (num_ranks > 1) worlds = make_local_communicators(num_ranks);
+    for (int rank = 0; rank < num_ranks; ++rank)
+      engines.push_back(std::make_unique<TrainingEngine>(plans[static_cast<size_t>(rank)], machine, num_ranks > 1 ? worlds[static_cast<size_t>(rank)].get() : nullptr));
     on_every_rank([&](size_t rank) { engines[rank]->connect(); });
-    for (size_t copy = 0; copy < plans.size(); ++copy) {
+    for (int64_t copy = 0; copy < parallel.num_parts(); ++copy) {
       std::vector<PhysicalTensor> weights, low;
-      for_each_parameter(copy, [&](size_t rank, size_t i) {
+      for_each_parameter([&](size_t rank, size_t i) {
         const ParameterSpec& spec = plans[rank].stage.parameters[i];
-        weights.push_back({&spec, engines[rank]->parameter_data(i), compute_dtype});
-        if (compute_dtype != DType::kF32) low.push_back({&spec, engines[rank]->state_data(i, StateField::kLow), DType::kI16});
+        weights.push_back({&spec, engines[rank]->parameter_data(i), compute_dtype, 0, -1, 0, copy});
+        if (compute_dtype != DType::kF32) low.push_back({&spec, engines[rank]->state_data(i, StateField::kLow), DType::kI16, 0, -1, 0, copy});
       });
       load_model(source, weights, low);
     }
@@ -75,12 +76,10 @@ struct Training {
     for (std::thread& thread : threads) thread.join();
   }
 
-  // Every tensor once: parts on all ranks, what all have whole on rank `copy`.
   template <typename Visit>
-  void for_each_parameter(size_t copy, Visit&& visit) const {
+  void for_each_parameter(Visit&& visit) const {
     for (size_t rank = 0; rank < plans.size(); ++rank)
-      for (size_t i = 0; i < plans[rank].stage.parameters.size(); ++i)
-        if (rank == copy || is_part(plans[rank].stage.parameters[i])) visit(rank, i);
+      for (size_t i = 0; i < plans[rank].stage.parameters.size(); ++i) visit(rank, i);
   }
 
   StepResult step(int copy, const OptimizerHyper& hyper, const std::function<void(size_t)>& before_update = {}) {
@@ -112,7 +111,7 @@ class Gradients {
 
   std::map<std::string, std::vector<double>> by_name() {
     std::vector<PhysicalTensor> physical;
-    training_.for_each_parameter(0, [&](size_t rank, size_t i) {
+    training_.for_each_parameter([&](size_t rank, size_t i) {
       physical.push_back({&training_.plans[rank].stage.parameters[i], reinterpret_cast<std::byte*>(sums_[rank][i].data()), DType::kF32});
     });
     std::map<std::string, std::vector<double>> gradients;
@@ -189,10 +188,16 @@ void GoldenCase::fill_batch(TrainingEngine& engine, int copy, int64_t batch) con
   const Tensor &ids = tensor("ids"), &targets = tensor("targets");
   const int64_t num_sequences = ids.shape[1], num_tokens = ids.shape[2], first = batch * num_sequences * num_tokens;
   const BatchView view = engine.batch(copy);
+  // A context rank has two chunks of each sequence.
+  const ParallelContext& parallel = engine.plan().options.parallel;
+  const int64_t chunk = parallel.context_size == 1 ? num_tokens : num_tokens / (2 * parallel.context_size);
+  size_t at = 0;
   for (int64_t i = 0; i < num_sequences * num_tokens; ++i) {
-    view.ids[static_cast<size_t>(i)] = static_cast<int32_t>(ids.values[static_cast<size_t>(first + i)]);
-    view.targets[static_cast<size_t>(i)] = static_cast<int32_t>(targets.values[static_cast<size_t>(first + i)]);
-    view.positions[static_cast<size_t>(i)] = static_cast<int32_t>(i % num_tokens);
+    const int64_t position = i % num_tokens, place = position / chunk;
+    if (place != parallel.context_rank && place != 2 * parallel.context_size - 1 - parallel.context_rank) continue;
+    view.ids[at] = static_cast<int32_t>(ids.values[static_cast<size_t>(first + i)]);
+    view.targets[at] = static_cast<int32_t>(targets.values[static_cast<size_t>(first + i)]);
+    view.positions[at++] = static_cast<int32_t>(position);
   }
   for (int64_t i = 0; i < num_sequences; ++i) {
     view.segment_starts[static_cast<size_t>(i)] = static_cast<int32_t>(i * num_tokens);
@@ -200,9 +205,9 @@ void GoldenCase::fill_batch(TrainingEngine& engine, int copy, int64_t batch) con
   }
 }
 
-std::vector<Measurement> GoldenCase::gradients(DType compute_dtype, int tensor_size) const {
+std::vector<Measurement> GoldenCase::gradients(DType compute_dtype, const ParallelContext& parallel) const {
   const Tensor& ids = tensor("ids");
-  Training training(source_, compute_dtype, ids.shape[1], ids.shape[2], num_threads_, tensor_size);
+  Training training(source_, compute_dtype, ids.shape[1], ids.shape[2], num_threads_, parallel);
   for (const auto& engine : training.engines) fill_batch(*engine, 0, 0);
   Gradients found(training);
   const StepResult result = training.step(0, OptimizerHyper{}, [&](size_t rank) { found.read(rank); });
@@ -219,7 +224,7 @@ std::vector<Measurement> GoldenCase::gradients(DType compute_dtype, int tensor_s
   return measurements;
 }
 
-std::vector<Measurement> GoldenCase::losses(int tensor_size) const {
+std::vector<Measurement> GoldenCase::losses(const ParallelContext& parallel) const {
   const Tensor &ids = tensor("ids"), &losses = tensor("losses");
   const int64_t num_batches = ids.shape[0], num_steps = losses.shape[1];
   const auto number = [&](const char* key) { return std::stod(optimizer_.at(key)); };
@@ -233,7 +238,7 @@ std::vector<Measurement> GoldenCase::losses(int tensor_size) const {
   optimizer.eps = number("eps");
   optimizer.weight_decay = number("weight_decay");
   optimizer.clip = number("clip");
-  Training training(source_, DType::kF32, ids.shape[1], ids.shape[2], num_threads_, tensor_size);
+  Training training(source_, DType::kF32, ids.shape[1], ids.shape[2], num_threads_, parallel);
   std::vector<Measurement> measurements;
   double reference = 0;
   for (int64_t step = 0; step < num_steps; ++step) {

@@ -9,6 +9,7 @@
 
 #include "checkpoint/model_source.h"
 #include "ir/dtype.h"
+#include "ir/parallel_context.h"
 
 namespace orrery {
 
@@ -29,13 +30,14 @@ class GoldenCase {
 
   /// Logits of the first batch through Generator, token by token.
   Measurement logits(DType compute_dtype) const;
-  /// The gradient of the mean loss of the first batch, tensor by tensor, as the optimizer is about to see it; by `tensor_size` tensor ranks.
-  std::vector<Measurement> gradients(DType compute_dtype, int tensor_size = 1) const;
+  /// The gradient of the mean loss of the first batch, tensor by tensor, as the optimizer is about to see it; by ranks that share the
+  /// layers in this way.
+  std::vector<Measurement> gradients(DType compute_dtype, const ParallelContext& parallel = {}) const;
   /// AdamW in f32 over the batches in turn: the distance of each step's loss from float64's. The bound is twice the larger of
   ///  - the largest distance of PyTorch's f32 runs up to this step (runs in several orders of summation: scripts/torch_reference.py).
   ///    One scalar's distance is one draw of a random number, and runs drift apart with the steps, so earlier steps count;
   ///  - 2^-24 of the loss, half a unit in the last place of the f32 number that PyTorch returns.
-  std::vector<Measurement> losses(int tensor_size = 1) const;
+  std::vector<Measurement> losses(const ParallelContext& parallel = {}) const;
 
  private:
   struct Tensor {

@@ -3,9 +3,11 @@
 #include <gtest/gtest.h>
 
 #include <cstdio>
+#include <ostream>
 #include <string>
 #include <string_view>
 
+#include "base/error.h"
 #include "base/golden.h"
 #include "equivalence/golden_case.h"
 
@@ -30,31 +32,41 @@ TEST_P(TorchGolden, Gradients) {
     for (const Measurement& measurement : golden.gradients(dtype)) expect_within(measurement, dtype);
 }
 
-// Tensor parallel: heads, MLP columns and the vocabulary of 97 shared by ranks; the same bounds. The worst tensor is printed.
-using TensorParallel = TorchGolden;
+struct SharedLayers {
+  const char* model;
+  ParallelContext parallel;
+};
+std::string name_of(const ParallelContext& parallel) {
+  return fmt::format("tensor{}{}Context{}{}", parallel.tensor_size, parallel.sequence_parallel ? "Sequence" : "", parallel.context_size,
+                     parallel.context_size > 1 ? context_method_name(parallel.context_method) : "");
+}
+std::ostream& operator<<(std::ostream& out, const SharedLayers& shared) { return out << shared.model << " " << name_of(shared.parallel); }
 
-TEST_P(TensorParallel, Gradients) {
-  for (int tensor_size : {2, 4}) {
-    // The grouped models have two kv heads.
-    if (tensor_size == 4 && std::string_view(GetParam()) != "gpt2") continue;
-    for (DType dtype : {DType::kF32, DType::kBF16}) {
-      Measurement worst{"", 0, 1};
-      for (const Measurement& measurement : golden.gradients(dtype, tensor_size)) {
-        expect_within(measurement, dtype);
-        if (measurement.error / measurement.bound > worst.error / worst.bound) worst = measurement;
-      }
-      std::printf("%s on %d tensor ranks in %s: worst %s, distance %.3g of %.3g allowed\n", GetParam(), tensor_size, std::string(dtype_name(dtype)).c_str(), worst.name.c_str(), worst.error,
-                  worst.bound);
+// Ranks that share the layers: heads, columns and a vocabulary of 97 by tensor ranks, tokens by context ranks and between the products. The
+// same bounds. The worst tensor is printed.
+class LayersShared : public ::testing::TestWithParam<SharedLayers> {
+ protected:
+  GoldenCase golden{golden_path(std::string("torch/") + GetParam().model), /*num_threads=*/1};
+};
+
+TEST_P(LayersShared, Gradients) {
+  for (DType dtype : {DType::kF32, DType::kBF16}) {
+    Measurement worst{"", 0, 1};
+    for (const Measurement& measurement : golden.gradients(dtype, GetParam().parallel)) {
+      expect_within(measurement, dtype);
+      if (measurement.error / measurement.bound > worst.error / worst.bound) worst = measurement;
     }
+    std::printf("%s %s in %s: worst %s, distance %.3g of %.3g allowed\n", GetParam().model, name_of(GetParam().parallel).c_str(), std::string(dtype_name(dtype)).c_str(), worst.name.c_str(), worst.error,
+                worst.bound);
   }
 }
 
 // Norm, clipping and update of what ranks share and of what they all have.
-using TensorParallelCurve = TorchGolden;
+using LayersSharedCurve = LayersShared;
 
-TEST_P(TensorParallelCurve, FiftySteps) {
+TEST_P(LayersSharedCurve, FiftySteps) {
   ASSERT_TRUE(golden.has_losses());
-  for (const Measurement& measurement : golden.losses(2)) expect_within(measurement, DType::kF32);
+  for (const Measurement& measurement : golden.losses(GetParam().parallel)) expect_within(measurement, DType::kF32);
 }
 
 // gemma3: read from GGUF, served, not trained. A window of 7 in six of seven layers, two rope tables, one kv head.
@@ -75,8 +87,34 @@ TEST_P(TorchLossCurve, FiftySteps) {
 // qwen2: biases on q, k, v. llama3: rope scaling. mistral: a window of 7 in 32 tokens.
 constexpr auto kName = [](const auto& model) { return model.param; };
 INSTANTIATE_TEST_SUITE_P(Models, TorchGolden, ::testing::Values("gpt2", "llama", "qwen3", "qwen2", "llama3", "mistral"), kName);
-INSTANTIATE_TEST_SUITE_P(Models, TensorParallel, ::testing::Values("gpt2", "llama", "qwen2", "llama3", "mistral"), kName);
-INSTANTIATE_TEST_SUITE_P(Models, TensorParallelCurve, ::testing::Values("gpt2", "llama"), kName);
+constexpr auto kSharedName = [](const auto& shared) { return std::string(shared.param.model) + name_of(shared.param.parallel); };
+constexpr ParallelContext tensor(int64_t size, bool sequence_parallel = false) { return {.tensor_size = size, .sequence_parallel = sequence_parallel}; }
+constexpr ParallelContext context(int64_t size, ContextMethod method = ContextMethod::kRing, int64_t tensor_size = 1, bool sequence_parallel = false) {
+  return {.tensor_size = tensor_size, .context_size = size, .sequence_parallel = sequence_parallel, .context_method = method};
+}
+// With four tensor ranks neighbours share one of the two kv heads of the grouped models.
+INSTANTIATE_TEST_SUITE_P(Models, LayersShared,
+                         ::testing::Values(SharedLayers{"gpt2", tensor(2)}, SharedLayers{"gpt2", tensor(4)}, SharedLayers{"llama", tensor(2)}, SharedLayers{"llama", tensor(4)},
+                                           SharedLayers{"qwen3", tensor(2)}, SharedLayers{"qwen3", tensor(4)}, SharedLayers{"qwen2", tensor(2)}, SharedLayers{"qwen2", tensor(4)},
+                                           SharedLayers{"llama3", tensor(2)}, SharedLayers{"mistral", tensor(2)}),
+                         kSharedName);
+// mistral's window of 7 is shorter than a chunk on two ranks and longer on four.
+INSTANTIATE_TEST_SUITE_P(Context, LayersShared,
+                         ::testing::Values(SharedLayers{"gpt2", context(2)}, SharedLayers{"gpt2", context(4)}, SharedLayers{"gpt2", context(4, ContextMethod::kUlysses)}, SharedLayers{"llama", context(2)},
+                                           SharedLayers{"llama", context(4)}, SharedLayers{"llama", context(8)}, SharedLayers{"llama", context(2, ContextMethod::kUlysses)},
+                                           SharedLayers{"qwen3", context(2)}, SharedLayers{"mistral", context(2)}, SharedLayers{"mistral", context(4)},
+                                           SharedLayers{"mistral", context(2, ContextMethod::kUlysses)}, SharedLayers{"gpt2", context(2, ContextMethod::kRing, 2)},
+                                           SharedLayers{"qwen3", context(2, ContextMethod::kRing, 4)}, SharedLayers{"gpt2", context(2, ContextMethod::kUlysses, 2)}),
+                         kSharedName);
+INSTANTIATE_TEST_SUITE_P(Sequence, LayersShared,
+                         ::testing::Values(SharedLayers{"gpt2", tensor(2, true)}, SharedLayers{"gpt2", tensor(4, true)}, SharedLayers{"llama", tensor(2, true)}, SharedLayers{"llama", tensor(4, true)},
+                                           SharedLayers{"qwen3", tensor(4, true)}, SharedLayers{"qwen2", tensor(2, true)}, SharedLayers{"llama3", tensor(2, true)},
+                                           SharedLayers{"mistral", context(2, ContextMethod::kRing, 2, true)}, SharedLayers{"qwen3", context(2, ContextMethod::kRing, 4, true)},
+                                           SharedLayers{"gpt2", context(2, ContextMethod::kUlysses, 2, true)}),
+                         kSharedName);
+INSTANTIATE_TEST_SUITE_P(Models, LayersSharedCurve, ::testing::Values(SharedLayers{"gpt2", tensor(2)}, SharedLayers{"llama", tensor(2)}, SharedLayers{"qwen3", tensor(4)}, SharedLayers{"llama", context(2)},
+                                           SharedLayers{"gpt2", context(2, ContextMethod::kUlysses, 2, true)}),
+                         kSharedName);
 INSTANTIATE_TEST_SUITE_P(Models, TorchLogits, ::testing::Values("gemma3"), kName);
 INSTANTIATE_TEST_SUITE_P(Models, TorchLossCurve, ::testing::Values("gpt2", "llama", "qwen3"), kName);
 

@@ -105,7 +105,7 @@ AttentionTask make_task(const KernelContext& context, const OpCall& call, const 
   const auto& a = call.attribute<AttentionAttributes>();
   const int64_t group = a.num_heads / a.num_kv_heads, H = a.head_dim;
   AttentionTask task;
-  task.num_tokens = end - begin;
+  task.num_tokens = task.num_keys = end - begin;
   task.head_dim = H;
   task.group = group;
   task.window = a.window;

@@ -1,5 +1,6 @@
 // The inner part of kAttention and kAttentionGrad: one (segment, kv head) with all query heads of its group, on one thread.
-// attention.cpp cuts the op into such tasks and lays out the scratch memory; the bodies are in attention_kernels.inl.
+// attention.cpp cuts the op into such tasks and lays out the scratch memory, attention_pieces.cpp does where the keys are another
+// rank's; the bodies are in attention_kernels.inl.
 //
 // Legend  L tokens of the segment, Lp = L rounded up to kAttentionBlock, H head_dim, Hp = H rounded up to 32, G heads of the
 // group.
@@ -18,7 +19,10 @@ namespace orrery {
 constexpr int64_t kAttentionBlock = 64;
 
 struct AttentionTask {
-  int64_t num_tokens = 0;  // L
+  int64_t num_tokens = 0;   // L: queries
+  int64_t num_keys = 0;     // L too when they are those of the queries
+  int64_t first_query = 0;  // its place, counted from the first key: query i sees keys up to first_query + i
+  bool is_piece = false;    // of the keys: o, dq, dk and dv are f32, the gradients are added to; a query that sees none has o 0, lse -inf
   int64_t head_dim = 0;    // H
   int64_t group = 0;       // G
   int64_t window = 0;

@@ -115,25 +115,34 @@ ORRERY_INLINE F32x16 lane_numbers(int64_t first) {
   return load(numbers);
 }
 
-// Queries first_query .. first_query + 63 of a segment.
-ORRERY_INLINE Visible visible_keys(int64_t first_query, int64_t window) {
+// What the 64 queries of a block see, none of it behind the last key.
+ORRERY_INLINE Visible visible_keys(const AttentionTask& t, int64_t query_block) {
   Visible visible;
+  const F32x16 last_key = splat(static_cast<float>(t.num_keys - 1));
   for (int64_t c = 0; c < kVectors; ++c) {
-    visible.last[c] = lane_numbers(first_query + c * kLanes);
-    visible.first[c] = window > 0 ? visible.last[c] - splat(static_cast<float>(window - 1)) : zero();
+    const F32x16 query = lane_numbers(t.first_query + query_block * B + c * kLanes);
+    visible.last[c] = select(last_key < query, last_key, query);
+    visible.first[c] = t.window > 0 ? query - splat(static_cast<float>(t.window - 1)) : zero();
   }
   return visible;
 }
 
-// The blocks of keys that a block of queries sees, and whether all its queries see all of a block.
-struct KeyBlocks {
-  int64_t first, last;  // inclusive
+// The blocks of keys that a block of queries sees, and the blocks of queries that see a block of keys: the same pairs. Then whether all
+// queries of a pair see all its keys.
+struct Blocks {
+  int64_t first, last;  // inclusive; none when last < first
 };
-ORRERY_INLINE KeyBlocks key_blocks(int64_t query_block, int64_t window) {
-  return {window > 0 ? larger(0, query_block * B - window + 1) / B : 0, query_block};
+ORRERY_INLINE Blocks key_blocks(const AttentionTask& t, int64_t query_block) {
+  const int64_t query = t.first_query + query_block * B;
+  return {t.window > 0 ? larger(0, query - t.window + 1) / B : 0, smaller(query + B - 1, t.num_keys - 1) / B};
 }
-ORRERY_INLINE bool needs_mask(int64_t query_block, int64_t key_block, int64_t window) {
-  return key_block == query_block || (window > 0 && key_block * B <= query_block * B + B - 1 - window);
+ORRERY_INLINE Blocks query_blocks(const AttentionTask& t, int64_t key_block) {
+  const int64_t last = (t.num_tokens - 1) / B, last_seeing = key_block * B + B - 1 + t.window - 1 - t.first_query;
+  return {larger(0, key_block * B - t.first_query) / B, t.window == 0 ? last : last_seeing < 0 ? -1 : smaller(last, last_seeing / B)};
+}
+ORRERY_INLINE bool needs_mask(const AttentionTask& t, int64_t query_block, int64_t key_block) {
+  const int64_t query = t.first_query + query_block * B;
+  return key_block * B + B - 1 > query || key_block * B + B > t.num_keys || (t.window > 0 && key_block * B <= query + B - 1 - t.window);
 }
 
 // Each block of 64 rows transposed on its own, [Hp, 64]: rows a segment apart would share few cache sets.
@@ -145,29 +154,29 @@ ORRERY_INLINE void transpose_blocks(const T* x, int64_t stride, int64_t rows, in
 
 template <typename T>
 void forward(const AttentionTask& t) {
-  const int64_t L = t.num_tokens, Lp = padded(L, B), H = t.head_dim, Hp = padded(H, 32);
+  const int64_t L = t.num_tokens, keys = t.num_keys, padded_keys = padded(keys, B), H = t.head_dim, Hp = padded(H, 32);
   Scratch scratch{t.scratch};
-  T* k_rows = scratch.take<T>(Lp * Hp);
-  T* v_transposed = scratch.take<T>(Hp * Lp);
+  T* k_rows = scratch.take<T>(padded_keys * Hp);
+  T* v_transposed = scratch.take<T>(Hp * padded_keys);
   T* q_packed = scratch.take<T>(Hp * B);
   T* p_packed = scratch.take<T>(B * B);
   float* scores = scratch.take<float>(B * B);
   float* o_transposed = scratch.take<float>(Hp * B);
-  copy_rows(static_cast<const T*>(t.k), t.k_stride, L, H, Lp, Hp, k_rows);
-  transpose_blocks(static_cast<const T*>(t.v), t.v_stride, L, H, Hp, v_transposed);
+  copy_rows(static_cast<const T*>(t.k), t.k_stride, keys, H, padded_keys, Hp, k_rows);
+  transpose_blocks(static_cast<const T*>(t.v), t.v_stride, keys, H, Hp, v_transposed);
   const float scale = t.scale * kLog2E;
   t.tile->begin_thread();
   for (int64_t head = 0; head < t.group; ++head)
     for (int64_t i = 0; i * B < L; ++i) {
       const int64_t rows = smaller(B, L - i * B);
       pack_transposed(static_cast<const T*>(t.q) + i * B * t.q_stride + head * H, t.q_stride, rows, H, B, Hp, q_packed);
-      const Visible visible = visible_keys(i * B, t.window);
-      const KeyBlocks blocks = key_blocks(i, t.window);
+      const Visible visible = visible_keys(t, i);
+      const Blocks blocks = key_blocks(t, i);
       Statistics statistics;
       statistics.reset();
       for (int64_t j = blocks.first; j <= blocks.last; ++j) {
         product(t.tile, B, B, Hp, k_rows + j * B * Hp, Hp, q_packed, 16 * Hp, scores, B, false);
-        const bool masked = needs_mask(i, j, t.window);
+        const bool masked = needs_mask(t, i, j);
         for (int64_t c = 0; c < kVectors; ++c) {
           T* panel = p_packed + c * 16 * B;
           const auto emit = [&](int64_t s, F32x16 even, F32x16 odd) { store_panel_pair(panel, s, even, odd); };
@@ -183,16 +192,28 @@ void forward(const AttentionTask& t) {
         }
         product(t.tile, Hp, B, B, v_transposed + j * B * Hp, B, p_packed, 16 * B, o_transposed, B, j > blocks.first);
       }
+      if (blocks.last < blocks.first)
+        for (int64_t h = 0; h < Hp * B; h += kLanes) store(o_transposed + h, zero());
       for (int64_t c = 0; c * kLanes < rows; ++c) {
-        const F32x16 inverse = splat(1.0f) / statistics.sum[c];
+        const F32x16 sum = statistics.sum[c];
+        F32x16 inverse = splat(1.0f) / sum, lse = fma(statistics.maximum[c], splat(kLn2), log(sum));
+        if (t.is_piece) {
+          inverse = select(zero() < sum, inverse, zero());
+          lse = select(zero() < sum, lse, splat(-__builtin_inff()));
+        }
         const int64_t count = smaller(kLanes, rows - c * kLanes), row = i * B + c * kLanes;
-        store_n(t.lse + head * t.lse_stride + row, fma(statistics.maximum[c], splat(kLn2), log(statistics.sum[c])), count);
+        store_n(t.lse + head * t.lse_stride + row, lse, count);
         for (int64_t h = 0; h < H; h += 16) {
           F32x16 block[16];
           for (int64_t x = 0; x < 16; ++x) block[x] = load(o_transposed + (h + x) * B + c * kLanes) * inverse;
           transpose_16x16(block);
-          T* o = static_cast<T*>(t.o) + row * t.o_stride + head * H + h;
-          for (int64_t x = 0; x < count; ++x) store_n(o + x * t.o_stride, block[x], smaller(kLanes, H - h));
+          const int64_t at = row * t.o_stride + head * H + h, width = smaller(kLanes, H - h);
+          for (int64_t x = 0; x < count; ++x) {
+            if (t.is_piece)
+              store_n(static_cast<float*>(t.o) + at + x * t.o_stride, block[x], width);
+            else
+              store_n(static_cast<T*>(t.o) + at + x * t.o_stride, block[x], width);
+          }
         }
       }
     }
@@ -239,13 +260,20 @@ ORRERY_INLINE void store_rows(const float* x, int64_t stride, int64_t rows, int6
     for_lanes(width, [&](int64_t i, int64_t n) { store_n(out + r * out_stride + i, load_n(x + r * stride + i, n), n); });
 }
 
+// Adds to what is there.
+ORRERY_INLINE void add_numbers(float* out, F32x16 a, int64_t count) { store_n(out, load_n(out, count) + a, count); }
+ORRERY_INLINE void add_rows(const float* x, int64_t stride, int64_t rows, int64_t width, float* out, int64_t out_stride) {
+  for (int64_t r = 0; r < rows; ++r)
+    for_lanes(width, [&](int64_t i, int64_t n) { add_numbers(out + r * out_stride + i, load_n(x + r * stride + i, n), n); });
+}
+
 template <typename T>
 void backward(const AttentionTask& t) {
-  const int64_t L = t.num_tokens, Lp = padded(L, B), H = t.head_dim, Hp = padded(H, 32), num_blocks = Lp / B;
+  const int64_t L = t.num_tokens, Lp = padded(L, B), keys = t.num_keys, padded_keys = padded(keys, B), H = t.head_dim, Hp = padded(H, 32);
   Scratch scratch{t.scratch};
-  T* k_rows = scratch.take<T>(Lp * Hp);
-  T* v_rows = scratch.take<T>(Lp * Hp);
-  T* k_transposed = scratch.take<T>(Hp * Lp);
+  T* k_rows = scratch.take<T>(padded_keys * Hp);
+  T* v_rows = scratch.take<T>(padded_keys * Hp);
+  T* k_transposed = scratch.take<T>(Hp * padded_keys);
   T* q_columns = scratch.take<T>(Lp * Hp);
   T* do_columns = scratch.take<T>(Lp * Hp);
   T* q_packed = scratch.take<T>(Lp * Hp);
@@ -259,12 +287,12 @@ void backward(const AttentionTask& t) {
   float* dp = scratch.take<float>(B * B);
   float* dk_block = scratch.take<float>(B * Hp);
   float* dv_block = scratch.take<float>(B * Hp);
-  float* dk = scratch.take<float>(Lp * Hp);
-  float* dv = scratch.take<float>(Lp * Hp);
+  float* dk = scratch.take<float>(padded_keys * Hp);
+  float* dv = scratch.take<float>(padded_keys * Hp);
   float* dq_transposed = scratch.take<float>(Hp * Lp);
-  copy_rows(static_cast<const T*>(t.k), t.k_stride, L, H, Lp, Hp, k_rows);
-  copy_rows(static_cast<const T*>(t.v), t.v_stride, L, H, Lp, Hp, v_rows);
-  transpose_blocks(static_cast<const T*>(t.k), t.k_stride, L, H, Hp, k_transposed);
+  copy_rows(static_cast<const T*>(t.k), t.k_stride, keys, H, padded_keys, Hp, k_rows);
+  copy_rows(static_cast<const T*>(t.v), t.v_stride, keys, H, padded_keys, Hp, v_rows);
+  transpose_blocks(static_cast<const T*>(t.k), t.k_stride, keys, H, Hp, k_transposed);
   t.tile->begin_thread();
   for (int64_t head = 0; head < t.group; ++head) {
     const T* q = static_cast<const T*>(t.q) + head * H;
@@ -286,37 +314,54 @@ void backward(const AttentionTask& t) {
       }
       d[row] = reduce_add(dot);
     }
-    for (int64_t j = 0; j < num_blocks; ++j) {
-      const int64_t last = t.window > 0 ? smaller(num_blocks - 1, (j * B + B - 1 + t.window - 1) / B) : num_blocks - 1;
-      for (int64_t i = j; i <= last; ++i) {
+    for (int64_t i = 0; i * B < L; ++i)
+      if (const Blocks seen = key_blocks(t, i); seen.last < seen.first)
+        for (int64_t h = 0; h < Hp * B; h += kLanes) store(dq_transposed + i * B * Hp + h, zero());
+    for (int64_t j = 0; j * B < keys; ++j) {
+      const Blocks seeing = query_blocks(t, j);
+      if (seeing.last < seeing.first)
+        for (int64_t h = 0; h < B * Hp; h += kLanes) {
+          store(dk_block + h, zero());
+          store(dv_block + h, zero());
+        }
+      for (int64_t i = seeing.first; i <= seeing.last; ++i) {
         product(t.tile, B, B, Hp, k_rows + j * B * Hp, Hp, q_columns + i * B * Hp, 16 * Hp, scores, B, false);
         product(t.tile, B, B, Hp, v_rows + j * B * Hp, Hp, do_columns + i * B * Hp, 16 * Hp, dp, B, false);
-        if (needs_mask(i, j, t.window))
-          gradient_block<T, true>(scores, dp, j * B, t.scale, visible_keys(i * B, t.window), lse + i * B, d + i * B, p_rows,
+        if (needs_mask(t, i, j))
+          gradient_block<T, true>(scores, dp, j * B, t.scale, visible_keys(t, i), lse + i * B, d + i * B, p_rows,
                                   ds_rows, ds_packed);
         else
           gradient_block<T, false>(scores, dp, j * B, t.scale, {}, lse + i * B, d + i * B, p_rows, ds_rows, ds_packed);
-        product(t.tile, B, Hp, B, p_rows, B, do_packed + i * B * Hp, 16 * B, dv_block, Hp, i > j);
-        product(t.tile, B, Hp, B, ds_rows, B, q_packed + i * B * Hp, 16 * B, dk_block, Hp, i > j);
+        product(t.tile, B, Hp, B, p_rows, B, do_packed + i * B * Hp, 16 * B, dv_block, Hp, i > seeing.first);
+        product(t.tile, B, Hp, B, ds_rows, B, q_packed + i * B * Hp, 16 * B, dk_block, Hp, i > seeing.first);
         product(t.tile, Hp, B, B, k_transposed + j * B * Hp, B, ds_packed, 16 * B, dq_transposed + i * B * Hp, B,
-                j > key_blocks(i, t.window).first);
+                j > key_blocks(t, i).first);
       }
       add_block(dk_block, B * Hp, head == 0, dk + j * B * Hp);
       add_block(dv_block, B * Hp, head == 0, dv + j * B * Hp);
     }
-    T* dq = static_cast<T*>(t.dq) + head * H;
     for (int64_t row = 0; row < L; row += 16)
       for (int64_t h = 0; h < H; h += 16) {
         F32x16 block[16];
         for (int64_t x = 0; x < 16; ++x) block[x] = load(dq_transposed + row / B * B * Hp + (h + x) * B + row % B);
         transpose_16x16(block);
-        for (int64_t x = 0; x < smaller(16, L - row); ++x)
-          store_n(dq + (row + x) * t.dq_stride + h, block[x], smaller(kLanes, H - h));
+        for (int64_t x = 0; x < smaller(16, L - row); ++x) {
+          const int64_t at = (row + x) * t.dq_stride + head * H + h, width = smaller(kLanes, H - h);
+          if (t.is_piece)
+            add_numbers(static_cast<float*>(t.dq) + at, block[x], width);
+          else
+            store_n(static_cast<T*>(t.dq) + at, block[x], width);
+        }
       }
   }
   t.tile->end_thread();
-  store_rows(dk, Hp, L, H, static_cast<T*>(t.dk), t.dk_stride);
-  store_rows(dv, Hp, L, H, static_cast<T*>(t.dv), t.dv_stride);
+  if (t.is_piece) {
+    add_rows(dk, Hp, keys, H, static_cast<float*>(t.dk), t.dk_stride);
+    add_rows(dv, Hp, keys, H, static_cast<float*>(t.dv), t.dv_stride);
+    return;
+  }
+  store_rows(dk, Hp, keys, H, static_cast<T*>(t.dk), t.dk_stride);
+  store_rows(dv, Hp, keys, H, static_cast<T*>(t.dv), t.dv_stride);
 }
 
 // Copies 64 keys or values of one kv head from their cache blocks.

@@ -36,6 +36,15 @@ void run_local_ids(const KernelContext&, const OpCall& call) {
   for (int64_t i = 0; i < call.in(0).rows(); ++i)
     local[i] = ids[i] < 0 ? ids[i] : ids[i] >= first && ids[i] - first < count ? ids[i] - first : kElsewhere;
 }
+
+void run_take_tokens(const KernelContext&, const OpCall& call) {
+  const auto& share = call.attribute<TokenShareAttributes>();
+  const TensorView &x = call.in(0), &y = call.out(0);
+  ORRERY_CHECK(x.rows() % share.of == 0 && y.rows() == x.rows() / share.of * share.count, "{} rows of {}", y.rows(), x.rows());
+  for (int64_t row = 0; row < y.rows(); ++row)
+    std::memcpy(row_at(y, row), row_at(x, row / share.count * share.of + share.first + row % share.count), static_cast<size_t>(y.row_width() * dtype_bytes(y.dtype)));
+}
+
 void run_gather_rows(const KernelContext& context, const OpCall& call) { gather(context, call.in(0), call.in(1), call.out(0)); }
 
 // Copies between one wide tensor and the narrow ones that stand side by side in it.
@@ -166,6 +175,8 @@ void run_embedding_grad(const KernelContext& context, const OpCall& call) {
 constexpr KernelEntry kEntries[] = {
     {OpKind::kLocalIds, DType::kBF16, run_local_ids},
     {OpKind::kLocalIds, DType::kF32, run_local_ids},
+    {OpKind::kTakeTokens, DType::kBF16, run_take_tokens},
+    {OpKind::kTakeTokens, DType::kF32, run_take_tokens},
     {OpKind::kEmbedding, DType::kBF16, run_embedding},
     {OpKind::kEmbedding, DType::kF32, run_embedding},
     {OpKind::kGatherRows, DType::kBF16, run_gather_rows},

@@ -49,7 +49,9 @@ void run_linear(const KernelContext& context, const OpCall& call) {
   to.block.y = call.out(0).data;
   to.block.ldy = call.out(0).row_stride;
   const bool forward = call.kind == OpKind::kLinear || call.kind == OpKind::kLinearGelu;
-  if (forward && call.inputs.size() > 2) {
+  const auto* attributes = std::get_if<LinearAttributes>(call.attributes);
+  const bool adds_bias = attributes == nullptr || attributes->adds_bias;
+  if (forward && adds_bias && call.inputs.size() > 2) {
     ORRERY_CHECK(call.in(2).num_elements() == product.n, "{}: bias of {}, not {}", op_name(call.kind), call.in(2).num_elements(), product.n);
     to.block.bias = call.in(2).data;
   }
