@@ -17,6 +17,10 @@ constexpr double kFlopPerFmaStep = 12.0 * 16 * 2;
 float dp_register_loop(int64_t steps);
 constexpr double kFlopPerDpStep = 12.0 * 32 * 2;
 
+/// `steps` times twelve independent vpdpbusd. Needs AVX-512 with VNNI.
+int32_t dot_register_loop(int64_t steps);
+constexpr double kMultiplyAddsPerDotStep = 12.0 * 64;
+
 /// Reads every byte; a multiple of 512 of them, 64-byte aligned. Needs AVX-512.
 uint64_t read_loop(const void* data, int64_t bytes);
 

@@ -21,6 +21,19 @@ float fma_register_loop(int64_t steps) {
   return _mm512_reduce_add_ps(total);
 }
 
+int32_t dot_register_loop(int64_t steps) {
+  __m512i sum[12];
+  for (auto& s : sum) s = _mm512_set1_epi32(1);
+  __m512i a = _mm512_set1_epi8(1);
+  for (int64_t i = 0; i < steps; ++i) {
+    for (auto& s : sum) s = _mm512_dpbusd_epi32(s, a, a);
+    __asm__ volatile("" : "+v"(a));
+  }
+  __m512i total = sum[0];
+  for (int i = 1; i < 12; ++i) total = _mm512_add_epi32(total, sum[i]);
+  return _mm512_reduce_add_epi32(total);
+}
+
 uint64_t read_loop(const void* data, int64_t bytes) {
   const auto* p = static_cast<const char*>(data);
   __m512i sum[8];

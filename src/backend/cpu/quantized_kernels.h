@@ -5,7 +5,8 @@
 //                s   = sum of (code - offset) q, exact in i32
 //                acc = fma(f32(s), d * scale, acc)
 //                acc = fma(m, -(scale * f32(sum of q)), acc)      formats with a minimum; m is what is subtracted
-//              with d and m the products of the stored scales, in f32. acc starts from +0.
+//              with d and m the products of the stored scales, in f32. acc starts from +0. (A scale for 128 numbers would save 7 % of the time
+//              and cost SmolLM2-135M 0.9 % of perplexity.)
 #pragma once
 
 #include <cstdint>
@@ -32,19 +33,26 @@ constexpr int64_t kMaxTileRows = 6, kMaxPanels = 2;
 ///   f32 minus_min[R]    -(scale * f32(sum of q)): what a minimum is multiplied with
 constexpr int64_t kQuantizedRowBytes = 48;  // of a row and block
 
-/// Memory that will be read next: the processor's own prefetchers lose the thread where a panel's codes end and its scales begin.
-struct AheadBytes {
-  const std::byte* begin = nullptr;
-  int64_t bytes = 0;
+/// y[r, 16 p + c] = row r of the tile . column c of panel p.
+struct PanelProduct {
+  WeightFormat format{};
+  int64_t k = 0;
+  const std::byte* panels = nullptr;  // one or two, one after the other
+  int64_t num_panels = 0;
+  const std::byte* tile = nullptr;
+  int64_t tile_rows = 0, num_rows = 0;  // the first num_rows of the tile count
+  void* y = nullptr;                    // bf16 (rounded) or f32
+  int64_t ldy = 0;                      // elements from row to row
+  bool bf16 = false;
+  // What will be read next, to come to L2 meanwhile: the processor's own prefetchers lose the thread where a panel's codes end.
+  const std::byte* ahead = nullptr;
+  int64_t ahead_bytes = 0;
 };
 
 struct QuantizedKernels {
   /// A row of k numbers of f32 or bf16 into place `row` of a tile of `tile_rows`.
   void (*quantize_row[2])(const void* x, int64_t k, std::byte* tile, int64_t tile_rows, int64_t row);  // by is-bf16
-  /// y[r * ldy + 16 p + c] = row r of the tile . column c of panel p, for the first m rows of a tile and one or two panels that lie one after the
-  /// other. Meanwhile `ahead` comes to L2.
-  void (*panel_product)(WeightFormat format, const std::byte* panels, int64_t num_panels, int64_t k, const std::byte* tile, int64_t tile_rows, int64_t m,
-                        float* y, int64_t ldy, AheadBytes ahead);
+  void (*panel_product)(const PanelProduct& product);
 };
 
 const QuantizedKernels& quantized_kernels(VectorIsa isa);

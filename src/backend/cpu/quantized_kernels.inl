@@ -153,30 +153,19 @@ struct Sums {
   }
 };
 
-/// Rows [first, first + kRows) of a tile of kTileRows.
-template <WeightFormat kFormat, int kPanels, int kTileRows, int kRows>
-void tile_rows(const std::byte* panels, int64_t k, const std::byte* tile, int64_t first, int64_t m, float* y, int64_t ldy, AheadBytes ahead) {
-  constexpr WeightFormatInfo kInfo = weight_format_info(kFormat);
-  constexpr bool kHalves = kInfo.scales == ScaleKind::kHalf;
-  constexpr int64_t kStep = 64 * kInfo.bits;
-  const int64_t num_blocks = k / kQuantBlock, panel_bytes = quantized_panel_bytes(kFormat, k);
-  const auto* codes = reinterpret_cast<const uint8_t*>(panels);
-  const uint8_t* scales = codes + quantized_code_bytes(kFormat, k);
-  const auto* next = reinterpret_cast<const char*>(ahead.begin);
-  const int64_t lines_a_block = (ahead.bytes + 64 * num_blocks - 1) / (64 * num_blocks);
-  F32x16 acc[kPanels][kRows];
-  for (int p = 0; p < kPanels; ++p)
-    for (int r = 0; r < kRows; ++r) acc[p][r] = zero();
+/// Scales of the blocks of kPanels panels, in order.
+template <WeightFormat kFormat, int kPanels>
+struct BlockScales {
+  static constexpr WeightFormatInfo kInfo = weight_format_info(kFormat);
+  static constexpr bool kHalves = kInfo.scales == ScaleKind::kHalf;
+  const uint8_t* at;
+  int64_t panel_bytes, block = 0;
   F32x16 super_d[kPanels], super_m[kPanels];
-  for (int p = 0; p < kPanels; ++p) super_d[p] = super_m[p] = zero();
-  TileBlock<kTileRows> x{tile + first * 4};
-  Sums<kFormat, kPanels, kRows> sums;
-  for (int64_t block = 0; block < num_blocks; ++block) {
-    for (int64_t line = 0; line < lines_a_block; ++line) __builtin_prefetch(next + 64 * line, 0, 2);
-    next += 64 * lines_a_block;
-    F32x16 d[kPanels][2], min[kPanels][2];
+  F32x16 d[kPanels][2], min[kPanels][2];  // of the present block; by halves
+
+  ORRERY_MEMBER void next() {
     for (int p = 0; p < kPanels; ++p) {
-      const uint8_t* s = scales + p * panel_bytes;
+      const uint8_t* s = at + p * panel_bytes;
       if constexpr (kInfo.scales == ScaleKind::kBlock) {
         d[p][0] = load_halves(s);
         if constexpr (kInfo.has_min) min[p][0] = zero() - load_halves(s + 32);
@@ -192,18 +181,43 @@ void tile_rows(const std::byte* panels, int64_t k, const std::byte* tile, int64_
         if constexpr (kInfo.has_min && kHalves) min[p][1] = super_m[p] * load_u8(s + 48);
       }
     }
-    if (kInfo.scales != ScaleKind::kBlock && block % kQuantSuperBlocks == 0) scales += quantized_super_scale_bytes(kFormat);
-    scales += quantized_block_scale_bytes(kFormat);
+    if (kInfo.scales != ScaleKind::kBlock && block % kQuantSuperBlocks == 0) at += quantized_super_scale_bytes(kFormat);
+    at += quantized_block_scale_bytes(kFormat);
+    ++block;
+  }
+};
+
+/// Rows [first, first + kRows) of a tile of kTileRows.
+template <WeightFormat kFormat, int kPanels, int kTileRows, int kRows>
+void tile_rows(const PanelProduct& product, int64_t first) {
+  constexpr WeightFormatInfo kInfo = weight_format_info(kFormat);
+  constexpr bool kHalves = kInfo.scales == ScaleKind::kHalf;
+  const int64_t num_blocks = product.k / kQuantBlock, panel_bytes = quantized_panel_bytes(kFormat, product.k);
+  const auto* codes = reinterpret_cast<const uint8_t*>(product.panels);
+  BlockScales<kFormat, kPanels> scales;
+  scales.at = codes + quantized_code_bytes(kFormat, product.k);
+  scales.panel_bytes = panel_bytes;
+  const auto* next = reinterpret_cast<const char*>(product.ahead);
+  const int64_t lines_a_block = (product.ahead_bytes + 64 * num_blocks - 1) / (64 * num_blocks);
+  F32x16 acc[kPanels][kRows];
+  for (int p = 0; p < kPanels; ++p)
+    for (int r = 0; r < kRows; ++r) acc[p][r] = zero();
+  TileBlock<kTileRows> x{product.tile + first * 4};
+  Sums<kFormat, kPanels, kRows> sums;
+  for (int64_t block = 0; block < num_blocks; ++block) {
+    for (int64_t line = 0; line < lines_a_block; ++line) __builtin_prefetch(next + 64 * line, 0, 2);
+    next += 64 * lines_a_block;
+    scales.next();
     if constexpr (!kHalves) {
       sums.start([&](int r) { return x.minus_sum(r); });
       sums.template add<0, 8>(codes, panel_bytes, x);
 #pragma GCC unroll 6
       for (int r = 0; r < kRows; ++r) {
         const F32x16 scale = x.scale(r);
-        for (int p = 0; p < kPanels; ++p) acc[p][r] = fma(to_f32(sums.s[p][r]), d[p][0] * scale, acc[p][r]);
+        for (int p = 0; p < kPanels; ++p) acc[p][r] = fma(to_f32(sums.s[p][r]), scales.d[p][0] * scale, acc[p][r]);
         if constexpr (kInfo.has_min) {
           const F32x16 minus_min = x.minus_min(r);
-          for (int p = 0; p < kPanels; ++p) acc[p][r] = fma(min[p][0], minus_min, acc[p][r]);
+          for (int p = 0; p < kPanels; ++p) acc[p][r] = fma(scales.min[p][0], minus_min, acc[p][r]);
         }
       }
     } else {
@@ -211,10 +225,10 @@ void tile_rows(const std::byte* panels, int64_t k, const std::byte* tile, int64_
 #pragma GCC unroll 6
         for (int r = 0; r < kRows; ++r) {
           const F32x16 scale = x.scale(r);
-          for (int p = 0; p < kPanels; ++p) acc[p][r] = fma(to_f32(sums.s[p][r]), d[p][half] * scale, acc[p][r]);
+          for (int p = 0; p < kPanels; ++p) acc[p][r] = fma(to_f32(sums.s[p][r]), scales.d[p][half] * scale, acc[p][r]);
           if constexpr (kInfo.has_min) {
             const F32x16 minus_min = scale * to_f32(minus(r));
-            for (int p = 0; p < kPanels; ++p) acc[p][r] = fma(min[p][half], minus_min, acc[p][r]);
+            for (int p = 0; p < kPanels; ++p) acc[p][r] = fma(scales.min[p][half], minus_min, acc[p][r]);
           }
         }
       };
@@ -227,88 +241,107 @@ void tile_rows(const std::byte* panels, int64_t k, const std::byte* tile, int64_
       sums.template add<4, 8>(codes, panel_bytes, x);
       add_half(1, minus_second);
     }
-    codes += kStep;
+    codes += 64 * kInfo.bits;
     x.at += kTileRows * kQuantizedRowBytes;
   }
 #pragma GCC unroll 6
-  for (int r = 0; r < kRows; ++r)
-    if (first + r < m)
-      for (int p = 0; p < kPanels; ++p) store(y + (first + r) * ldy + p * kQuantPanelColumns, acc[p][r]);
+  for (int r = 0; r < kRows; ++r) {
+    if (first + r >= product.num_rows) return;
+    for (int p = 0; p < kPanels; ++p) {
+      const int64_t at = (first + r) * product.ldy + p * kQuantPanelColumns;
+      if (product.bf16)
+        store(static_cast<uint16_t*>(product.y) + at, acc[p][r]);
+      else
+        store(static_cast<float*>(product.y) + at, acc[p][r]);
+    }
+  }
 }
 
-// Sixteen registers of AVX2 hold the sums of one panel and two rows.
 template <WeightFormat kFormat, int kTileRows>
-void tile_product(const std::byte* panels, int64_t num_panels, int64_t k, const std::byte* tile, int64_t m, float* y, int64_t ldy, AheadBytes ahead) {
+void tile_product(const PanelProduct& product) {
 #if ORRERY_SIMD_AVX512
-  if (num_panels == 2) return tile_rows<kFormat, 2, kTileRows, kTileRows>(panels, k, tile, 0, m, y, ldy, ahead);
-  tile_rows<kFormat, 1, kTileRows, kTileRows>(panels, k, tile, 0, m, y, ldy, ahead);
+  if (product.num_panels == 2) return tile_rows<kFormat, 2, kTileRows, kTileRows>(product, 0);
+  tile_rows<kFormat, 1, kTileRows, kTileRows>(product, 0);
 #else
+  // Sixteen registers hold the sums of one panel and two rows.
   constexpr int kRows = kTileRows < 2 ? 1 : 2;
-  for (int64_t p = 0; p < num_panels; ++p)
-    for (int64_t first = 0; first < m; first += kRows)
-      tile_rows<kFormat, 1, kTileRows, kRows>(panels + p * quantized_panel_bytes(kFormat, k), k, tile, first, m, y + p * kQuantPanelColumns, ldy, p == 0 && first == 0 ? ahead : AheadBytes{});
+  PanelProduct part = product;
+  for (int64_t p = 0; p < product.num_panels; ++p) {
+    for (int64_t first = 0; first < product.num_rows; first += kRows) {
+      tile_rows<kFormat, 1, kTileRows, kRows>(part, first);
+      part.ahead_bytes = 0;
+    }
+    part.panels += quantized_panel_bytes(kFormat, product.k);
+    part.y = static_cast<std::byte*>(part.y) + kQuantPanelColumns * (product.bf16 ? 2 : 4);
+  }
 #endif
 }
 
 template <WeightFormat kFormat>
-void panel_product_of(const std::byte* panels, int64_t num_panels, int64_t k, const std::byte* tile, int64_t tile_rows, int64_t m, float* y, int64_t ldy, AheadBytes ahead) {
-  switch (tile_rows) {
-    case 1: return tile_product<kFormat, 1>(panels, num_panels, k, tile, m, y, ldy, ahead);
-    case 2: return tile_product<kFormat, 2>(panels, num_panels, k, tile, m, y, ldy, ahead);
-    case 4: return tile_product<kFormat, 4>(panels, num_panels, k, tile, m, y, ldy, ahead);
-    default: return tile_product<kFormat, 6>(panels, num_panels, k, tile, m, y, ldy, ahead);
+void product_of(const PanelProduct& product) {
+  switch (product.tile_rows) {
+    case 1: return tile_product<kFormat, 1>(product);
+    case 2: return tile_product<kFormat, 2>(product);
+    case 4: return tile_product<kFormat, 4>(product);
+    default: return tile_product<kFormat, 6>(product);
   }
 }
 
-void panel_product(WeightFormat format, const std::byte* panels, int64_t num_panels, int64_t k, const std::byte* tile, int64_t tile_rows, int64_t m, float* y,
-                   int64_t ldy, AheadBytes ahead) {
-  const auto run = [&](auto product) { product(panels, num_panels, k, tile, tile_rows, m, y, ldy, ahead); };
-  switch (format) {
+void panel_product(const PanelProduct& product) {
+  switch (product.format) {
     case WeightFormat::kDense: return;
-    case WeightFormat::kQ4_0: return run(panel_product_of<WeightFormat::kQ4_0>);
-    case WeightFormat::kQ4_1: return run(panel_product_of<WeightFormat::kQ4_1>);
-    case WeightFormat::kQ5_0: return run(panel_product_of<WeightFormat::kQ5_0>);
-    case WeightFormat::kQ5_1: return run(panel_product_of<WeightFormat::kQ5_1>);
-    case WeightFormat::kQ8_0: return run(panel_product_of<WeightFormat::kQ8_0>);
-    case WeightFormat::kQ2_K: return run(panel_product_of<WeightFormat::kQ2_K>);
-    case WeightFormat::kQ3_K: return run(panel_product_of<WeightFormat::kQ3_K>);
-    case WeightFormat::kQ4_K: return run(panel_product_of<WeightFormat::kQ4_K>);
-    case WeightFormat::kQ5_K: return run(panel_product_of<WeightFormat::kQ5_K>);
-    case WeightFormat::kQ6_K: return run(panel_product_of<WeightFormat::kQ6_K>);
+    case WeightFormat::kQ4_0: return product_of<WeightFormat::kQ4_0>(product);
+    case WeightFormat::kQ4_1: return product_of<WeightFormat::kQ4_1>(product);
+    case WeightFormat::kQ5_0: return product_of<WeightFormat::kQ5_0>(product);
+    case WeightFormat::kQ5_1: return product_of<WeightFormat::kQ5_1>(product);
+    case WeightFormat::kQ8_0: return product_of<WeightFormat::kQ8_0>(product);
+    case WeightFormat::kQ2_K: return product_of<WeightFormat::kQ2_K>(product);
+    case WeightFormat::kQ3_K: return product_of<WeightFormat::kQ3_K>(product);
+    case WeightFormat::kQ4_K: return product_of<WeightFormat::kQ4_K>(product);
+    case WeightFormat::kQ5_K: return product_of<WeightFormat::kQ5_K>(product);
+    case WeightFormat::kQ6_K: return product_of<WeightFormat::kQ6_K>(product);
   }
 }
 
 // ---- rows of x ---------------------------------------------------------------------------------------------------------------------
 
-ORRERY_INLINE int32_t store_i8(int8_t* out, I32x16 a) {
+/// 32 numbers as i8, and the sums of the first sixteen and of all.
+ORRERY_INLINE void store_codes(int8_t* q, I32x16 a, I32x16 b, int32_t* first, int32_t* sum) {
 #if ORRERY_SIMD_AVX512
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi32_epi8(a.v));
-  return _mm512_reduce_add_epi32(a.v);
+  const __m256i bytes = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm512_cvtepi32_epi8(a.v)), _mm512_cvtepi32_epi8(b.v), 1);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), bytes);
+  const __m256i fours = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), bytes);
+  const __m256i pairs = _mm256_add_epi32(fours, _mm256_shuffle_epi32(fours, 0x4E));
+  const __m256i all = _mm256_add_epi32(pairs, _mm256_shuffle_epi32(pairs, 0xB1));
+  *first = _mm256_cvtsi256_si32(all);
+  *sum = *first + _mm_cvtsi128_si32(_mm256_extracti128_si256(all, 1));
 #else
-  alignas(32) int32_t lanes[16];
+  alignas(32) int32_t lanes[32];
   store(lanes, a);
-  int32_t sum = 0;
-  for (int i = 0; i < 16; ++i) {
-    out[i] = static_cast<int8_t>(lanes[i]);
-    sum += lanes[i];
+  store(lanes + 16, b);
+  *first = *sum = 0;
+  for (int i = 0; i < 32; ++i) {
+    q[i] = static_cast<int8_t>(lanes[i]);
+    *sum += lanes[i];
+    if (i == 15) *first = *sum;
   }
-  return sum;
 #endif
 }
 
 template <typename T>
 void quantize_row(const void* row_of_x, int64_t k, std::byte* tile, int64_t tile_rows, int64_t row) {
   const T* x = static_cast<const T*>(row_of_x);
-  F32x16 poison = zero();  // x - x is 0, and NaN where x is not finite
+  F32x16 poison = zero();  // 0 x is 0, and NaN where x is not finite
   std::byte* const place = tile + row * 4;
   const int64_t stride = tile_rows * 4;
   for (int64_t block = 0; block < k / kQuantBlock; ++block) {
     const F32x16 a = load(x + block * kQuantBlock), b = load(x + block * kQuantBlock + 16);
-    poison = poison + ((a - a) + (b - b));
+    poison = fma(b, zero(), fma(a, zero(), poison));
     const float amax = reduce_max(max(max(a, zero() - a), max(b, zero() - b)));
     const F32x16 inverse = splat(amax > 0 ? 127.0f / amax : 0.0f);
     alignas(32) int8_t q[32];
-    const int32_t first = store_i8(q, to_i32(a * inverse)), sum = first + store_i8(q + 16, to_i32(b * inverse));
+    int32_t first, sum;
+    store_codes(q, to_i32(a * inverse), to_i32(b * inverse), &first, &sum);
     const float scale = amax / 127.0f, minus_min = -(scale * static_cast<float>(sum));
     const int32_t minus_sum = -sum, minus_half = -first;
     std::byte* to = place + block * tile_rows * kQuantizedRowBytes;

@@ -83,28 +83,39 @@ struct ThreadWork {
 
  private:
   void run_panels(WeightFormat format, const std::byte* panels, int64_t num_panels, const std::byte* x, float* band, int64_t column, int64_t columns) const {
-    const FinishKind kind = y.dtype == DType::kF32 && compute_bytes == 2 ? FinishKind::kF32 : FinishKind::kPlain;
-    GemmBlock block;
-    block.columns = columns;
-    block.c = band;
-    block.ldc = kBandColumns;
-    block.bias = bias == nullptr ? nullptr : bias + column * compute_bytes;
-    block.ldy = y.row_stride;
-    // The panels behind these, in as many parts as there are tiles: the memory works all the time.
-    const int64_t ahead_bytes = num_panels * quantized_panel_bytes(format, shape.depth), tiles = num_tiles(m), part = (ahead_bytes / 64 + tiles - 1) / tiles * 64;
-    AheadBytes ahead{panels + ahead_bytes, part};
+    // Whole panels without bias are stored as they come; others go by way of a band of rows.
+    const bool direct = bias == nullptr && columns == num_panels * kQuantPanelColumns;
+    const int64_t behind = num_panels * quantized_panel_bytes(format, shape.depth), tiles = num_tiles(m);
+    PanelProduct product;
+    product.format = format;
+    product.k = shape.depth;
+    product.panels = panels;
+    product.num_panels = num_panels;
+    product.tile = x;
+    product.ldy = direct ? y.row_stride : kBandColumns;
+    product.bf16 = direct && y.dtype == DType::kBF16;
+    // The panels behind these come meanwhile, in as many parts as there are tiles: the memory works all the time.
+    product.ahead = panels + behind;
+    product.ahead_bytes = (behind / 64 + tiles - 1) / tiles * 64;
     for (int64_t i = 0; i < m;) {
-      block.rows = 0;
+      GemmBlock block;
+      block.columns = columns;
+      block.c = band;
+      block.ldc = kBandColumns;
+      block.bias = bias == nullptr ? nullptr : bias + column * compute_bytes;
+      block.ldy = y.row_stride;
       block.y = row_at(y, i) + column * dtype_bytes(y.dtype);
       while (i < m && block.rows + kMaxTileRows <= kBandRows) {
-        const int64_t tile_rows = quantized_tile_rows(m - i), used = std::min(tile_rows, m - i);
-        kernels.panel_product(format, panels, num_panels, shape.depth, x, tile_rows, used, band + block.rows * kBandColumns, kBandColumns, ahead);
-        ahead.begin += part;
-        x += tile_rows * (shape.depth / kQuantBlock) * kQuantizedRowBytes;
-        block.rows += used;
-        i += used;
+        product.tile_rows = quantized_tile_rows(m - i);
+        product.num_rows = std::min(product.tile_rows, m - i);
+        product.y = direct ? row_at(y, i) + column * dtype_bytes(y.dtype) : reinterpret_cast<std::byte*>(band + block.rows * kBandColumns);
+        kernels.panel_product(product);
+        product.ahead += product.ahead_bytes;
+        product.tile += product.tile_rows * (shape.depth / kQuantBlock) * kQuantizedRowBytes;
+        block.rows += product.num_rows;
+        i += product.num_rows;
       }
-      rows.finish[static_cast<int>(kind)](block);
+      if (!direct) rows.finish[static_cast<int>(y.dtype == DType::kF32 && compute_bytes == 2 ? FinishKind::kF32 : FinishKind::kPlain)](block);
     }
   }
 };

@@ -1,0 +1,225 @@
+// Products with quantized weights beside the processor's peak of vpdpbusd and a read loop over the same bytes, in rounds that go through all
+// cases in turn; medians. A case is what decoding or a prompt does with the weights of a model of 135 million numbers: every linear layer
+// once, its rows quantized, multiplied and rounded to bf16. Weights together are more than the caches hold.
+//   quantized_bench [--threads=1] [--rounds=5] [--only=Q8_0] [--clock=cpu|wall]
+// Processor time by default, for machines that others use too: what was preempted is not counted, what memory made it wait is.
+#include <fmt/core.h>
+
+#include <sys/mman.h>
+#include <time.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "backend/kernel.h"
+#include "base/philox.h"
+#include "gemm_loops.h"
+#include "ir/weight_format.h"
+
+namespace orrery::bench {
+namespace {
+
+struct Options {
+  int threads = 1, rounds = 5;
+  std::string only;
+  bool cpu_clock = true;
+};
+
+// The shapes of SmolLM2-135M: q, k and v; the output of attention; gate and up; down.
+struct Shape {
+  int64_t n, k;
+};
+constexpr Shape kShapes[] = {{960, 576}, {576, 576}, {3072, 576}, {576, 1536}};
+// K types have blocks of 256, so theirs is the nearest such shape.
+constexpr Shape kShapesOf256[] = {{960, 512}, {576, 512}, {3072, 512}, {576, 1536}};
+constexpr int64_t kLayers = 30, kMostRows = 512;
+
+std::byte* allocate(int64_t bytes) {
+  constexpr int64_t kPage = int64_t{2} << 20;
+  const auto size = static_cast<size_t>((bytes + 2 * kPage - 1) / kPage * kPage);
+  auto* p = static_cast<std::byte*>(std::aligned_alloc(kPage, size));
+  madvise(p, size, MADV_HUGEPAGE);
+  return p;
+}
+
+struct Case {
+  std::string name;
+  int64_t rows;
+  double multiply_adds, bytes;
+  std::function<void()> run;
+  std::vector<double> seconds = {};
+  double median() const {
+    std::vector<double> sorted = seconds;
+    std::sort(sorted.begin(), sorted.end());
+    return sorted[sorted.size() / 2];
+  }
+};
+
+class Bench {
+ public:
+  explicit Bench(const Options& options) : options_(options), pool_(options.threads), context_{&pool_, cpu_features().best_isa(), native_arithmetic(cpu_features()), true} {
+    set_floating_point_mode();
+  }
+
+  void add_peak() {
+    constexpr int64_t kSteps = 4000000;
+    cases_.push_back({"peak", 0, kMultiplyAddsPerDotStep * kSteps * options_.threads, 0, [this] { pool_.run([&](int, int) { sink_ = dot_register_loop(kSteps); }); }});
+  }
+
+  void add_format(WeightFormat format) {
+    const WeightFormatInfo info = weight_format_info(format);
+    if (info.name.find(options_.only) == std::string_view::npos) return;
+    const auto& shapes = info.scales == ScaleKind::kBlock ? kShapes : kShapesOf256;
+    int64_t layer_bytes = 0;
+    double numbers = 0;
+    for (const Shape& shape : shapes) {
+      layer_bytes += quantized_weight_bytes(format, shape.n, shape.k);
+      numbers += static_cast<double>(shape.n * shape.k * kLayers);
+    }
+    const int64_t bytes = layer_bytes * kLayers;
+    // Small scales whatever the bytes mean: halves of 0x1c1c are 0.004.
+    std::byte* weights = allocate(bytes);
+    std::fill_n(weights, bytes, std::byte{0x1c});
+    cases_.push_back({fmt::format("{} read loop", info.name), 0, 0, static_cast<double>(bytes), [this, weights, bytes] {
+                        pool_.run([&](int thread, int threads) {
+                          const int64_t part = bytes / threads / 512 * 512;
+                          sink_ = static_cast<int64_t>(read_loop(weights + part * thread, part));
+                        });
+                      }});
+    for (int64_t rows : {1, 4, 8, 16, 32, 512})
+      cases_.push_back({fmt::format("{}", info.name), rows, numbers * static_cast<double>(rows), static_cast<double>(bytes), [this, format, weights, rows, &shapes] {
+                          const std::byte* at = weights;
+                          for (int64_t layer = 0; layer < kLayers; ++layer)
+                            for (const Shape& shape : shapes) {
+                              product(format, at, shape, rows);
+                              at += quantized_weight_bytes(format, shape.n, shape.k);
+                            }
+                        }});
+  }
+
+  void run() {
+    for (int round = -1; round < options_.rounds; ++round)
+      for (Case& one : cases_) {
+        const double begin = now();
+        one.run();
+        if (round >= 0) one.seconds.push_back(now() - begin);
+      }
+  }
+
+  void print() const {
+    double peak = 0;
+    for (const Case& one : cases_)
+      if (one.name == "peak") peak = one.multiply_adds / one.median();
+    fmt::print("processor: {}\n{} threads, {} time, median of {} interleaved rounds; peak {:.0f} G multiply-adds/s\n\n", cpu_features().model_name, options_.threads,
+               options_.cpu_clock ? "processor" : "wall", options_.rounds, peak * 1e-9);
+    fmt::print("| case | rows | ms | us a row | of peak | GB/s |\n|---|---|---|---|---|---|\n");
+    for (const Case& one : cases_) {
+      if (one.name == "peak") continue;
+      const double s = one.median();
+      fmt::print("| {} | {} | {:.2f} | {} | {} | {:.1f} |\n", one.name, one.rows > 0 ? std::to_string(one.rows) : "", 1e3 * s,
+                 one.rows > 0 ? fmt::format("{:.0f}", 1e6 * s / static_cast<double>(one.rows)) : "", one.rows > 0 ? fmt::format("{:.0f} %", 100 * one.multiply_adds / s / peak) : "",
+                 one.bytes / s * 1e-9);
+    }
+  }
+
+ private:
+  void product(WeightFormat format, const std::byte* weights, Shape shape, int64_t rows) {
+    const TensorView x = view(DType::kBF16, rows, shape.k, x_), y = view(DType::kBF16, rows, shape.n, y_);
+    TensorView weight;
+    weight.data = const_cast<std::byte*>(weights);
+    weight.dtype = DType::kU8;
+    weight.num_dims = 1;
+    weight.dims[0] = quantized_weight_bytes(format, shape.n, shape.k);
+    weight.row_stride = 1;
+    const TensorView inputs[] = {x, weight};
+    const Attributes attributes = PackedLinearAttributes{shape.n, shape.k, {{format, shape.n}}};
+    OpCall call;
+    call.kind = OpKind::kLinearPacked;
+    call.inputs = inputs;
+    call.outputs = {&y, 1};
+    call.attributes = &attributes;
+    const KernelEntry& entry = cpu_kernel(OpKind::kLinearPacked, DType::kBF16);
+    const int64_t bytes = entry.workspace_bytes({context_.isa, context_.arithmetic, true, options_.threads}, call);
+    if (bytes > workspace_bytes_) {
+      std::free(workspace_);
+      workspace_ = allocate(bytes);
+      workspace_bytes_ = bytes;
+    }
+    call.workspace = {workspace_, static_cast<size_t>(bytes)};
+    entry.run(context_, call);
+  }
+  static TensorView view(DType dtype, int64_t rows, int64_t columns, std::byte* data) {
+    TensorView view;
+    view.data = data;
+    view.dtype = dtype;
+    view.num_dims = 2;
+    view.dims = {rows, columns};
+    view.row_stride = columns;
+    return view;
+  }
+  double now() const {
+    timespec time{};
+    clock_gettime(options_.cpu_clock ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC, &time);
+    return (static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec)) / (options_.cpu_clock ? options_.threads : 1);
+  }
+
+  Options options_;
+  ThreadPool pool_;
+  KernelContext context_;
+  std::vector<Case> cases_;
+  std::byte *x_ = filled(kMostRows * 1536 * 2), *y_ = allocate(kMostRows * 3072 * 2), *workspace_ = nullptr;
+  int64_t workspace_bytes_ = 0;
+  volatile int64_t sink_ = 0;
+
+  // bf16 numbers about 1.
+  static std::byte* filled(int64_t bytes) {
+    std::byte* memory = allocate(bytes);
+    const PhiloxStream stream(1, RandomPurpose::kInit, 0, 0);
+    for (int64_t i = 0; i < bytes / 2; ++i) reinterpret_cast<uint16_t*>(memory)[i] = static_cast<uint16_t>(0x3f00 + static_cast<int>(256 * stream.uniform(static_cast<uint64_t>(i))));
+    return memory;
+  }
+};
+
+bool take(const std::string& argument, const char* name, std::string& value) {
+  const std::string prefix = fmt::format("--{}=", name);
+  if (argument.rfind(prefix, 0) != 0) return false;
+  value = argument.substr(prefix.size());
+  return true;
+}
+
+int run(int argc, char** argv) {
+  Options options;
+  for (int i = 1; i < argc; ++i) {
+    std::string value;
+    if (take(argv[i], "threads", value))
+      options.threads = std::atoi(value.c_str());
+    else if (take(argv[i], "rounds", value))
+      options.rounds = std::atoi(value.c_str());
+    else if (take(argv[i], "only", value))
+      options.only = value;
+    else if (take(argv[i], "clock", value) && (value == "wall" || value == "cpu"))
+      options.cpu_clock = value == "cpu";
+    else {
+      fmt::print(stderr, "unknown argument {}; wanted --threads= --rounds= --only= --clock=cpu|wall\n", argv[i]);
+      return 2;
+    }
+  }
+  if (!cpu_features().avx512 || options.rounds < 1 || options.threads < 1) {
+    fmt::print(stderr, "quantized_bench needs a processor with AVX-512, --rounds and --threads of at least 1\n");
+    return 2;
+  }
+  Bench bench(options);
+  bench.add_peak();
+  for (WeightFormat format : {WeightFormat::kQ8_0, WeightFormat::kQ4_0, WeightFormat::kQ4_1, WeightFormat::kQ5_0, WeightFormat::kQ4_K, WeightFormat::kQ5_K, WeightFormat::kQ6_K}) bench.add_format(format);
+  bench.run();
+  bench.print();
+  return 0;
+}
+
+}  // namespace
+}  // namespace orrery::bench
+
+int main(int argc, char** argv) { return orrery::bench::run(argc, argv); }
