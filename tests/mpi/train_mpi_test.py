@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Proves that `orrery train` under each MPI launcher that is installed (skipped, with status 77, when there is none) gives the bits of one
-rank and of ranks as threads, for 2 and 3 processes and ZeRO 0 and 1, and with tensor ranks; that a signal stops all ranks at one step edge with a checkpoint,
+rank and of ranks as threads, for 2 and 3 processes and ZeRO 0 and 1, and with ranks that share layers; that a signal stops all ranks at one step edge with a checkpoint,
 from which threads go on with the same bits; that --hosts starts ranks; that an error comes out as one message and one status; that a
 rank which is killed or stopped is named within the deadline; and that nothing is left: no process of the job, no segment in /dev/shm.
 
@@ -164,8 +164,10 @@ def main():
         digest = bench.digest(reference)
         threads, _ = bench.train([], "--ranks", "3", "--set", "parallel.zero_stage=1")
         check(bench.digest(threads) == digest, "three ranks as threads end with other bits")
-        shares = ["--set", "parallel.tensor_parallel_size=2"]
-        tensor_digest = bench.digest(bench.train([], "--ranks", "2", *shares)[0])
+        sharing = [(["tensor_parallel_size=2"], 2), (["context_parallel_size=2"], 2), (["context_parallel_size=2", "context_method=ulysses"], 2),
+                   (["tensor_parallel_size=2", "context_parallel_size=2", "sequence_parallel=true"], 4)]
+        sharing = [([part for key in keys for part in ("--set", "parallel." + key)], ranks) for keys, ranks in sharing]
+        shared_digests = [bench.digest(bench.train([], "--ranks", str(ranks), *keys)[0]) for keys, ranks in sharing]
         for name, launcher in installed.items():
             began = time.monotonic()
             for ranks in (2, 3):
@@ -173,9 +175,10 @@ def main():
                     run, log = bench.train([*launcher, "-n", str(ranks)], "--set", f"parallel.zero_stage={zero}")
                     check(bench.digest(run) == digest, f"{name}, {ranks} processes, ZeRO-{zero}: other bits", log)
                     check(log.count("step 12/12") == 1, f"{name}: one rank reports", log)
-            run, log = bench.train([*launcher, "-n", "4"], *shares)
-            check(bench.digest(run) == tensor_digest, f"{name}, 4 processes, 2 of them tensor ranks: other bits than 2 threads", log)
-            print(f"{name}: bits of one rank on 2 and 3 processes, of two tensor ranks on 4, {time.monotonic() - began:.1f} s")
+            for (keys, ranks), wanted in zip(sharing, shared_digests):
+                run, log = bench.train([*launcher, "-n", "4"], *keys)
+                check(bench.digest(run) == wanted, f"{name}, 4 processes with {' '.join(keys)}: other bits than {ranks} threads", log)
+            print(f"{name}: bits of one rank on 2 and 3 processes, of ranks that share layers on 4, {time.monotonic() - began:.1f} s")
             stop_and_go_on(bench, name, launcher)
             errors(bench, name, launcher)
             faults(bench, name, launcher)
