@@ -28,7 +28,7 @@ namespace {
 struct Options {
   std::string model, tokenizer, host = "127.0.0.1", api_key_file, served_model_name, kv_memory = "1GiB", dtype = "bf16", tls_certificate, tls_key, max_body = "8MiB", draft;
   int port = 8080, threads = 0, http_threads = 2, grace_seconds = 30;
-  int64_t max_queue = 256, max_model_len = 0, max_num_seqs = 32, max_num_batched_tokens = 512, prefill_chunk = 128, max_connections = 16384, speculative_tokens = 0, draft_tokens = 4;
+  int64_t max_queue = 256, max_model_len = 0, max_num_seqs = 64, max_num_batched_tokens = 512, prefill_chunk = 128, max_connections = 16384, speculative_tokens = 0, draft_tokens = 4;
   bool no_prefix_cache = false, strict_model_name = false;
 };
 
