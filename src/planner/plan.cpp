@@ -10,6 +10,7 @@
 #include "model/decoder.h"
 #include "parallel/lanes.h"
 #include "planner/rank_stage.h"
+#include "planner/shared_layers.h"
 
 namespace orrery {
 
@@ -161,43 +162,10 @@ void check_options(const TrainingPlanOptions& options) {
     throw Error(ErrorCode::kUnsupported, "parallel.schedule = \"2bw\" can be planned (orrery plan schedule 2bw) and not trained yet; use \"1f1b\"");
 }
 
-// What the ranks that share a layer have in common: their actions, and of each op in which some of them wait for each other block, kind
-// and group.
-std::vector<std::string> common_order(const Plan& plan) {
-  std::vector<std::string> calls;
-  for (const Action& action : plan.schedule.actions) calls.push_back(to_string(action, plan.schedule));
-  for (size_t block = 0; block < plan.stage.blocks.size(); ++block)
-    for (const Op& op : plan.stage.blocks[block].ops)
-      if (is_collective(op.kind)) calls.push_back(fmt::format("{} {} of {} ranks {} apart", block, op_name(op.kind), group_of(plan.stage, op).size, group_of(plan.stage, op).stride));
-  return calls;
-}
-
-// What the members of a group have in common: the sizes of those ops.
-std::vector<std::string> common_sizes(const Plan& plan, const GroupAttributes& group) {
-  std::vector<std::string> sizes;
-  for (const Block& block : plan.stage.blocks)
-    for (const Op& op : block.ops) {
-      if (!is_collective(op.kind) || group_of(plan.stage, op) != group) continue;
-      const Value& value = plan.stage.value(op.inputs[0]);
-      sizes.push_back(fmt::format("{} {} from {}", op_name(op.kind), to_string(value.shape), value.kind == ValueKind::kGradient ? value.element_offset : 0));
-    }
-  return sizes;
-}
-
-// That a rank runs what the others run with which it shares layers.
-void verify_shared_layers(const std::vector<Plan>& plans, const Plan& plan) {
-  const TrainingPlanOptions& options = plan.options;
-  const auto other_part = [&](int64_t part) -> const Plan& { return plans[static_cast<size_t>(part * options.slice_size() + options.slice_rank())]; };
-  ORRERY_CHECK(common_order(plan) == common_order(other_part(0)), "ranks {} and {} share their layers and run different ops", options.world_rank(), other_part(0).options.world_rank());
-  for (const GroupAttributes& group : op_groups(options)) {
-    const int64_t part = options.parallel.part(), span = group.size * group.stride;
-    const Plan& first = other_part(part / span * span + part % group.stride);
-    ORRERY_CHECK(common_sizes(plan, group) == common_sizes(first, group), "ranks {} and {} meet in ops of different sizes", options.world_rank(), first.options.world_rank());
-  }
-}
-
 // Slice by slice, and that the ranks that share a layer meet at the same ops.
 void verify_world(const std::vector<Plan>& plans) {
+  const std::vector<std::string> differences = verify_shared_layers(plans);
+  ORRERY_CHECK(differences.empty(), "the ranks that share layers do not agree: {}", differences.front());
   const auto slice_size = static_cast<size_t>(plans.front().options.slice_size());
   for (size_t first = 0; first < plans.size(); first += slice_size) {
     const std::span slice = std::span(plans).subspan(first, slice_size);
@@ -205,7 +173,6 @@ void verify_world(const std::vector<Plan>& plans) {
     for (const Plan& plan : slice) {
       const std::vector<std::string> problems = verify_plan(plan.stage, plan.schedule, plan.memory);
       ORRERY_CHECK(problems.empty(), "the plan of rank {} does not verify: {}", plan.options.world_rank(), problems.front());
-      verify_shared_layers(plans, plan);
       schedules.push_back(plan.schedule);
     }
     const std::vector<std::string> problems = verify_schedules(schedules, schedule_context(slice));
@@ -324,69 +291,6 @@ int64_t bytes_sent(const Plan& plan, const Action& action) {
   }
   if (action.kind == ActionKind::kReduceScatterGradients) return (payload - own) * static_cast<int64_t>(plan.schedule.piece_buffers[static_cast<size_t>(unit.chunk)].size());
   return own * peers;
-}
-
-namespace {
-
-// What a rank of `group` sends in an op whose token rows are those of `tokens` tokens of this rank.
-int64_t bytes_sent(const Plan& plan, const Op& op, int64_t tokens) {
-  const ParallelContext& parallel = plan.options.parallel;
-  const GroupAttributes group = group_of(plan.stage, op);
-  const int64_t size = group.size, rank = parallel.part() / group.stride % size;
-  const auto bytes_of = [&](ValueId id) {
-    const Value& value = plan.stage.value(id);
-    int64_t elements = 1;
-    for (const Dim& dim : value.shape) switch (dim.dynamic) {
-        case DynamicDim::kTokens: elements *= tokens; break;
-        case DynamicDim::kTokenShare: elements *= tokens / parallel.tensor_size; break;
-        case DynamicDim::kAllTokens: elements *= tokens * parallel.context_size; break;
-        default: elements *= dim.bound;
-      }
-    return elements * dtype_bytes(value.dtype);
-  };
-  const int64_t bytes = bytes_of(op.inputs[0]);
-  switch (op.kind) {
-    case OpKind::kAllReduce: {
-      // A reduce_scatter of equal parts, then an all_gather of them.
-      const int64_t width = dtype_bytes(plan.stage.value(op.inputs[0]).dtype), count = bytes / width, own = count / size + (rank < count % size ? 1 : 0);
-      return (count - own + own * (size - 1)) * width;
-    }
-    case OpKind::kVocabularyLoss: return tokens * 8 * (size - 1);
-    case OpKind::kGatherTokens: return bytes * (size - 1);
-    case OpKind::kReduceScatterTokens:
-    case OpKind::kTokensToHeads:
-    case OpKind::kHeadsToTokens: return bytes / size * (size - 1);
-    // Keys and values to the next rank; their gradients, in f32, all the way round.
-    case OpKind::kRingAttention: return (bytes_of(op.inputs[1]) + bytes_of(op.inputs[2])) * (size - 1);
-    case OpKind::kRingAttentionGrad:
-      return (bytes_of(op.inputs[2]) + bytes_of(op.inputs[3])) * (size - 1) + (bytes_of(op.inputs[2]) + bytes_of(op.inputs[3])) / dtype_bytes(plan.options.compute_dtype) * 4 * size;
-    default: ORRERY_CHECK(false, "{} is no collective", op_name(op.kind));
-  }
-  return 0;
-}
-
-}  // namespace
-
-std::vector<GroupAttributes> op_groups(const TrainingPlanOptions& options) {
-  const ParallelContext& parallel = options.parallel;
-  const int64_t same_heads = std::max<int64_t>(1, parallel.tensor_size / options.model.num_kv_heads);
-  std::vector<GroupAttributes> groups;
-  for (const GroupAttributes& group : {GroupAttributes{parallel.tensor_size, parallel.context_size}, GroupAttributes{parallel.context_size, 1},
-                                       GroupAttributes{same_heads * parallel.context_size, 1}, GroupAttributes{parallel.num_parts(), 1}})
-    if (group.size > 1 && std::find(groups.begin(), groups.end(), group) == groups.end()) groups.push_back(group);
-  return groups;
-}
-
-std::map<OpKind, int64_t> op_bytes_sent(const Plan& plan) {
-  std::map<OpKind, int64_t> bytes;
-  for (const Action& action : plan.schedule.actions) {
-    const std::optional<Phase> phase = phase_of_action(action.kind);
-    if (!phase) continue;
-    const int64_t tokens = action.micro_batch < 0 ? 0 : plan.schedule.micro_batches[static_cast<size_t>(action.micro_batch)].num_sequences * plan.options.local_tokens();
-    for (const Op& op : plan.stage.block(*phase, action.chunk).ops)
-      if (is_collective(op.kind)) bytes[op.kind] += bytes_sent(plan, op, tokens);
-  }
-  return bytes;
 }
 
 SequenceShare sequence_share(const Plan& plan) {

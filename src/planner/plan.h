@@ -2,7 +2,6 @@
 // verified, executed and compared with what happened. Made from pure facts: no tensor, no device.
 #pragma once
 
-#include <map>
 #include <optional>
 #include <span>
 #include <string>
@@ -101,17 +100,11 @@ int64_t payload_bytes(const Plan& plan, const Action& action);
 /// Bytes that this rank sends in the action, to all its peers together.
 int64_t bytes_sent(const Plan& plan, const Action& action);
 
-/// Every group of ranks that share a layer in which ops of any rank of the layout meet: the same list on all ranks.
-std::vector<GroupAttributes> op_groups(const TrainingPlanOptions& options);
-
 /// Sequences [first, first + count) of the global batch that the plan's rank trains on.
 struct SequenceShare {
   int64_t first = 0, count = 0;
 };
 SequenceShare sequence_share(const Plan& plan);
-
-/// What the rank sends in a step inside its ops, to the ranks that share its layers, by kind of op.
-std::map<OpKind, int64_t> op_bytes_sent(const Plan& plan);
 
 /// The whole plan as JSON: options, blocks op by op, schedule, every buffer's offset. Two equal plans print equally.
 /// `prediction`: of the step's time, where there is one.

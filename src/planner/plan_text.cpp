@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "planner/plan.h"
+#include "planner/shared_layers.h"
 #include "planner/step_time.h"
 
 namespace orrery {

@@ -11,6 +11,7 @@
 #include "base/units.h"
 #include "ir/op_table.h"
 #include "parallel/schedule_grid.h"
+#include "planner/shared_layers.h"
 
 namespace orrery {
 namespace {

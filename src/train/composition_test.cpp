@@ -1,5 +1,6 @@
-// Compositions of everything that a layout can be, against one rank: a pairwise cover of all axes (each pair of values of two axes occurs,
-// as far as it can be), and random ones on top up to 200. The default run takes every tenth; ORRERY_COMPOSITIONS=all takes all
+// Compositions of everything that a layout can be, against one rank, or where ranks share layers against the fewest that do so in the same way,
+// which themselves lie near one rank (their gradients' bounds: tests/equivalence): a pairwise cover of all axes (each pair of values of two axes
+// occurs, as far as it can be), and random ones on top up to 300. The default run takes every twelfth; ORRERY_COMPOSITIONS=all takes all
 // (scripts/compositions.sh).
 #include <algorithm>
 #include <cstdlib>
@@ -38,9 +39,21 @@ const std::vector<int64_t> kMicroBatches = {1, 2, 3, 4, 16};
 const std::vector<Recompute> kRecomputes = {Recompute::kNone, Recompute::kSelective, Recompute::kFull};
 const std::vector<bool> kSplits = {false, true};  // by cost, or all layers but one on the outer stages
 
-constexpr size_t kNumAxes = 7;
+constexpr ContextMethod kUlysses = ContextMethod::kUlysses;
+const std::vector<ParallelContext> kShares = {{},
+                                              {.tensor_size = 2},
+                                              {.tensor_size = 4},  // more than kv heads
+                                              {.tensor_size = 2, .sequence_parallel = true},
+                                              {.tensor_size = 4, .sequence_parallel = true},
+                                              {.context_size = 2},
+                                              {.context_size = 4},
+                                              {.context_size = 2, .context_method = kUlysses},
+                                              {.tensor_size = 2, .context_size = 2, .sequence_parallel = true},
+                                              {.tensor_size = 2, .context_size = 2}};
+
+constexpr size_t kNumAxes = 8, kShareAxis = 7;
 using Composition = std::array<size_t, kNumAxes>;  // an index on each axis
-const std::array<size_t, kNumAxes> kAxisSizes = {kShapes.size(), kPipes.size(), kDataSizes.size(), kZeroStages.size(), kMicroBatches.size(), kRecomputes.size(), kSplits.size()};
+const std::array<size_t, kNumAxes> kAxisSizes = {kShapes.size(), kPipes.size(), kDataSizes.size(), kZeroStages.size(), kMicroBatches.size(), kRecomputes.size(), kSplits.size(), kShares.size()};
 
 // Layers of each stage: the outer ones take what the inner ones, of one layer each, leave; the first one less.
 std::vector<int64_t> uneven_split(int64_t num_layers, int64_t num_stages) {
@@ -64,6 +77,7 @@ class CompositionTest : public testing::GroupTest {
     options.recompute = kRecomputes[composition[5]];
     const bool is_v = pipe.kind == PipelineKind::kZbV || pipe.kind == PipelineKind::kDualPipeV;
     const int64_t num_stages = pipe.size * (is_v ? 2 : pipe.virtual_stages);
+    options.parallel = kShares[composition[kShareAxis]];
     if (kSplits[composition[6]] && num_stages > 1) options.pipeline.stage_layers = uneven_split(shape.num_layers, num_stages);
     return options;
   }
@@ -71,7 +85,7 @@ class CompositionTest : public testing::GroupTest {
   // Sizes that do not go together are refused, and are no case. Sixteen ranks are enough for two cores.
   bool exists(const Composition& composition) const {
     const TrainingPlanOptions options = options_of(composition);
-    if (options.world_size() == 1 || options.world_size() > 16) return false;
+    if (options.slice_size() == 1 || options.world_size() > 16) return false;
     try {
       make_training_plans(options, [](const Stage&, const Op&) { return 64; });
       return true;
@@ -84,6 +98,7 @@ class CompositionTest : public testing::GroupTest {
   static Composition draw(std::mt19937_64& random) {
     Composition composition;
     for (size_t axis = 0; axis < kNumAxes; ++axis) composition[axis] = random() % kAxisSizes[axis];
+    if (random() % 2 == 0) composition[kShareAxis] = 0;  // half against one rank
     return composition;
   }
 
@@ -122,22 +137,28 @@ class CompositionTest : public testing::GroupTest {
   }
 };
 
-TEST_F(CompositionTest, EveryCompositionHasTheBitsOfOneRank) {
+TEST_F(CompositionTest, EveryCompositionHasTheBitsOfItsReference) {
   const char* wanted = std::getenv("ORRERY_COMPOSITIONS");
-  const size_t stride = wanted != nullptr && std::string_view(wanted) == "all" ? 1 : 10;
-  const std::vector<Composition> compositions = cover(200);
-  ASSERT_GE(compositions.size(), 200u);
-  std::map<size_t, Outcome> references;  // by shape
-  size_t num_run = 0;
-  for (size_t i = 0; i < compositions.size(); i += stride, ++num_run) {
-    const size_t shape = compositions[i][0];
-    const auto [reference, fresh] = references.try_emplace(shape);
+  const size_t stride = wanted != nullptr && std::string_view(wanted) == "all" ? 1 : 12;
+  const std::vector<Composition> compositions = cover(300);
+  ASSERT_GE(compositions.size(), 300u);
+  std::map<std::pair<size_t, size_t>, Outcome> references;  // by shape and how layers are shared
+  const auto reference_of = [&](size_t shape, size_t share) -> const Outcome& {
+    const auto [reference, fresh] = references.try_emplace({shape, share});
     if (fresh) {
       Composition alone{};
-      alone[0] = shape;
+      alone[0] = shape, alone[kShareAxis] = share;
       reference->second = train(options_of(alone));
     }
-    expect_equal(options_of(compositions[i]), reference->second);
+    return reference->second;
+  };
+  size_t num_run = 0;
+  for (size_t i = 0; i < compositions.size(); i += stride, ++num_run) {
+    const Outcome &one_rank = reference_of(compositions[i][0], 0), &reference = reference_of(compositions[i][0], compositions[i][kShareAxis]);
+    const double precision = kShapes[compositions[i][0]].dtype == DType::kBF16 ? 0x1p-8 : 0x1p-20;
+    EXPECT_NEAR(reference.numbers[0], one_rank.numbers[0], precision * one_rank.numbers[0]);
+    EXPECT_NEAR(reference.numbers[1], one_rank.numbers[1], 4 * precision * one_rank.numbers[1]);
+    expect_equal(options_of(compositions[i]), reference);
   }
   std::printf("%zu of %zu compositions run\n", num_run, compositions.size());
 }

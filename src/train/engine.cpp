@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "ir/op_table.h"
+#include "planner/shared_layers.h"
 #include "runtime/initialize.h"
 
 namespace orrery {

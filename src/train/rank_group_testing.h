@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "data/testing.h"
+#include "planner/shared_layers.h"
 #include "train/rank_group.h"
 
 namespace orrery::testing {
