@@ -50,7 +50,7 @@ def write_tasks(folder):
 def harness(server, tokenizer, folder):
     arguments = f"model=m,base_url=http://127.0.0.1:{server.port}/v1/completions,num_concurrent=4,max_retries=2,tokenizer_backend=huggingface,tokenizer={tokenizer},max_length=256"
     return subprocess.run([sys.executable, "-m", "lm_eval", "--model", "local-completions", "--model_args", arguments, "--tasks", ",".join(TASKS), "--include_path", str(folder), "--output_path",
-                           str(folder / "out"), "--log_samples", "--batch_size", "1"], capture_output=not os.environ.get("VERBOSE"), text=True, env=dict(os.environ, HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", OPENAI_API_KEY="none"))
+                           str(folder / "out"), "--log_samples", "--batch_size", "1"], capture_output=True, text=True, env=dict(os.environ, HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", OPENAI_API_KEY="none"))
 
 
 def main():
@@ -73,9 +73,9 @@ def main():
         generated = next((folder / "out").rglob("samples_orrery_until*.jsonl")).read_text().splitlines()
         assert len(theirs) == len(QUESTIONS) and len(generated) == len(QUESTIONS)
         ours = json.loads(subprocess.run([ORRERY, "eval", model, "--multiple-choice", str(choices), "--json"], check=True, capture_output=True, text=True).stdout)
-        print(json.dumps(dict(harness=results["orrery_choice"]["acc,none"], orrery_eval=ours["accuracy"], byte_perplexity=results["orrery_texts"]["byte_perplexity,none"])))
+        print(json.dumps(dict(harness=results["orrery_choice"]["acc,none"], orrery_eval=ours["acc"], byte_perplexity=results["orrery_texts"]["byte_perplexity,none"])))
         correct = sum(theirs[c] == answer for c, _, answer in QUESTIONS) / len(QUESTIONS)
-        assert abs(correct - ours["accuracy"]) < 1e-9, (correct, ours)
+        assert abs(correct - ours["acc"]) < 1e-9, (correct, ours)
         print(f"ok: {len(QUESTIONS)} questions, {len(TEXTS)} texts and {len(generated)} generations through lm-evaluation-harness; accuracy {correct:.3f} as orrery eval's")
 
 

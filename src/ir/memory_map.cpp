@@ -125,8 +125,10 @@ int64_t place_buffers(std::vector<PlacedBuffer>& buffers) {
       [](const PlacedBuffer& a, const PlacedBuffer& b) { return a.alive.front() < b.alive.front(); },
   };
   std::vector<PlacedBuffer> best;
+  const int64_t bound = live_bytes_lower_bound(buffers);
   int64_t best_height = std::numeric_limits<int64_t>::max();
   for (Less less : kOrders) {
+    if (best_height <= bound) break;
     std::vector<size_t> order(buffers.size());
     std::iota(order.begin(), order.end(), 0);
     std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return less(buffers[a], buffers[b]); });

@@ -1,6 +1,10 @@
 #include "simulate/finalists.h"
 
 #include <algorithm>
+#include <atomic>
+#include <exception>
+#include <mutex>
+#include <thread>
 
 #include "base/error.h"
 #include "base/units.h"
@@ -20,16 +24,15 @@ Recompute recompute_of(RecomputeKind kind) {
 TrainingPlanOptions run_options(const Candidate& candidate, TrainingPlanOptions run) {
   const JobLayout& l = candidate.job.layout;
   if (l.ep > 1) throw Error(ErrorCode::kUnsupported, "expert parallelism");
-  if (l.cp > 1) throw Error(ErrorCode::kUnsupported, "context parallelism");
   if (l.offload_optimizer) throw Error(ErrorCode::kUnsupported, "an optimizer on the host");
-  if (l.sequence_parallel) throw Error(ErrorCode::kUnsupported, "sequence parallelism");
   auto whole = [](double value) { return static_cast<int64_t>(value); };
   run.data = {};
   run.data.size = whole(l.dp), run.data.zero_stage = static_cast<int>(l.zero);
   run.lanes = std::max(run.lanes, run.data.size);
   run.pipeline = {};
   run.pipeline.size = whole(l.pp), run.pipeline.kind = pipeline_kind_of(l.schedule), run.pipeline.virtual_stages = whole(l.virtual_stages);
-  run.parallel = {.tensor_size = whole(l.tp)};
+  run.parallel = {};
+  run.parallel.tensor_size = whole(l.tp), run.parallel.context_size = whole(l.cp), run.parallel.sequence_parallel = l.sequence_parallel;
   run.micro_batch_size = whole(l.micro_batch), run.recompute = recompute_of(l.recompute), run.memory_budget_bytes = 0;
   return run;
 }
@@ -117,9 +120,32 @@ SimulatedPipeline simulated_pipeline(const Candidate& candidate, PipelineKind ki
   return pipeline;
 }
 
-void refine_finalists(const SearchRequest& request, const TrainingPlanOptions& run, SearchResult& result) {
+void refine_finalists(const SearchRequest& request, const TrainingPlanOptions& run, SearchResult& result, const FinalistProgress& progress) {
+  std::vector<Candidate*> all;
   for (std::vector<Candidate>* list : {&result.best, &result.pareto})
-    for (Candidate& c : *list) refine(request, run, c);
+    for (Candidate& c : *list) all.push_back(&c);
+  // Each by itself, so the result does not depend on how many threads there are.
+  std::atomic<size_t> next = 0;
+  std::mutex mutex;
+  int64_t done = 0;
+  std::exception_ptr failure;
+  auto work = [&] {
+    for (size_t i = next++; i < all.size(); i = next++) try {
+        refine(request, run, *all[i]);
+        const std::lock_guard lock(mutex);
+        if (progress) progress(++done, static_cast<int64_t>(all.size()));
+      } catch (...) {
+        const std::lock_guard lock(mutex);
+        if (!failure) failure = std::current_exception();
+        next = all.size();
+      }
+  };
+  {
+    std::vector<std::jthread> threads;
+    for (unsigned i = 1; i < std::thread::hardware_concurrency(); ++i) threads.emplace_back(work);
+    work();
+  }
+  if (failure) std::rethrow_exception(failure);
   auto is_out = [&](const Candidate& c) {
     return static_cast<double>(c.mapped_bytes) > result.capacity_bytes || (request.deadline_seconds > 0 && c.run_seconds > request.deadline_seconds) || (request.budget > 0 && c.money > request.budget);
   };

@@ -99,11 +99,11 @@ TEST(Finalists, MapsAreThoseOfTheRunsPlans) {
     const JobLayout& l = c.job.layout;
     options.data.size = static_cast<int64_t>(l.dp), options.data.zero_stage = static_cast<int>(l.zero), options.lanes = std::max<int64_t>(options.lanes, options.data.size);
     options.pipeline.size = static_cast<int64_t>(l.pp), options.pipeline.kind = pipeline_kind_of(l.schedule), options.pipeline.virtual_stages = static_cast<int64_t>(l.virtual_stages);
-    options.parallel.tensor_size = static_cast<int64_t>(l.tp);
+    options.parallel.tensor_size = static_cast<int64_t>(l.tp), options.parallel.context_size = static_cast<int64_t>(l.cp), options.parallel.sequence_parallel = l.sequence_parallel;
     options.micro_batch_size = static_cast<int64_t>(l.micro_batch), options.recompute = l.recompute == RecomputeKind::kFull ? Recompute::kFull : Recompute::kNone;
     int64_t most = 0;
     for (const Plan& plan : make_training_plans(options, [](const Stage&, const Op&) { return int64_t{0}; }))
-      if (const int64_t rank = plan.options.pipeline.rank; plan.options.data.rank == 0 && plan.options.parallel.tensor_rank == 0 && (rank < 2 || rank == options.pipeline.size - 1))
+      if (const int64_t rank = plan.options.pipeline.rank; plan.options.data.rank == 0 && plan.options.parallel.part() == 0 && (rank < 2 || rank == options.pipeline.size - 1))
         most = std::max(most, plan.memory.total_bytes);
     EXPECT_EQ(c.mapped_bytes, most) << layout_text(l);
     ++compared;

@@ -1,5 +1,7 @@
 #include "tools/cluster_plan.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <fstream>
 
@@ -73,13 +75,20 @@ ClusterRequest cluster_request(const ClusterPlanOptions& options) {
   return both;
 }
 
+void search_and_refine(const ClusterRequest& request, int64_t lost_nodes, SearchResult& result) {
+  if (lost_nodes > 0) replan_after_loss(request.search, lost_nodes, result);
+  else search_layouts(request.search, result);
+  const bool shows = isatty(STDERR_FILENO) != 0;
+  refine_finalists(request.search, request.run, result, [&](int64_t done, int64_t total) {
+    if (shows) fmt::print(stderr, "\r{} of {} finalists{}", done, total, done == total ? "\r\033[K" : "");
+  });
+}
+
 void plan_for_cluster(const ClusterPlanOptions& options) {
   const ClusterRequest both = cluster_request(options);
   const SearchRequest& request = both.search;
   SearchResult result;
-  if (options.lost_nodes > 0) replan_after_loss(request, options.lost_nodes, result);
-  else search_layouts(request, result);
-  refine_finalists(request, both.run, result);
+  search_and_refine(both, options.lost_nodes, result);
   if (!options.html_path.empty()) {
     std::ofstream page(options.html_path, std::ios::binary);
     const Candidate& best = result.best.front();

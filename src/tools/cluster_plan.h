@@ -24,6 +24,10 @@ struct ClusterRequest {
 /// Errors: kInvalidConfig, kInvalidArgument, as the parts say.
 ClusterRequest cluster_request(const ClusterPlanOptions& options);
 
+/// The search, for `lost_nodes` fewer hosts where there are any, and its finalists made exact; a line of progress on a terminal.
+/// Errors: kInvalidConfig, as the parts say.
+void search_and_refine(const ClusterRequest& request, int64_t lost_nodes, SearchResult& result);
+
 /// Prints the plan to stdout. Errors: kInvalidConfig, kInvalidArgument, as the parts say.
 void plan_for_cluster(const ClusterPlanOptions& options);
 

@@ -39,8 +39,7 @@ void run(const Options& options) {
     request.cluster.links.network_gbytes_per_second = usual.network_bytes_per_second / 1e9 * options.link_factor;
     request.cluster.links.domain_gbytes_per_second = usual.link_bytes_per_second / 1e9 * options.link_factor;
   }
-  search_layouts(request, result);
-  refine_finalists(request, both.run, result);
+  search_and_refine(both, 0, result);
   const Candidate& best = result.best.front();
   const JobLayout& layout = best.job.layout;
   const PipelineKind kind = options.schedule.empty() ? pipeline_kind_of(layout.schedule) : parse_pipeline_kind(options.schedule);
