@@ -3,7 +3,7 @@
 // llama-perplexity counts it: chunks of 512 tokens, the second half of each.
 //   decode_bench MODEL [--dtype bf16|f32] [--threads N] [--repeat 3] [--ops] [--only pp512|1|8|32] [--clock wall|cpu]
 //   decode_bench MODEL --perplexity TEXT [--chunks 20]
-//   decode_bench MODEL --generate [--dtype bf16|f32] [--threads N] [--repeat 9]
+//   decode_bench MODEL --generate [--dtype bf16|f32] [--threads N] [--repeat 9] [--ops]
 // The last is what `orrery generate` does after its prompt (forward pass, draw, one sequence), in rounds of 16 tokens in turns with
 // the read loop; medians.
 // --clock cpu counts the process's processor time divided by the threads: what the code costs on a machine that others use too, without
@@ -16,6 +16,7 @@
 #include <ctime>
 #include <fstream>
 #include <iterator>
+#include <map>
 #include <numeric>
 #include <string>
 #include <thread>
@@ -127,21 +128,34 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-void print_ops(ServingModel& model, const char* what) {
-  const Stage& stage = model.plan().stage;
-  std::vector<double> seconds(static_cast<size_t>(OpKind::kCount), 0);
-  const auto& times = model.executor().op_times(Phase::kForward);
+// Milliseconds of one forward pass by op, packed products by shape with the rate at which they pass their weights.
+void print_ops(const ServingPlan& plan, Executor& executor, const char* what) {
+  struct Sum {
+    double seconds = 0, bytes = 0;
+    int64_t calls = 0, ops = 0;
+  };
+  const Stage& stage = plan.stage;
+  const auto& times = executor.op_times(Phase::kForward);
   const auto& ops = stage.block(Phase::kForward).ops;
-  double total = 0, head = times.back().seconds;
+  std::map<std::string, Sum> sums;
+  double total = 0;
   for (size_t i = 0; i < ops.size(); ++i) {
-    seconds[static_cast<size_t>(ops[i].kind)] += times[i].seconds;
+    std::string name(op_name(ops[i].kind));
+    const bool packed = ops[i].kind == OpKind::kLinearPacked;
+    if (packed) name += fmt::format(" {}x{}", stage.value(ops[i].inputs[0]).shape.back().bound, std::get<PackedLinearAttributes>(ops[i].attributes).num_columns);
+    Sum& sum = sums[name];
+    sum.seconds += times[i].seconds;
+    sum.calls += times[i].calls;
+    ++sum.ops;
+    if (packed) sum.bytes += static_cast<double>(stage.value(ops[i].inputs[1]).bytes()) * static_cast<double>(times[i].calls);
     total += times[i].seconds;
   }
-  fmt::print(stderr, "{}: {:.1f} ms, head {:.0f}%", what, 1e3 * total, 100 * head / total);
-  for (size_t i = 0; i < seconds.size(); ++i)
-    if (seconds[i] > 0.005 * total) fmt::print(stderr, ", {} {:.0f}%", op_name(static_cast<OpKind>(i)), 100 * seconds[i] / total);
-  fmt::print(stderr, "\n");
-  model.executor().reset_op_times();
+  const auto passes = static_cast<double>(std::max<int64_t>(1, times.back().calls));
+  fmt::print(stderr, "{}: {:.3f} ms a pass\n", what, 1e3 * total / passes);
+  for (const auto& [name, sum] : sums)
+    fmt::print(stderr, "  {:<28} {:4} x {:8.2f} us = {:7.3f} ms {:5.1f} %{}\n", name, sum.ops, 1e6 * sum.seconds / static_cast<double>(sum.calls), 1e3 * sum.seconds / passes,
+               100 * sum.seconds / total, sum.bytes > 0 ? fmt::format("  {:.1f} GB/s", sum.bytes / sum.seconds / 1e9) : "");
+  executor.reset_op_times();
 }
 
 void run_speed(const Options& options) {
@@ -169,7 +183,7 @@ void run_speed(const Options& options) {
       batch.forward(0, tokens, 1);
       if (i > 0) rates.push_back(512 / watch.seconds());
     }
-    if (options.ops) print_ops(model, "pp512");
+    if (options.ops) print_ops(model.plan(), model.executor(), "pp512");
     fmt::print(", \"pp512\": {:.1f}", median(rates));
   }
   double one = 0;
@@ -185,7 +199,7 @@ void run_speed(const Options& options) {
       for (int step = 0; step < steps; ++step) decode.forward(-1, tokens, sequences);
       rates.push_back(static_cast<double>(sequences * steps) / watch.seconds());
     }
-    if (options.ops) print_ops(model, fmt::format("batch {}", sequences).c_str());
+    if (options.ops) print_ops(model.plan(), model.executor(), fmt::format("batch {}", sequences).c_str());
     if (sequences == 1) one = median(rates);
     fmt::print(", \"batch_{}\": {:.1f}", sequences, median(rates));
   }
@@ -213,6 +227,7 @@ void run_generate(const Options& options) {
   std::vector<int32_t> prompt(static_cast<size_t>(kPrompt));
   for (size_t i = 0; i < prompt.size(); ++i) prompt[i] = static_cast<int32_t>((i * 7919 + 13) % static_cast<size_t>(source.config().vocab_size));
   std::span<const float> logits = generator.append(prompt);
+  generator.executor().reset_op_times();
   std::vector<double> token_seconds, read_seconds, shares;
   for (int round = 0; round <= options.repeat; ++round) {
     const auto begin = Clock::now();
@@ -229,6 +244,7 @@ void run_generate(const Options& options) {
     read_seconds.push_back(read);
     shares.push_back(read * (static_cast<double>(bytes) / loop.bytes()) / token);
   }
+  if (options.ops) print_ops(generator.plan(), generator.executor(), "generate");
   fmt::print("{{\"model\": \"{}\", \"dtype\": \"{}\", \"threads\": {}, \"generate_tokens_per_s\": {:.1f}, \"weight_mb\": {:.1f}, \"read_gb_s\": {:.1f}, \"read_share\": {:.3f}}}\n",
              options.model, options.dtype, readers.num_threads(), 1 / median(token_seconds), static_cast<double>(bytes) / 1e6,
              loop.bytes() / median(read_seconds) / 1e9, median(shares));

@@ -81,6 +81,7 @@ struct OpCall {
   const Attributes* attributes = nullptr;
   const GradFold* fold = nullptr;
   std::span<std::byte> workspace;  // 64-byte aligned
+  ReadAhead next_weights;          // what the block's next product with packed weights reads; empty: unknown
 
   const TensorView& in(size_t index) const { return inputs[index]; }
   const TensorView& out(size_t index) const { return outputs[index]; }

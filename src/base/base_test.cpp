@@ -2,8 +2,11 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <limits>
+#include <memory>
+#include <thread>
 #include <vector>
 
 #include "base/bfloat16.h"
@@ -82,6 +85,32 @@ TEST(ThreadPool, VisitsEachIndexOnce) {
           for (int64_t i = begin; i < end; ++i) visits[i].fetch_add(1);
         });
       for (auto& visit : visits) EXPECT_EQ(visit.load(), 20);
+    }
+  }
+}
+
+// A hint to read ahead changes nothing but time: workers read their parts while others work, say how far they are, for memory of which a
+// worker has no part too, and let go of it at the first run after the next hint.
+TEST(ThreadPool, ReadsAhead) {
+  for (int num_threads : {1, 2, 3}) {
+    ThreadPool pool(num_threads, false);
+    for (int64_t num_units : {0, 1, 2, 40}) {
+      auto memory = std::make_unique<std::vector<std::byte>>(static_cast<size_t>(num_units * 1000 + 64));
+      pool.set_read_ahead({memory->data(), num_units, 1000});
+      std::atomic<int> visits = 0;
+      for (int repeat = 0; repeat < 20; ++repeat)
+        pool.run([&](int thread_index, int) {
+          const std::byte* part = memory->data() + num_units * thread_index / num_threads * 1000;
+          EXPECT_LE(pool.read_ahead_bytes(thread_index, part), num_units * 1000);
+          EXPECT_EQ(pool.read_ahead_bytes(thread_index, memory->data() + num_units * 1000 + 1), 0);
+          if (thread_index == 0) std::this_thread::sleep_for(std::chrono::microseconds(200));
+          ++visits;
+        });
+      EXPECT_EQ(visits, 20 * num_threads);
+      pool.set_read_ahead({});
+      pool.run([](int, int) {});
+      memory.reset();
+      pool.run([](int, int) {});
     }
   }
 }

@@ -7,6 +7,7 @@
 #include <immintrin.h>
 #endif
 
+#include <algorithm>
 #include <atomic>
 #include <thread>
 #include <vector>
@@ -38,8 +39,35 @@ int nth_allowed_core(int n) {
   return -1;
 }
 
+// Read while a worker waits: half of a small L2 cache, so that what the worker was doing stays too.
+constexpr int64_t kReadAheadBytes = 512 << 10;
+
 // Spinning covers the gap between two ops of a step (microseconds); beyond it a futex sleep saves the core.
 constexpr int kSpinIterations = 20000;
+
+// One worker's part of a ReadAhead and how far it is.
+struct alignas(64) Reader {
+  uint32_t hint = 0;
+  const std::byte* begin = nullptr;
+  int64_t bytes = 0, done = 0;
+
+  void adopt(uint32_t serial, const ReadAhead& next, int thread_index, int num_threads) {
+    if (serial == hint) return;
+    hint = serial;
+    const int64_t first = next.num_units * thread_index / num_threads, last = next.num_units * (thread_index + 1) / num_threads;
+    begin = next.data + first * next.unit_bytes;
+    bytes = std::min(kReadAheadBytes, (last - first) * next.unit_bytes);
+    done = 0;
+  }
+  // Some nanoseconds' reading, one load for each cache line, or a pause. Loads, because the prefetchers follow them further than requests.
+  void step() {
+    constexpr int64_t kStep = 1024, kLine = 64;
+    if (done >= bytes) return cpu_relax();
+    const int64_t end = std::min(bytes, done + kStep);
+    for (; done < end; done += kLine) static_cast<void>(*reinterpret_cast<const volatile std::byte*>(begin + done));
+    done = end;
+  }
+};
 
 }  // namespace
 
@@ -49,12 +77,30 @@ struct ThreadPool::State {
   alignas(64) std::atomic<uint32_t> generation{0};
   alignas(64) std::atomic<int> num_pending{0};
   std::atomic<bool> stopping{false};
+  ReadAhead next;               // written between runs, read inside them
+  uint32_t next_hint = 0;       // counts set_read_ahead()
+  std::vector<Reader> readers;  // by worker, each used by its own
   std::vector<std::thread> workers;
+  alignas(64) std::atomic<int> num_sleeping{0};
+
+  // A notification costs a third of a microsecond even when nobody sleeps. Whoever goes to sleep counts itself and then looks at the value
+  // again; whoever changes the value does so and then looks at the count: one of the two sees the other.
+  template <typename T>
+  void sleep(std::atomic<T>& value, T seen) {
+    num_sleeping.fetch_add(1, std::memory_order_seq_cst);
+    value.wait(seen, std::memory_order_seq_cst);
+    num_sleeping.fetch_sub(1, std::memory_order_relaxed);
+  }
+  template <typename T>
+  void wake(std::atomic<T>& value) {
+    if (num_sleeping.load(std::memory_order_seq_cst) != 0) value.notify_all();
+  }
 };
 
 ThreadPool::ThreadPool(int num_threads, bool pin) : num_threads_(num_threads), state_(std::make_unique<State>()) {
   ORRERY_CHECK(num_threads >= 1, "num_threads={}", num_threads);
   State* state = state_.get();
+  state->readers.resize(static_cast<size_t>(num_threads));
   std::vector<int> cores(num_threads, -1);
   if (pin)
     for (int i = 0; i < num_threads; ++i) cores[i] = nth_allowed_core(i);
@@ -71,18 +117,20 @@ ThreadPool::ThreadPool(int num_threads, bool pin) : num_threads_(num_threads), s
       }
       set_floating_point_mode();
       uint32_t seen = 0;
+      Reader& reader = state->readers[static_cast<size_t>(thread_index)];
       while (true) {
         int spins = 0;
         while (state->generation.load(std::memory_order_acquire) == seen) {
           if (++spins < kSpinIterations)
-            cpu_relax();
+            reader.step();
           else
-            state->generation.wait(seen, std::memory_order_acquire);
+            state->sleep(state->generation, seen);
         }
         ++seen;
         if (state->stopping.load(std::memory_order_relaxed)) return;
         state->body(state->context, thread_index, num_threads);
-        if (state->num_pending.fetch_sub(1, std::memory_order_acq_rel) == 1) state->num_pending.notify_one();
+        reader.adopt(state->next_hint, state->next, thread_index, num_threads);
+        if (state->num_pending.fetch_sub(1, std::memory_order_seq_cst) == 1) state->wake(state->num_pending);
       }
     });
   }
@@ -95,6 +143,16 @@ ThreadPool::~ThreadPool() {
   for (std::thread& worker : state_->workers) worker.join();
 }
 
+void ThreadPool::set_read_ahead(const ReadAhead& next) {
+  state_->next = next;
+  ++state_->next_hint;
+}
+
+int64_t ThreadPool::read_ahead_bytes(int thread_index, const std::byte* data) const {
+  const Reader& reader = state_->readers[static_cast<size_t>(thread_index)];
+  return reader.begin == data ? reader.done : 0;
+}
+
 void ThreadPool::run_erased(ErasedBody body, void* context) {
   if (num_threads_ == 1) {
     body(context, 0, 1);
@@ -104,16 +162,18 @@ void ThreadPool::run_erased(ErasedBody body, void* context) {
   state.body = body;
   state.context = context;
   state.num_pending.store(num_threads_ - 1, std::memory_order_relaxed);
-  state.generation.fetch_add(1, std::memory_order_release);
-  state.generation.notify_all();
+  state.generation.fetch_add(1, std::memory_order_seq_cst);
+  state.wake(state.generation);
   body(context, 0, num_threads_);
+  Reader& reader = state.readers[0];
+  reader.adopt(state.next_hint, state.next, 0, num_threads_);
   int spins = 0;
   for (int pending = state.num_pending.load(std::memory_order_acquire); pending != 0;
        pending = state.num_pending.load(std::memory_order_acquire)) {
     if (++spins < kSpinIterations)
-      cpu_relax();
+      reader.step();
     else
-      state.num_pending.wait(pending, std::memory_order_acquire);
+      state.sleep(state.num_pending, pending);
   }
 }
 

@@ -1,7 +1,8 @@
-// The one pool of compute threads of a process. Work is cut statically by index, so which thread computes a tile never
-// depends on timing, and no op's result depends on the number of threads (NUMERICS rule 3).
+// The one pool of compute threads of a process. Work is cut by index and never by where a sum is, so that no op's result depends on the
+// number of threads (NUMERICS rule 3).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -11,6 +12,12 @@ namespace orrery {
 
 /// FTZ and DAZ on for this thread (NUMERICS rule 1). Every thread that computes calls it once.
 void set_floating_point_mode();
+
+/// Memory that comes in equal units and of which worker i of n will read units [i count / n, (i + 1) count / n).
+struct ReadAhead {
+  const std::byte* data = nullptr;
+  int64_t num_units = 0, unit_bytes = 0;
+};
 
 /// `num_threads` workers, the caller being worker 0; the others are pinned to cores and spin briefly before they sleep.
 /// A pool of one runs everything inline. run() makes no heap allocation.
@@ -32,6 +39,13 @@ class ThreadPool {
     run_erased([](void* context, int thread_index, int num_threads) { (*static_cast<Plain*>(context))(thread_index, num_threads); },
                const_cast<void*>(static_cast<const void*>(&body)));
   }
+
+  /// What workers read into their caches while they wait for others, each the beginning of its part, from the end of the next run() on:
+  /// memory that would be idle is not, and nothing else changes. Between two calls of run(), by their caller. The memory stays until a run()
+  /// after the next set_read_ahead() has returned.
+  void set_read_ahead(const ReadAhead& next);
+  /// Inside a run(): how many bytes of its part of the memory at `data` the worker has read ahead.
+  int64_t read_ahead_bytes(int thread_index, const std::byte* data) const;
 
   /// Cuts [0, count) into one contiguous range per worker, as equal as possible in units of `granule`, and calls
   /// body(begin, end) on each non-empty one.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "backend/cpu/gemm_kernels.h"
 #include "ir/op_table.h"
 
 namespace orrery {
@@ -23,16 +24,23 @@ int64_t actual_extent(const Stage& stage, const Dim& dim, const ActionBinding& b
 }
 
 // Shape and strides of a value; the address is the caller's.
-TensorView shaped_view(const Stage& stage, const Value& value, const ActionBinding& binding) {
+TensorView view_at_bounds(const Stage& stage, const Value& value) {
   TensorView view;
   view.dtype = value.dtype;
   view.num_dims = static_cast<int8_t>(value.shape.size());
   ORRERY_CHECK(value.shape.size() <= view.dims.size(), "{} has {} dimensions", value.name, value.shape.size());
+  for (size_t i = 0; i < value.shape.size(); ++i) view.dims[i] = value.shape[i].bound;
+  view.row_stride = value.view_of == kNoValue ? view.row_width() : stage.value(value.view_of).shape.back().bound;
+  return view;
+}
+
+TensorView shaped_view(const Stage& stage, const Value& value, const ActionBinding& binding) {
+  TensorView view = view_at_bounds(stage, value);
   for (size_t i = 0; i < value.shape.size(); ++i) {
     view.dims[i] = actual_extent(stage, value.shape[i], binding);
     ORRERY_CHECK(view.dims[i] <= value.shape[i].bound, "{}: extent {} above its bound {}", value.name, view.dims[i], value.shape[i].bound);
   }
-  view.row_stride = value.view_of == kNoValue ? view.row_width() : stage.value(value.view_of).shape.back().bound;
+  if (value.view_of == kNoValue) view.row_stride = view.row_width();
   return view;
 }
 
@@ -59,6 +67,34 @@ ActionBinding bounds_of(const Stage& stage, int64_t sequence_tokens) {
 GradFold fold_of(GradFold fold, std::span<const TensorView> inputs) {
   if (fold.num_sequences > 0 && !inputs.empty()) fold.sequence_tokens = inputs[0].rows() / fold.num_sequences;
   return fold;
+}
+
+// Whether the address of a value is the same under every binding. What has no memory, because no op here uses it, has none.
+bool has_one_address(const Stage& stage, ValueId id, const MemoryMap& map) {
+  const Value& value = stage.value(id);
+  switch (value.kind) {
+    case ValueKind::kActivation: return map.num_slots == 1 && map.activation(stage.storage(id), 0) >= 0;
+    case ValueKind::kParameter: return (value.sub == 0 ? map.parameter_offset : map.packed_offset)[static_cast<size_t>(value.index)] >= 0;
+    case ValueKind::kKvCache: return true;
+    default: return false;
+  }
+}
+
+// For each op the weights of the next plain packed product; after the last comes the first, of the next pass over the block.
+std::vector<ReadAhead> next_weights(const Stage& stage, const MemoryMap& map, const Arena& arena, const Block& block) {
+  std::vector<ReadAhead> next(block.ops.size());
+  ReadAhead stream;
+  for (size_t i = 2 * block.ops.size(); i-- > 0;) {
+    const Op& op = block.ops[i % block.ops.size()];
+    next[i % block.ops.size()] = stream;
+    if (op.kind != OpKind::kLinearPacked) continue;
+    const auto& shape = std::get<PackedLinearAttributes>(op.attributes);
+    stream = {};
+    if (!shape.segments.empty()) continue;
+    const std::byte* packed = arena.data() + map.packed_offset[static_cast<size_t>(stage.value(op.inputs[1]).index)];
+    stream = packed_weight_stream(stage.compute_dtype, shape.num_columns, stage.value(op.inputs[0]).shape.back().bound, packed);
+  }
+  return next;
 }
 
 }  // namespace
@@ -91,6 +127,16 @@ Executor::Executor(const Stage& stage, const MemoryMap& map, const Arena& arena,
       kernels_[block].push_back(is_collective(op.kind) ? nullptr : &cpu_kernel(op.kind, stage.compute_dtype));
     }
     times_[block].resize(stage.blocks[block].ops.size());
+    next_weights_.push_back(next_weights(stage, map, arena, stage.blocks[block]));
+  }
+  for (size_t id = 0; id < stage.values.size(); ++id) {
+    const Value& value = stage.values[id];
+    Resolved resolved;
+    resolved.view = view_at_bounds(stage, value);
+    if (!value.shape.empty()) resolved.rows = value.shape[0];
+    resolved.dynamic_inside = std::any_of(value.shape.begin() + !value.shape.empty(), value.shape.end(), [](const Dim& dim) { return dim.dynamic != DynamicDim::kStatic; });
+    if (has_one_address(stage, static_cast<ValueId>(id), map)) resolved.view.data = address(static_cast<ValueId>(id), {});
+    resolved_.push_back(resolved);
   }
 }
 
@@ -105,9 +151,32 @@ void Executor::set_groups(std::vector<OpGroup> groups) {
     }
 }
 
+Executor::~Executor() {
+  for (const auto& block : next_weights_)
+    for (const ReadAhead& next : block)
+      if (next.data != nullptr) {
+        context_.pool->set_read_ahead({});
+        context_.pool->run([](int, int) {});
+        return;
+      }
+}
+
 TensorView Executor::view(ValueId id, const ActionBinding& binding) const {
+  const Resolved& resolved = resolved_[static_cast<size_t>(id)];
+  TensorView view = resolved.view;
+  if (resolved.dynamic_inside) {
+    view = shaped_view(stage_, stage_.value(id), binding);
+    view.data = resolved.view.data;
+  } else if (resolved.rows.dynamic != DynamicDim::kStatic) {
+    view.dims[0] = actual_extent(stage_, resolved.rows, binding);
+    ORRERY_CHECK(view.dims[0] <= resolved.rows.bound, "{}: extent {} above its bound {}", stage_.value(id).name, view.dims[0], resolved.rows.bound);
+  }
+  if (view.data == nullptr) view.data = address(id, binding);
+  return view;
+}
+
+std::byte* Executor::address(ValueId id, const ActionBinding& binding) const {
   const Value& value = stage_.value(id);
-  TensorView view = shaped_view(stage_, value, binding);
   const int64_t element = dtype_bytes(value.dtype);
   int64_t offset = -1;
   switch (value.kind) {
@@ -135,8 +204,7 @@ TensorView Executor::view(ValueId id, const ActionBinding& binding) const {
     case ValueKind::kKvCache: offset = map_.kv_offset[value.index][value.sub]; break;
   }
   ORRERY_CHECK(offset >= 0, "{} ({}) has no memory in the map", value.name, value_kind_name(value.kind));
-  view.data = arena_.data() + offset + value.element_offset * element;
-  return view;
+  return arena_.data() + offset + value.element_offset * element;
 }
 
 void Executor::run(Phase phase, const ActionBinding& binding, std::atomic<int64_t>* done) {
@@ -158,6 +226,7 @@ void Executor::run(Phase phase, const ActionBinding& binding, std::atomic<int64_
     call.attributes = &op.attributes;
     const GradFold fold = fold_of(bound, call.inputs);
     call.fold = &fold;
+    call.next_weights = next_weights_[block][i];
     const int64_t workspace = map_.workspace_bytes[block][i];
     if (workspace > 0) call.workspace = {arena_.data() + map_.workspace_offset[block][i], static_cast<size_t>(workspace)};
     if (kernels_[block][i] != nullptr) {

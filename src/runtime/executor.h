@@ -48,6 +48,10 @@ class Executor {
   /// With whom collective ops speak, from the thread that calls run(): every group that an op of the stage names, before the first run() of
   /// a stage that has any. They outlive the executor.
   void set_groups(std::vector<OpGroup> groups);
+  /// No thread of the pool reads ahead in the arena any more.
+  ~Executor();
+  Executor(const Executor&) = delete;
+  Executor& operator=(const Executor&) = delete;
 
   /// Runs all ops of a phase of binding.chunk, in order. No heap allocation. `done`, when given, is raised by one and notified after each op, for
   /// other streams that wait for a part of the action.
@@ -60,6 +64,14 @@ class Executor {
   void reset_op_times();
 
  private:
+  // What is known of a value before its binding: everything where neither its address nor its rows change.
+  struct Resolved {
+    TensorView view;              // data null: address() says where
+    Dim rows;                     // of dims[0]
+    bool dynamic_inside = false;  // another dimension changes
+  };
+  std::byte* address(ValueId id, const ActionBinding& binding) const;
+
   const Stage& stage_;
   const MemoryMap& map_;
   const Arena& arena_;
@@ -67,6 +79,8 @@ class Executor {
   int64_t sequence_tokens_;
   std::vector<OpGroup> groups_;
   std::vector<std::vector<const KernelEntry*>> kernels_;  // by block and op
+  std::vector<std::vector<ReadAhead>> next_weights_;      // by block and op: of the packed product that comes after it
+  std::vector<Resolved> resolved_;                        // by value
   std::vector<std::vector<OpTime>> times_;                // by block and op
   std::vector<std::vector<OpGroup*>> op_groups_;          // by block and op; null for kernels
 };

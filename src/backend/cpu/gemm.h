@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "backend/cpu/tile_gemm.h"
+#include "backend/cpu/work_shares.h"
 
 namespace orrery {
 
@@ -67,6 +68,9 @@ struct TileOf {
       table.transpose_f32(k, n, src, ld, dst, ldd);
   }
 };
+
+/// A product of so few rows with packed weights waits for memory.
+constexpr int64_t kStreamRows = 16;
 
 /// How B [K, N] stands in memory: as the rows of B^T (a weight [N, K] in the forward product), as its own rows (the same weight
 /// when it multiplies dy), or packed already.
@@ -190,8 +194,12 @@ class ThreadProduct {
         packed_(packed),
         c_(c) {}
 
-  void run(int64_t first, int64_t last) {
-    tile_.table.begin_thread();
+  void begin() { tile_.table.begin_thread(); }
+  void end() { tile_.table.end_thread(); }
+
+  /// cached: this core's cache holds the packed columns already.
+  void run(int64_t first, int64_t last, bool cached = false) {
+    cached_ = cached;
     for (int64_t j = first; j < last; j += blocks_.columns) {
       const int64_t columns = std::min(blocks_.columns, last - j);
       for (int64_t i = 0; i < p_.m; i += blocks_.rows)
@@ -200,7 +208,6 @@ class ThreadProduct {
           slice(i, std::min(blocks_.rows, p_.m - i), j, columns, d);
         }
     }
-    tile_.table.end_thread();
   }
 
  private:
@@ -235,6 +242,13 @@ class ThreadProduct {
         return;
       }
     }
+    if constexpr (sizeof(T) == 2) {
+      if (cached_ && tile_.table.cached_rows_bf16 != nullptr && d == 0 && rows <= blocks_.c_rows) {
+        tile_.table.cached_rows_bf16(rows, padded_columns, depth, a, p_.lda, panels, stride(), c_, ldc, false);
+        functions_.finish[static_cast<int>(to_.kind)](destination_block<T>(to_, i, rows, j, columns, c_, ldc));
+        return;
+      }
+    }
     const int64_t step = d > 0 ? rows : blocks_.c_rows;
     for (int64_t r = 0; r < rows; r += step) {
       const int64_t part_rows = std::min(step, rows - r);
@@ -250,7 +264,28 @@ class ThreadProduct {
   const Destination& to_;
   T* packed_;
   float* c_;
+  bool cached_ = false;
 };
+
+/// The product with packed weights that waits for memory. What a thread has read ahead it passes first; threads that are done early take
+/// from the others.
+template <typename T>
+void multiply_streamed(const KernelContext& context, const Product<T>& p, const auto& thread_product) {
+  ThreadPool& pool = *context.pool;
+  const int64_t num_panels = (p.n + kPanelColumns - 1) / kPanelColumns, stride = TileOf<T>::panel_elements(p.k);
+  WorkShares shares(num_panels, pool.num_threads());
+  pool.run([&](int thread_index, int num_threads) {
+    const T* part = p.b + num_panels * thread_index / num_threads * stride;
+    int64_t ahead = pool.read_ahead_bytes(thread_index, reinterpret_cast<const std::byte*>(part)) / (stride * static_cast<int64_t>(sizeof(T)));
+    ThreadProduct<T> work = thread_product(thread_index);
+    work.begin();
+    while (const WorkShares::Piece piece = shares.take(thread_index, std::max<int64_t>(1, ahead))) {
+      work.run(piece.begin * kPanelColumns, std::min(p.n, piece.end * kPanelColumns), ahead > 0);
+      ahead = 0;
+    }
+    work.end();
+  });
+}
 
 /// Computes the product; `workspace` has product_workspace_bytes() left.
 template <typename T>
@@ -263,13 +298,19 @@ void multiply(const KernelContext& context, const Product<T>& product, Workspace
     p.a = memory.a;
     p.lda = round_up(p.k, kGranuleK);
   }
+  const int num_threads = context.pool->num_threads();
+  const auto thread_product = [&](int thread_index) {
+    return ThreadProduct<T>(context, p, memory.blocks, to, memory.panels + thread_index * memory.panel_elements, memory.c + thread_index * memory.c_elements);
+  };
+  if (p.operand == Operand::kPacked && p.m <= kStreamRows && num_threads > 1 && num_threads <= WorkShares::kMaxShares)
+    return multiply_streamed(context, p, thread_product);
   constexpr int64_t kUnit = ProductBlocks::kUnit;
   const int64_t num_units = (p.n + kUnit - 1) / kUnit;
   context.pool->run([&](int thread_index, int threads) {
-    const int64_t first = num_units * thread_index / threads * kUnit;
-    const int64_t last = std::min(p.n, num_units * (thread_index + 1) / threads * kUnit);
-    ThreadProduct<T>(context, p, memory.blocks, to, memory.panels + thread_index * memory.panel_elements, memory.c + thread_index * memory.c_elements)
-        .run(first, last);
+    ThreadProduct<T> work = thread_product(thread_index);
+    work.begin();
+    work.run(num_units * thread_index / threads * kUnit, std::min(p.n, num_units * (thread_index + 1) / threads * kUnit));
+    work.end();
   });
 }
 

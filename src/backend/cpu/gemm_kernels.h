@@ -26,6 +26,8 @@ int64_t packed_weight_bytes(DType dtype, int64_t n, int64_t k);
 /// packed (64-byte aligned, packed_weight_bytes) = weight [N, K] in panels.
 void pack_weight(const KernelContext& context, const TensorView& weight, std::byte* packed);
 int64_t linear_packed_workspace_bytes(const DeviceSpec& device, DType dtype, int64_t m, int64_t n, int64_t k);
+/// The packed form as a product with few rows reads it.
+ReadAhead packed_weight_stream(DType dtype, int64_t n, int64_t k, const std::byte* packed);
 /// y [M, N] = x [M, K] weight^T (+ bias [N]), as kLinear; y in x's dtype or in f32.
 /// Cost  with few rows, one read of the packed weight: it runs at memory speed up to 16 rows.
 /// Bits: equal to kLinear's for every M (NUMERICS rule 13).

@@ -3,6 +3,10 @@
 // unpacked; and a fold over four sequences equals the same sequences given one by one.
 #include "backend/cpu/gemm_kernels.h"
 
+#include <chrono>
+#include <thread>
+
+#include "backend/cpu/gemm.h"
 #include "backend/cpu/op_test_util.h"
 #include "backend/reference/linear.h"
 
@@ -126,6 +130,35 @@ TEST(Gemm, RowsAreIndependentAndPackedEqualsUnpacked) {
 }
 
 GradFold fold_of(int64_t sequences, int64_t tokens, const std::vector<uint8_t>& merges, bool add) { return {sequences, tokens, merges.data(), add}; }
+
+// A product with packed weights gives the same bits for every number of threads and rows, and whatever was read ahead.
+TEST(Gemm, PackedBitsDoNotDependOnThreadsOrReadAhead) {
+  const int64_t k = 96, n = 16 * 37 + 5;
+  for (DType dtype : {kB, kF}) {
+    const Tensor x = Tensor::random(dtype, {17, k}, 1), weight = Tensor::random(dtype, {n, k}, 2);
+    const Machine machine{cpu_features().best_isa(), 1, native_arithmetic(cpu_features()), true};
+    std::vector<std::byte> packed(static_cast<size_t>(packed_weight_bytes(dtype, n, k)) + 64);
+    std::byte* panels = reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(packed.data()) + 63) / 64 * 64);
+    Tensor first(kF, {17, n});
+    for (int threads : {1, 2, 3})
+      for (int64_t m : {17, 5, 4, 3, 2, 1})
+        for (bool ahead : {false, true}) {
+          ThreadPool& pool = test::pool_of(threads);
+          const KernelContext context{&pool, machine.isa, machine.arithmetic, true};
+          if (threads == 1 && m == 17) pack_weight(context, weight.view(), panels);
+          std::vector<std::byte> memory(static_cast<size_t>(linear_packed_workspace_bytes(device_of(context), dtype, m, n, k)) + 64);
+          std::byte* workspace = reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
+          Tensor y(kF, {m, n});
+          if (ahead) pool.set_read_ahead(packed_weight_stream(dtype, n, k, panels));
+          if (ahead) pool.run([](int, int) { std::this_thread::sleep_for(std::chrono::microseconds(30)); });
+          linear_packed(context, x.rows(0, m), panels, n, nullptr, y.view(), {workspace, memory.size() - 64});
+          pool.set_read_ahead({});
+          pool.run([](int, int) {});
+          if (threads == 1 && m == 17) first = y;
+          EXPECT_EQ(std::memcmp(y.view().data, first.view().data, static_cast<size_t>(m * n * 4)), 0) << threads << " threads, " << m << " rows, ahead " << ahead;
+        }
+  }
+}
 
 TEST(Gemm, GradWeight) {
   for (DType dtype : test::kComputeTypes)

@@ -115,6 +115,7 @@ void run_linear_packed(const KernelContext& context, const OpCall& call) {
   const int64_t n = call.attribute<PackedLinearAttributes>().num_columns;
   ORRERY_CHECK(call.in(1).num_elements() >= packed_weight_bytes(call.in(0).dtype, n, call.in(0).row_width()), "packed weight of {} bytes",
                call.in(1).num_elements());
+  if (call.in(0).rows() <= kStreamRows) context.pool->set_read_ahead(call.next_weights);
   linear_packed(context, call.in(0), call.in(1).data, n, call.inputs.size() > 2 ? &call.in(2) : nullptr, call.out(0), call.workspace);
 }
 
@@ -135,6 +136,10 @@ std::span<const KernelEntry> linear_kernels() {
 int64_t packed_weight_bytes(DType dtype, int64_t n, int64_t k) {
   const int64_t panels = round_up(n, kPanelColumns) / kPanelColumns;
   return panels * (dtype == DType::kBF16 ? 2 * panel_elements_bf16(k) : 4 * panel_elements_f32(k));
+}
+
+ReadAhead packed_weight_stream(DType dtype, int64_t n, int64_t k, const std::byte* packed) {
+  return {packed, round_up(n, kPanelColumns) / kPanelColumns, packed_weight_bytes(dtype, kPanelColumns, k)};
 }
 
 void pack_weight(const KernelContext& context, const TensorView& weight, std::byte* packed) {

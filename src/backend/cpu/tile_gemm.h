@@ -46,6 +46,7 @@ using TileGemmAheadBf16 = void (*)(int64_t m, int64_t n, int64_t k, const uint16
 struct TileGemm {
   TileGemmBf16 bf16 = nullptr;
   TileGemmAheadBf16 ahead_bf16 = nullptr;    // null: bf16 does as well
+  TileGemmBf16 cached_rows_bf16 = nullptr;   // few rows past panels that this core's cache holds; null: bf16 does as well
   TileGemmFinishBf16 finish_bf16 = nullptr;  // null: the caller finishes
   TileGemmF32 f32 = nullptr;  // chains of kChainF32, for every arithmetic id
   /// Around the products of one thread: loads and releases the AMX tile configuration; does nothing elsewhere.
