@@ -100,7 +100,8 @@ std::span<std::byte> Communicator::scratch() {
 }
 
 void Communicator::reduce(Call& call, const ReductionPlan& plan, DType dtype, std::span<const std::byte* const> pieces,
-                          std::span<const ElementRange> owners, std::span<std::byte* const> outputs) {
+                          std::span<const ElementRange> owners, std::span<std::byte* const> outputs, std::span<const std::byte* const> carried) {
+  ORRERY_CHECK(carried.size() == plan.carried.size(), "{} sums carried, {} given", plan.carried.size(), carried.size());
   ORRERY_CHECK(plan.num_ranks() == size() && owners.size() == members_.size() && outputs.size() == plan.outputs.size() &&
                    pieces.size() == plan.pieces[static_cast<size_t>(rank_)].size(),
                "plan of {} ranks and {} outputs for {} ranks, {} pieces, {} outputs", plan.num_ranks(), plan.outputs.size(), size(), pieces.size(), outputs.size());
@@ -132,7 +133,7 @@ void Communicator::reduce(Call& call, const ReductionPlan& plan, DType dtype, st
     if (own_count > 0)
       for (int64_t i = 0; i < num_sources; ++i) {
         const int from = plan.sources[static_cast<size_t>(i)].rank;
-        if (from == rank_) continue;
+        if (from == rank_ || from == ReductionPlan::Source::kCarried) continue;
         std::byte* place = room.empty() ? nullptr : room.data() + ((index & 1) * num_sources + i) * segment * element_bytes;
         move_to_slot(base + static_cast<size_t>(i), call.borrow(own_count * element_bytes, place, from));
       }
@@ -157,7 +158,9 @@ void Communicator::reduce(Call& call, const ReductionPlan& plan, DType dtype, st
       for (int64_t i = 0; i < num_sources; ++i) {
         const ReductionPlan::Source& source = plan.sources[static_cast<size_t>(i)];
         const size_t slot = base + static_cast<size_t>(i);
-        if (source.rank == rank_) {
+        if (source.rank == ReductionPlan::Source::kCarried) {
+          sum_sources_[static_cast<size_t>(i)] = carried[static_cast<size_t>(source.piece)] + index * segment * element_bytes;
+        } else if (source.rank == rank_) {
           sum_sources_[static_cast<size_t>(i)] = pieces[static_cast<size_t>(source.piece)] + (own.begin + index * segment) * element_bytes;
         } else {
           call.wait(slot);
@@ -181,9 +184,9 @@ void Communicator::reduce(Call& call, const ReductionPlan& plan, DType dtype, st
 }
 
 void Communicator::reduce_scatter(const ReductionPlan& plan, DType dtype, std::span<const std::byte* const> pieces, std::span<const ElementRange> owners,
-                                  std::span<std::byte* const> outputs, const CommLabel& label) {
+                                  std::span<std::byte* const> outputs, const CommLabel& label, std::span<const std::byte* const> carried) {
   Call call(*this, CommOp::kReduceScatter, owners.empty() ? 0 : owners.back().end * dtype_bytes(dtype), label);
-  reduce(call, plan, dtype, pieces, owners, outputs);
+  reduce(call, plan, dtype, pieces, owners, outputs, carried);
   call.finish();
 }
 
@@ -194,7 +197,7 @@ void Communicator::all_reduce(std::span<std::byte> data, DType dtype, const Comm
     equal_ranges(static_cast<int64_t>(data.size()) / element_bytes, 1, ranges_);
     const std::byte* piece = data.data();
     std::byte* output = data.data() + ranges_[static_cast<size_t>(rank_)].begin * element_bytes;
-    reduce(call, rank_tree_, dtype, {&piece, 1}, ranges_, {&output, 1});
+    reduce(call, rank_tree_, dtype, {&piece, 1}, ranges_, {&output, 1}, {});
     for (ElementRange& range : ranges_) range = {range.begin * element_bytes, range.end * element_bytes};
     std::fill(byte_ranges_.begin(), byte_ranges_.end(), ranges_[static_cast<size_t>(rank_)]);
     exchange(call, data, byte_ranges_, data, ranges_);

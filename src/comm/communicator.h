@@ -118,9 +118,10 @@ class Communicator {
 
   /// The reproducible sum (NUMERICS rule 5). pieces[k]: this rank's k-th piece, the whole tensor. owners[r]: the elements that rank r
   /// ends with. outputs[i]: where this rank's part of plan.outputs[i] goes (its own range only); may be its place in a piece of its
-  /// own. Direct, 1 step; bytes as the plan says. dtype f32, bf16, f64 or i64 (tree_sum.h).
+  /// own. carried[i]: this rank's part of plan.carried[i], which an output may replace when no later output reads it. Direct, 1 step; bytes as
+  /// the plan says. dtype f32, bf16, f64 or i64 (tree_sum.h).
   void reduce_scatter(const ReductionPlan& plan, DType dtype, std::span<const std::byte* const> pieces, std::span<const ElementRange> owners,
-                      std::span<std::byte* const> outputs, const CommLabel& label);
+                      std::span<std::byte* const> outputs, const CommLabel& label, std::span<const std::byte* const> carried = {});
   /// In place, in the tree over the rank index: reduce_scatter of equal ranges, then all_gather: 2 steps, 2 S (n - 1) / n bytes.
   void all_reduce(std::span<std::byte> data, DType dtype, const CommLabel& label);
   /// In place, around a ring, no order promised (reduction = "fast"): 2 (n - 1) steps, 2 S (n - 1) / n bytes.
@@ -159,7 +160,7 @@ class Communicator {
   void exchange(Call& call, std::span<const std::byte> out, std::span<const ElementRange> out_ranges, std::span<std::byte> in,
                 std::span<const ElementRange> in_ranges);
   void reduce(Call& call, const ReductionPlan& plan, DType dtype, std::span<const std::byte* const> pieces, std::span<const ElementRange> owners,
-              std::span<std::byte* const> outputs);
+              std::span<std::byte* const> outputs, std::span<const std::byte* const> carried);
   void ring_reduce(Call& call, std::span<std::byte> data, DType dtype, std::span<const ElementRange> owners);
   void ring_gather(Call& call, std::span<std::byte> data, int64_t element_bytes, std::span<const ElementRange> owners);
   std::span<std::byte> scratch();

@@ -55,12 +55,17 @@ void append(std::vector<int16_t>& code, const std::vector<int16_t>& more) { code
 
 }  // namespace
 
-ReductionPlan make_reduction_plan(std::vector<std::vector<LaneNode>> pieces) {
+ReductionPlan make_reduction_plan(std::vector<std::vector<LaneNode>> pieces, std::vector<LaneNode> carried) {
   ReductionPlan plan;
   plan.pieces = std::move(pieces);
+  plan.carried = std::move(carried);
+  for (size_t i = 0; i < plan.carried.size(); ++i) plan.sources.push_back({ReductionPlan::Source::kCarried, static_cast<int>(i)});
   for (int rank = 0; rank < plan.num_ranks(); ++rank)
     for (size_t piece = 0; piece < plan.pieces[static_cast<size_t>(rank)].size(); ++piece) plan.sources.push_back({rank, static_cast<int>(piece)});
-  const auto node_of = [&](const ReductionPlan::Source& source) { return plan.pieces[static_cast<size_t>(source.rank)][static_cast<size_t>(source.piece)]; };
+  const auto node_of = [&](const ReductionPlan::Source& source) {
+    const auto piece = static_cast<size_t>(source.piece);
+    return source.rank == ReductionPlan::Source::kCarried ? plan.carried[piece] : plan.pieces[static_cast<size_t>(source.rank)][piece];
+  };
   for (const std::vector<LaneNode>& own : plan.pieces)
     for (size_t i = 1; i < own.size(); ++i)
       ORRERY_CHECK(own[i - 1].first_lane < own[i].first_lane, "a rank's pieces travel in the order of their lanes: {} before {}", own[i - 1].first_lane, own[i].first_lane);
@@ -81,6 +86,7 @@ ReductionPlan make_reduction_plan(std::vector<std::vector<LaneNode>> pieces) {
     }
   }
   for (Sum& sum : stack) {
+    if (sum.code.size() == 1 && plan.sources[static_cast<size_t>(sum.code[0])].rank == ReductionPlan::Source::kCarried) continue;
     plan.outputs.push_back(sum.node);
     plan.programs.push_back(finish(std::move(sum.code)));
   }

@@ -42,14 +42,17 @@ void equal_ranges(int64_t count, int64_t granule, std::span<ElementRange> parts)
 /// each of `outputs`.
 ///   Steps  1: every rank sends each of its pieces' parts to their owners, which add.
 ///   Bytes  from p to q: (pieces of p) x (bytes of q's range); nothing to itself.
+/// Owners may add to sums that they keep, `carried`; those never travel.
 struct ReductionPlan {
   struct Source {
+    static constexpr int kCarried = -1;  // rank: the owner's own, piece: which of them
     int rank = 0, piece = 0;
     bool operator==(const Source&) const = default;
   };
   std::vector<std::vector<LaneNode>> pieces;  // by rank
-  std::vector<Source> sources;                // every piece of every rank, by first lane: what programs number
-  std::vector<LaneNode> outputs;              // the largest nodes that the pieces complete, by first lane
+  std::vector<LaneNode> carried;
+  std::vector<Source> sources;                // every piece of every rank and what is carried, by first lane: what programs number
+  std::vector<LaneNode> outputs;              // the largest nodes that these complete, by first lane; without what is carried on alone
   std::vector<TreeProgram> programs;          // by output
   bool operator==(const ReductionPlan&) const = default;
 
@@ -61,7 +64,7 @@ struct ReductionPlan {
 
 /// Pieces meet whenever two of them are the halves of one node, as the binary counter over all lanes would make them meet; what
 /// cannot meet stays an output of its own. Errors: kInvalidArgument when a lane is held twice.
-ReductionPlan make_reduction_plan(std::vector<std::vector<LaneNode>> pieces);
+ReductionPlan make_reduction_plan(std::vector<std::vector<LaneNode>> pieces, std::vector<LaneNode> carried = {});
 
 /// Rank r holds lanes [rV/N, (r+1)V/N): ZeRO-0 and 1, and any N <= V (3 ranks of 8 lanes: 2, 3 and 3).
 ReductionPlan contiguous_lanes_plan(int num_ranks, int64_t lanes);

@@ -68,7 +68,9 @@ struct Value {
   ValueId view_of = kNoValue;
   /// kActivation views: first column in the viewed rows. kGradient, kState, kParameter, kStep: first element inside the buffer.
   int64_t element_offset = 0;
-  /// kGradient: which of the two gradient buffers of an action (0 destination, 1 source of a merge).
+  /// kGradient: which of the two gradient buffers of an action (0 destination, 1 source of a merge). kGradient and kParameter: kShardRole for
+  /// elements of the part that this rank keeps, element_offset counted from the part's first.
+  static constexpr int32_t kShardRole = 2;
   int32_t buffer_role = 0;
   int32_t layer = -1;
   int32_t chunk = 0;  // kActivation, kGradient: whose slots or gradient buffers hold it

@@ -11,9 +11,13 @@
 
 namespace orrery {
 
+namespace {
+constexpr int64_t kParameterGranule = 32;  // elements
+}
+
 std::string_view memory_class_name(MemoryClass memory_class) {
   constexpr std::array<std::string_view, static_cast<size_t>(MemoryClass::kCount)> kNames = {
-      "weights", "master low halves", "gradients", "moments", "constants", "batch", "step scalars", "kv cache", "packed weights", "checkpoint buffer", "activations"};
+      "weights", "master low halves", "gradients", "moments", "constants", "batch", "step scalars", "kv cache", "packed weights", "checkpoint buffer", "gathered weights", "unit gradients", "activations"};
   return kNames[static_cast<size_t>(memory_class)];
 }
 
@@ -56,7 +60,7 @@ GradientLayout gradient_layout(const Stage& stage) {
         if (origins[i][accumulator] != origin) continue;
         GradientLayout::Size& size = layout.chunks[static_cast<size_t>(layout.chunk[i][accumulator])];
         layout.offset[i][accumulator] = size.num_elements;
-        size.num_elements += align_up(stage.parameters[i].num_elements(), kArenaAlignment / 4);
+        size.num_elements += align_up(stage.parameters[i].num_elements(), kParameterGranule);
         if (origin == Origin::kSummed) size.num_summed = size.num_elements;
       }
   return layout;
@@ -203,8 +207,9 @@ class Layout {
             map_.packed_offset[static_cast<size_t>(value.index)] = take(value.bytes(), MemoryClass::kPackedWeights);
         }
     // A weight that only packed products read exists in its packed form alone.
+    if (options_.shards.weights) sharded_weights();
     for (size_t i = 0; i < count; ++i)
-      if (plain[i]) map_.parameter_offset[i] = take(stage_.parameters[i].num_elements() * dtype_bytes(stage_.compute_dtype), MemoryClass::kWeights);
+      if (plain[i] && !options_.shards.weights) map_.parameter_offset[i] = take(stage_.parameters[i].num_elements() * dtype_bytes(stage_.compute_dtype), MemoryClass::kWeights);
     map_.state_range = options_.state_range;
     if (map_.state_range.empty())
       for (const ParameterSpec& spec : stage_.parameters) map_.state_range.push_back({0, spec.num_elements()});
@@ -219,9 +224,74 @@ class Layout {
       if (static_cast<int>(field) - static_cast<int>(StateField::kMoment1) < options_.num_moments) take_state(field, options_.moment_dtype, MemoryClass::kMoments);
   }
 
+  // Each slot as long as the longest unit that is ever in it.
+  std::vector<int64_t> take_slots(int32_t ParameterUnit::*slot, int64_t width, MemoryClass memory_class) {
+    std::vector<int64_t> bytes, offsets;
+    for (const ParameterUnit& unit : options_.shards.units) {
+      if (unit.*slot < 0) continue;
+      bytes.resize(std::max(bytes.size(), static_cast<size_t>(unit.*slot) + 1), 0);
+      bytes[static_cast<size_t>(unit.*slot)] = std::max(bytes[static_cast<size_t>(unit.*slot)], unit.size() * width);
+    }
+    for (int64_t slot_bytes : bytes) offsets.push_back(take(slot_bytes, memory_class));
+    return offsets;
+  }
+
+  // The first element of a unit's parameter that the rank keeps, counted from its shard's first.
+  int64_t in_shard(const ParameterUnit& unit, int64_t parameter_start) const {
+    const auto shard = static_cast<size_t>(options_.shards.shard);
+    return std::clamp(parameter_start, unit.cuts[shard], unit.cuts[shard + 1]) - unit.cuts[shard];
+  }
+
+  void sharded_weights() {
+    const ShardOptions& shards = options_.shards;
+    const int64_t width = dtype_bytes(stage_.compute_dtype);
+    map_.unit_shard_offset.assign(shards.units.size(), -1);
+    map_.parameter_shard_offset.assign(stage_.parameters.size(), -1);
+    if (!shards.weights_stay)
+      for (size_t i = 0; i < shards.units.size(); ++i)
+        if (shards.units[i].weight_slot >= 0) map_.unit_shard_offset[i] = take(shards.units[i].shard_size(shards.shard) * width, MemoryClass::kWeights);
+    const std::vector<int64_t> slots = take_slots(&ParameterUnit::weight_slot, width, shards.weights_stay ? MemoryClass::kWeights : MemoryClass::kGatheredWeights);
+    for (size_t i = 0; i < shards.units.size(); ++i) {
+      const ParameterUnit& unit = shards.units[i];
+      if (unit.weight_slot < 0) continue;
+      const int64_t slot = slots[static_cast<size_t>(unit.weight_slot)];
+      int64_t& shard = map_.unit_shard_offset[i];
+      if (shard < 0) shard = slot + (unit.cuts[static_cast<size_t>(shards.shard)] - unit.begin()) * width;
+      for (size_t k = 0; k < unit.starts.size(); ++k) {
+        const auto parameter = static_cast<size_t>(unit.first) + k;
+        map_.parameter_offset[parameter] = slot + (unit.starts[k] - unit.begin()) * width;
+        map_.parameter_shard_offset[parameter] = shard + in_shard(unit, unit.starts[k]) * width;
+      }
+    }
+  }
+
+  void sharded_gradients(const GradientLayout& layout) {
+    const ShardOptions& shards = options_.shards;
+    const std::vector<int64_t> slots = take_slots(&ParameterUnit::gradient_slot, 4, MemoryClass::kUnitGradients);
+    map_.gradient_buffer_offset.assign(layout.chunks.size(), {slots.front()});
+    map_.gradient_buffer_bytes.assign(layout.chunks.size(), {next_ - slots.front()});
+    map_.gradient_offset.assign(stage_.parameters.size(), {-1, -1});
+    map_.gradient_shard_offset.assign(stage_.parameters.size(), {-1, -1});
+    for (const ParameterUnit& unit : shards.units) {
+      auto& sums = map_.shard_sum_offset.emplace_back();
+      for (int32_t sum = 0; sum < shards.num_sums; ++sum) sums.push_back(take(unit.shard_size(shards.shard) * 4, MemoryClass::kGradients));
+      const auto accumulator = static_cast<size_t>(unit.accumulator);
+      for (size_t k = 0; k < unit.starts.size(); ++k) {
+        const auto parameter = static_cast<size_t>(unit.first) + k;
+        map_.gradient_offset[parameter][accumulator] = slots[static_cast<size_t>(unit.gradient_slot)] - slots.front() + (unit.starts[k] - unit.begin()) * 4;
+        map_.gradient_shard_offset[parameter][accumulator] = sums.front() + in_shard(unit, unit.starts[k]) * 4;
+      }
+      // The sum of the other use, where another rank makes it, is as long as that of the first.
+      const auto first = static_cast<size_t>(unit.first);
+      if (unit.accumulator == 0 && layout.offset[first][1] >= layout.chunks[static_cast<size_t>(layout.chunk[first][1])].num_summed)
+        map_.gradient_shard_offset[first][1] = take(unit.shard_size(shards.shard) * 4, MemoryClass::kGradients);
+    }
+  }
+
   void gradients() {
     if (!trains()) return;
     const GradientLayout layout = gradient_layout(stage_);
+    if (!options_.shards.units.empty()) return sharded_gradients(layout);
     for (const auto& offset : layout.offset) map_.gradient_offset.push_back({offset[0] < 0 ? -1 : offset[0] * 4, offset[1] < 0 ? -1 : offset[1] * 4});
     for (size_t chunk = 0; chunk < schedule_.num_gradient_buffers.size(); ++chunk) {
       auto& offsets = map_.gradient_buffer_offset.emplace_back();

@@ -10,11 +10,12 @@
 #include <vector>
 
 #include "ir/block.h"
+#include "ir/parameter_unit.h"
 #include "ir/schedule.h"
 
 namespace orrery {
 
-enum class MemoryClass : uint8_t { kWeights, kMasterLow, kGradients, kMoments, kConstants, kBatch, kStep, kKvCache, kPackedWeights, kCheckpoint, kActivations, kCount };
+enum class MemoryClass : uint8_t { kWeights, kMasterLow, kGradients, kMoments, kConstants, kBatch, kStep, kKvCache, kPackedWeights, kCheckpoint, kGatheredWeights, kUnitGradients, kActivations, kCount };
 std::string_view memory_class_name(MemoryClass memory_class);
 
 constexpr int64_t kArenaAlignment = 64;           // every buffer starts on a cache line
@@ -26,7 +27,8 @@ using WorkspaceBytes = std::function<int64_t(const Stage&, const Op&)>;
 
 /// Where each accumulator of each parameter starts inside the gradient buffers of its chunk, in f32 elements, -1 where the rank has none;
 /// first uses in model order, then second uses. A function of the forward and backward blocks and of what else has a gradient value: an
-/// accumulator that no op here writes is received from another rank, as one sum, and has a place in buffer 0 alone.
+/// accumulator that no op here writes is received from another rank, as one sum, and has a place in buffer 0 alone. Parameters start on
+/// multiples of 32 elements, so that in a layout of bf16 weights they start on a cache line too.
 struct GradientLayout {
   std::vector<std::array<int64_t, 2>> offset;
   std::vector<std::array<int32_t, 2>> chunk;
@@ -48,6 +50,13 @@ struct MemoryMap {
   std::vector<std::array<int64_t, 2>> state_range;      // by parameter: elements [begin, end) whose state this rank keeps
   std::vector<std::vector<int64_t>> gradient_buffer_offset, gradient_buffer_bytes;  // by chunk and gradient buffer
   std::vector<std::array<int64_t, 2>> gradient_offset;  // by parameter and accumulator, inside a gradient buffer of its chunk
+  /// Where gradients are sharded (all chunks then have the same one gradient buffer, in which units take turns): by unit and sum, of the
+  /// shard's first element; by parameter and accumulator, of the first element that this rank keeps, in the sum that is finished.
+  std::vector<std::vector<int64_t>> shard_sum_offset;
+  std::vector<std::array<int64_t, 2>> gradient_shard_offset;
+  /// Where weights are sharded (parameter_offset is then a place that units take turns in): of the first element that this rank keeps, by
+  /// unit and by parameter.
+  std::vector<int64_t> unit_shard_offset, parameter_shard_offset;
   std::vector<int64_t> constant_offset;
   std::array<int64_t, 10> batch_offset{};   // by BatchField: the first of two copies, so that the next step's data arrives during this one
   std::array<int64_t, 10> batch_bytes{};    // of one copy
@@ -66,6 +75,15 @@ struct MemoryMap {
   int64_t total_bytes = 0;             // the arena: all classes, rounded up to kArenaGranule
 };
 
+/// What ZeRO-2 and 3 keep in parts.
+struct ShardOptions {
+  std::vector<ParameterUnit> units;  // empty: nothing is sharded
+  int64_t shard = 0;                 // of each unit: this rank's
+  int32_t num_sums = 0;              // gradient sums that a shard's owner keeps
+  bool weights = false;              // too, and gathered when they are needed
+  bool weights_stay = false;         // once gathered: each unit has its slot to itself, in which its shard lies
+};
+
 struct MemoryMapOptions {
   DType moment_dtype = DType::kF32;
   int num_moments = 2;                // AdamW 2, SGD with momentum and Lion 1
@@ -75,6 +93,7 @@ struct MemoryMapOptions {
   int64_t kv_blocks = 0;              // serving
   int batch_copies = 2;
   int64_t checkpoint_buffer_bytes = 0;
+  ShardOptions shards;
 };
 
 /// Lays out `stage` under `schedule`. Deterministic. Cost: quadratic in the number of activation buffers.

@@ -17,6 +17,7 @@ Stream stream_of(ActionKind kind) {
     case ActionKind::kAllGatherParameters:
     case ActionKind::kReduceScatterGradients:
     case ActionKind::kAllGatherGradients:
+    case ActionKind::kAllReduceGradients:
     case ActionKind::kExchangeSums: return Stream::kCollective;
     case ActionKind::kOffload:
     case ActionKind::kFetch: return Stream::kCopy;
@@ -61,7 +62,8 @@ std::string to_string(const Action& action, const Schedule& schedule) {
     case ActionKind::kSendWeight: return fmt::format("SW{}>{}", action.unit, action.peer);
     case ActionKind::kRecvWeight: return fmt::format("RW{}<{}", action.unit, action.peer);
     case ActionKind::kAllGatherParameters: return fmt::format("AG{}", action.unit);
-    case ActionKind::kReduceScatterGradients: return fmt::format("RS{}", action.unit);
+    case ActionKind::kReduceScatterGradients: return action.round < 0 ? fmt::format("RS{}", action.unit) : fmt::format("RS{}.{}", action.unit, action.round);
+    case ActionKind::kAllReduceGradients: return fmt::format("AR{}", action.unit);
     case ActionKind::kAllGatherGradients: return fmt::format("GG{}", action.unit);
     case ActionKind::kExchangeSums: return "XS";
     case ActionKind::kOffload: return fmt::format("{}O{}{}", stage, action.micro_batch >= 0 ? 'F' : 'U', copied);

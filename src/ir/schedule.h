@@ -40,6 +40,7 @@ enum class ActionKind : uint8_t {
   kAllGatherParameters,     // AG3  unit 3's weights, from their shards
   kReduceScatterGradients,  // RS3  unit 3's gradients, to their shards: direct exchange in lane-tree order
   kAllGatherGradients,      // GG3  unit 3's reduced gradients, to every rank (ZeRO-0)
+  kAllReduceGradients,      // AR3  the sums in unit 3's shards, over the groups that each have all shards: in lane-tree order
   kExchangeSums,            // XS   squared sums, losses and counts of all ranks, to all ranks
   // ---- kCopy
   kOffload,  // OF2   a chunk's saved activations of micro-batch 2 to the slower tier; OU2: unit 2's state
@@ -51,10 +52,13 @@ Stream stream_of(ActionKind kind);
 bool is_boundary_message(ActionKind kind);
 bool is_send(ActionKind kind);
 
-/// Whole packed sequences [first_sequence, first_sequence + num_sequences) of the rank's share of the global batch.
+/// Whole packed sequences [first_sequence, first_sequence + num_sequences) of the rank's share of the global batch, where the first of them is
+/// sequence batch_sequence. One of no sequences keeps ranks alike whose shares differ: its actions wait and are waited for, and do nothing.
 struct MicroBatch {
   int64_t first_sequence = 0;
   int64_t num_sequences = 0;
+  int64_t batch_sequence = 0;
+  int32_t round = 0;  // an index into Schedule::rounds, where there are any
   bool operator==(const MicroBatch&) const = default;
 };
 
@@ -77,17 +81,38 @@ struct Action {
   int32_t source_buffer = -1;    // kMerge: added to gradient_buffer
   int32_t peer = -1;             // kPoint: the other rank
   int32_t unit = -1;             // kCollective; SU, RU, SW, RW; kCopy of state
+  int32_t round = -1;            // RS of gradients that leave the rank round by round: an index into Schedule::rounds
   std::vector<uint8_t> merges;   // forward and backward: GradFold::merges of this micro-batch
   bool add_to_destination = false;
   std::vector<Wait> waits;       // beside the order of its stream
   bool operator==(const Action&) const = default;
 };
 
+/// Lanes [first, first + count) of the global batch.
+struct LaneRange {
+  int64_t first = 0, count = 0;
+  bool operator==(const LaneRange&) const = default;
+};
+
+/// One node of the lane tree among the sums that the owner of a shard keeps, and which of its buffers has it.
+struct ShardSum {
+  LaneRange lanes;
+  int32_t buffer = 0;
+  bool operator==(const ShardSum&) const = default;
+};
+
+/// Where gradients are sharded (ZeRO-2 and 3), the ranks of a shard group each bring one node of the lane tree in a round, or none; owners
+/// add what they bring to the sums they keep, wherever two are the halves of a node.
+struct ReductionRound {
+  std::vector<LaneRange> pieces;        // by rank of the group; count 0: none
+  std::vector<ShardSum> before, after;  // by first lane
+  bool operator==(const ReductionRound&) const = default;
+};
+
 /// One rank's.
 struct Schedule {
   int64_t lanes = 1;  // NUMERICS rule 4: the order in which sequences' gradients meet
   int64_t sequences_per_lane = 1;
-  int64_t first_lane = 0;  // of this rank's share, whose first sequence is sequence 0 of the micro-batches
   std::vector<MicroBatch> micro_batches;
   std::vector<Action> actions;
   std::vector<int32_t> stage_of_chunk = {0};  // which stage of the pipeline each chunk is
@@ -95,6 +120,9 @@ struct Schedule {
   std::vector<int32_t> num_gradient_buffers;  // by chunk
   /// By chunk: the buffers that hold its sums when its last backward is done, nodes of the lane tree in lane order. The first is buffer 0.
   std::vector<std::vector<int32_t>> piece_buffers;
+  /// ZeRO-2 and 3: instead of piece_buffers. A rank then has one buffer for gradients on their way, and shards of finished sums.
+  std::vector<ReductionRound> rounds;
+  int32_t num_shard_sums = 0;
   bool operator==(const Schedule&) const = default;
 };
 

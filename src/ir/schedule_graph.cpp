@@ -11,7 +11,7 @@
 namespace orrery {
 namespace {
 
-bool same_collective(const Action& a, const Action& b) { return a.kind == b.kind && a.unit == b.unit; }
+bool same_collective(const Action& a, const Action& b) { return a.kind == b.kind && a.unit == b.unit && a.round == b.round; }
 
 }  // namespace
 
@@ -109,6 +109,18 @@ int32_t ScheduleGraph::go_point(ActionRef ref, int32_t before_op) const {
   const auto& cut = cuts_[static_cast<size_t>(ref.rank)][static_cast<size_t>(ref.action)];
   const auto index = std::lower_bound(cut.begin(), cut.end(), before_op) - cut.begin();
   return start(ref) + 2 + 2 * static_cast<int32_t>(index);
+}
+
+int32_t ScheduleGraph::before_op(ActionRef ref, int32_t op) const {
+  const auto& cut = cuts(ref);
+  const auto num_before = static_cast<int32_t>(std::upper_bound(cut.begin(), cut.end(), op) - cut.begin());
+  return start(ref) + 2 * num_before;
+}
+
+int32_t ScheduleGraph::behind_op(ActionRef ref, int32_t op) const {
+  const auto& cut = cuts(ref);
+  const auto num_before = static_cast<int32_t>(std::upper_bound(cut.begin(), cut.end(), op) - cut.begin());
+  return start(ref) + 2 * num_before + 1;
 }
 
 ActionRef ScheduleGraph::send_of(ActionRef receive) const { return send_of_[static_cast<size_t>(receive.rank)][static_cast<size_t>(receive.action)]; }

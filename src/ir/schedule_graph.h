@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "ir/parameter_unit.h"
 #include "ir/schedule.h"
 
 namespace orrery {
@@ -19,11 +20,11 @@ struct ScheduleContext {
   std::function<int64_t(int32_t rank, const Action& action)> bytes;
   int32_t num_stages = 1;
   bool needs_zero = false;  // stage 0 accumulates row by row
-  /// By rank, the lanes it holds: the sums that reach OPT have to be theirs. Empty: every rank holds all lanes of its schedule.
-  struct Lanes {
-    int64_t first = 0, count = 0;
-  };
-  std::vector<Lanes> lanes;
+  /// By rank, the lanes it holds, or that its shard group holds in turns: the sums that reach OPT have to be theirs. Empty: every rank holds all
+  /// lanes of its schedule.
+  std::vector<LaneRange> lanes;
+  /// By rank, where schedules have rounds: which units its ops use.
+  std::vector<UnitUses> unit_uses;
 };
 
 struct ActionRef {
@@ -45,6 +46,9 @@ class ScheduleGraph {
   ActionRef owner(int32_t point) const { return owner_[static_cast<size_t>(point)]; }
   /// Ops of the action at whose front there are two points between its start and its end, ascending.
   const std::vector<int32_t>& cuts(ActionRef ref) const { return cuts_[static_cast<size_t>(ref.rank)][static_cast<size_t>(ref.action)]; }
+  /// The latest point that comes before op `op` of the action, and the earliest that comes behind it.
+  int32_t before_op(ActionRef ref, int32_t op) const;
+  int32_t behind_op(ActionRef ref, int32_t op) const;
   const std::vector<int32_t>& next(int32_t point) const { return next_[static_cast<size_t>(point)]; }
   const std::vector<int32_t>& previous(int32_t point) const { return previous_[static_cast<size_t>(point)]; }
 

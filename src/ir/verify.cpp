@@ -56,7 +56,7 @@ class ByteOwners {
 
 class Verifier {
  public:
-  Verifier(const Stage& stage, const Schedule& schedule, const MemoryMap& map) : stage_(stage), schedule_(schedule), map_(map) {}
+  Verifier(const Stage& stage, const Schedule& schedule, const MemoryMap& map, const ShardOptions& shards) : stage_(stage), schedule_(schedule), map_(map), shards_(shards) {}
 
   std::vector<std::string> run() {
     for (const Action& action : schedule_.actions)
@@ -88,7 +88,7 @@ class Verifier {
   }
 
   void persistent(const std::string& name, int64_t offset, int64_t bytes) {
-    if (offset < 0) return;
+    if (offset < 0 || bytes == 0) return;
     if (offset % kArenaAlignment != 0) problem("{} starts at byte {}, not on a multiple of {}", name, offset, kArenaAlignment);
     if (offset + bytes > map_.total_bytes) problem("{} ends at byte {}, behind the arena's end {}", name, offset + bytes, map_.total_bytes);
     const auto next = persistent_.lower_bound(offset);
@@ -100,19 +100,66 @@ class Verifier {
   void persistent_buffers() {
     for (size_t i = 0; i < stage_.parameters.size(); ++i) {
       const ParameterSpec& spec = stage_.parameters[i];
-      persistent(spec.name, map_.parameter_offset[i], spec.num_elements() * dtype_bytes(stage_.compute_dtype));
+      if (!shards_.weights) persistent(spec.name, map_.parameter_offset[i], spec.num_elements() * dtype_bytes(stage_.compute_dtype));
       if (i < map_.state_offset.size())
         for (size_t field = 0; field < 3; ++field)
           persistent(fmt::format("{} state {}", spec.name, field), map_.state_offset[i][field], (map_.state_range[i][1] - map_.state_range[i][0]) * 2);
     }
     for (const Value& value : stage_.values)
       if (value.kind == ValueKind::kParameter && value.sub == 1) persistent(value.name, map_.packed_offset[static_cast<size_t>(value.index)], value.bytes());
-    for (size_t chunk = 0; chunk < map_.gradient_buffer_offset.size(); ++chunk)
+    if (!shards_.units.empty()) sharded_buffers();
+    for (size_t chunk = 0; chunk < map_.gradient_buffer_offset.size() && shards_.units.empty(); ++chunk)
       for (size_t i = 0; i < map_.gradient_buffer_offset[chunk].size(); ++i)
         persistent(fmt::format("gradient buffer {} of chunk {}", i, chunk), map_.gradient_buffer_offset[chunk][i], map_.gradient_buffer_bytes[chunk][i]);
     for (size_t i = 0; i < map_.constant_offset.size(); ++i)
       persistent(fmt::format("constant {}", i), map_.constant_offset[i], stage_.constants[i].max_positions * stage_.constants[i].rotary_dim * 4);
     for (size_t i = 0; i < map_.batch_offset.size(); ++i) persistent(fmt::format("batch field {}", i), map_.batch_offset[i], map_.batch_bytes[i]);
+  }
+
+  // A slot is what its units cover; two slots are apart.
+  void slot(std::map<int32_t, Range>& slots, int32_t index, Range place) {
+    Range& known = slots.try_emplace(index, place).first->second;
+    if (known.begin != place.begin) problem("units of slot {} start at bytes {} and {}", index, known.begin, place.begin);
+    known.end = std::max(known.end, place.end);
+  }
+
+  void sharded_buffers() {
+    const int64_t width = dtype_bytes(stage_.compute_dtype), base = map_.gradient_buffer_offset.front().front();
+    std::map<int32_t, Range> weights, gradients;
+    const auto shard = static_cast<size_t>(shards_.shard);
+    for (size_t i = 0; i < shards_.units.size(); ++i) {
+      const ParameterUnit& unit = shards_.units[i];
+      const auto accumulator = static_cast<size_t>(unit.accumulator), first = static_cast<size_t>(unit.first);
+      const int64_t own_bytes = unit.shard_size(shards_.shard) * 4;
+      slot(gradients, unit.gradient_slot, {base + map_.gradient_offset[first][accumulator], base + map_.gradient_offset[first][accumulator] + unit.size() * 4});
+      for (size_t sum = 0; sum < map_.shard_sum_offset[i].size(); ++sum) persistent(fmt::format("sum {} of unit {}", sum, i), map_.shard_sum_offset[i][sum], own_bytes);
+      if (unit.accumulator == 0 && map_.gradient_shard_offset[first][1] >= 0 && map_.gradient_offset[first][1] < 0)
+        persistent(fmt::format("received sum of unit {}", i), map_.gradient_shard_offset[first][1], own_bytes);
+      if (shards_.weights && unit.weight_slot >= 0) {
+        const int64_t place = map_.parameter_offset[first], own = map_.unit_shard_offset[i];
+        slot(weights, unit.weight_slot, {place, place + unit.size() * width});
+        if (!shards_.weights_stay) persistent(fmt::format("weights of unit {}", i), own, unit.shard_size(shards_.shard) * width);
+        else if (own != place + (unit.cuts[shard] - unit.begin()) * width) problem("the shard of unit {} is not in its place among the gathered weights", i);
+      }
+      for (size_t k = 0; k < unit.starts.size(); ++k) {
+        const size_t parameter = first + k;
+        const int64_t inside = unit.starts[k] - unit.begin(), kept = std::clamp(unit.starts[k], unit.cuts[shard], unit.cuts[shard + 1]) - unit.cuts[shard];
+        if (map_.gradient_offset[parameter][accumulator] != map_.gradient_offset[first][accumulator] + inside * 4 ||
+            map_.gradient_shard_offset[parameter][accumulator] != map_.shard_sum_offset[i].front() + kept * 4)
+          problem("the gradient of {} is not in its place in unit {}", stage_.parameters[parameter].name, i);
+        if (shards_.weights && unit.weight_slot >= 0 &&
+            (map_.parameter_offset[parameter] != map_.parameter_offset[first] + inside * width || map_.parameter_shard_offset[parameter] != map_.unit_shard_offset[i] + kept * width))
+          problem("{} is not in its place in unit {}", stage_.parameters[parameter].name, i);
+      }
+    }
+    for (const auto& [index, place] : weights) persistent(fmt::format("slot {} of gathered weights", index), place.begin, place.end - place.begin);
+    for (const auto& [index, place] : gradients) persistent(fmt::format("slot {} of unit gradients", index), place.begin, place.end - place.begin);
+    for (size_t block = 0; block < stage_.blocks.size(); ++block) {
+      const std::vector<Op>& ops = stage_.blocks[block].ops;
+      for (size_t i = 0; i < ops.size(); ++i)
+        if (ops[i].kind == OpKind::kEmbeddingGrad && (i == 0 || ops[i - 1].kind != OpKind::kZero || ops[i - 1].outputs != ops[i].outputs))
+          problem("op {} {} adds rows to what was not zeroed just before", i, op_name(ops[i].kind));
+    }
   }
 
   // Messages leave and arrive while anything runs, so nothing else may ever be where they are.
@@ -220,6 +267,7 @@ class Verifier {
   const Stage& stage_;
   const Schedule& schedule_;
   const MemoryMap& map_;
+  const ShardOptions& shards_;
   ByteOwners owners_;
   std::map<int64_t, std::pair<int64_t, std::string>> persistent_;  // begin -> (end, name)
   std::set<ValueId> messages_;
@@ -230,8 +278,8 @@ class Verifier {
 
 }  // namespace
 
-std::vector<std::string> verify_plan(const Stage& stage, const Schedule& schedule, const MemoryMap& map) {
-  return Verifier(stage, schedule, map).run();
+std::vector<std::string> verify_plan(const Stage& stage, const Schedule& schedule, const MemoryMap& map, const ShardOptions& shards) {
+  return Verifier(stage, schedule, map, shards).run();
 }
 
 }  // namespace orrery

@@ -13,9 +13,11 @@ namespace orrery {
 ///   - every buffer lies inside the arena; nothing persistent overlaps anything, and neither does what is sent or received;
 ///   - an op reads only bytes that hold the value it means, written earlier for the same micro-batch (no read before write, no
 ///     reuse while live), and its outputs and workspace overlap none of its inputs unless they are the same value in place;
+///   - each parameter that is gathered, and each gradient that is reduced, by its unit has its place in the unit's slot, and no slot overlaps
+///     anything else (that units take turns in time: verify_schedules.h); rows are added only to accumulators that were zeroed;
 ///   - NORM comes before OPT, and OPT is the last compute action, once.
 /// The order of the micro-batches, gradient sums, messages and collectives are those of all ranks together: verify_schedules.h.
 /// Cost: O(actions * operands * log(buffers)).
-std::vector<std::string> verify_plan(const Stage& stage, const Schedule& schedule, const MemoryMap& map);
+std::vector<std::string> verify_plan(const Stage& stage, const Schedule& schedule, const MemoryMap& map, const ShardOptions& shards = {});
 
 }  // namespace orrery

@@ -17,6 +17,9 @@ namespace orrery {
 ///   - a slot is not given to a micro-batch while another still uses it, and all actions of a micro-batch on a stage name one slot;
 ///   - gradient buffers are zeroed where rows are accumulated, and what reaches OPT are the sums of all sequences of the rank's lanes,
 ///     in the association that NUMERICS rules 3 and 4 fix, in every part of a stage's gradients (what F, I and W write);
+///   - where gradients leave round by round: each RS finds the round's node of the lane tree in the unit's gradients, and nothing writes there
+///     before it has ended; the sums that owners keep are joined as the tree does, the same on all ranks of a group, to those of its lanes;
+///   - an op that reads gathered weights finds its unit in the slot, from when it starts to when it ends;
 ///   - OPT comes once, last of its rank's compute.
 /// Ranks that hold the same stage are replicas: each runs all of its own micro-batches.
 std::vector<std::string> verify_schedules(const std::vector<Schedule>& ranks, const ScheduleContext& context);

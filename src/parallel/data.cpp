@@ -19,6 +19,15 @@ std::vector<int32_t> layers_of_parameters(const Stage& stage) {
   return layers;
 }
 
+// The block in which a parameter's gradient is written: the unit of what it is in one action. Without halves the backward stands for both.
+Phase written_in(const Stage& stage, int32_t parameter, int32_t accumulator, int32_t chunk) {
+  for (Phase phase : {Phase::kForward, Phase::kBackwardInput, Phase::kBackwardWeight})
+    for (const Op& op : stage.block(phase, chunk).ops)
+      for (ValueId id : op.outputs)
+        if (const Value& value = stage.value(id); value.kind == ValueKind::kGradient && value.index == parameter && value.sub == accumulator) return phase;
+  return Phase::kBackward;
+}
+
 // Where a unit may be cut: the first elements of its norm blocks.
 std::vector<int64_t> block_starts(const Stage& stage, const GradientLayout& layout, const ParameterUnit& unit) {
   std::vector<int64_t> starts;
@@ -32,15 +41,15 @@ std::vector<int64_t> block_starts(const Stage& stage, const GradientLayout& layo
   return starts;
 }
 
-std::vector<int64_t> cut_unit(const Stage& stage, const GradientLayout& layout, const ParameterUnit& unit, int64_t num_ranks) {
+std::vector<int64_t> cut_unit(const Stage& stage, const GradientLayout& layout, const ParameterUnit& unit, int64_t num_shards) {
   const std::vector<int64_t> starts = block_starts(stage, layout, unit);
   const auto accumulator = static_cast<size_t>(unit.accumulator);
   const int64_t begin = layout.offset[static_cast<size_t>(unit.first)][accumulator];
   const auto last = static_cast<size_t>(unit.first + unit.count - 1);
   const int64_t end = layout.offset[last][accumulator] + stage.parameters[last].num_elements();
   std::vector<int64_t> cuts = {begin};
-  for (int64_t rank = 1; rank < num_ranks; ++rank) {
-    const int64_t ideal = begin + (end - begin) * rank / num_ranks;
+  for (int64_t shard = 1; shard < num_shards; ++shard) {
+    const int64_t ideal = begin + (end - begin) * shard / num_shards;
     const auto above = std::lower_bound(starts.begin(), starts.end(), ideal);
     int64_t cut = above == starts.end() ? end : *above;
     if (above != starts.begin() && ideal - *std::prev(above) < cut - ideal) cut = *std::prev(above);
@@ -61,8 +70,12 @@ int32_t last_writer(const Stage& stage, Phase phase, const ParameterUnit& unit) 
   return -1;
 }
 
-// What completes the sums of a unit: the last op that adds to them, in the last action that has one. A merge of buffers completes all.
-Wait completion(const Schedule& schedule, const Stage& stage, const ParameterUnit& unit) {
+// What completes the sums of a unit: the reduction of the last round, or the last op that adds to them, in the last action that has one. A merge
+// of buffers completes all.
+Wait completion(const Schedule& schedule, const Stage& stage, const ParameterUnit& unit, int32_t unit_index) {
+  if (!schedule.rounds.empty())
+    for (auto i = static_cast<int32_t>(schedule.actions.size()) - 1; i >= 0; --i)
+      if (const Action& action = schedule.actions[static_cast<size_t>(i)]; action.kind == ActionKind::kReduceScatterGradients && action.unit == unit_index) return {i};
   for (auto i = static_cast<int32_t>(schedule.actions.size()) - 1; i >= 0; --i) {
     const Action& action = schedule.actions[static_cast<size_t>(i)];
     const auto phase = phase_of_action(action.kind);
@@ -75,7 +88,7 @@ Wait completion(const Schedule& schedule, const Stage& stage, const ParameterUni
 
 }  // namespace
 
-std::vector<ParameterUnit> parameter_units(const Stage& stage, int64_t num_ranks) {
+std::vector<ParameterUnit> parameter_units(const Stage& stage, int64_t num_shards, bool by_phase) {
   const GradientLayout layout = gradient_layout(stage);
   const std::vector<int32_t> layers = layers_of_parameters(stage);
   const auto num_parameters = static_cast<int32_t>(layers.size());
@@ -87,29 +100,31 @@ std::vector<ParameterUnit> parameter_units(const Stage& stage, int64_t num_ranks
     // What tensor ranks have whole must be cut alike on all of them, so it stands apart from parts that may be ragged.
     const bool ragged = layers[index] < 0 && (is_part(stage.parameters[index]) || (parameter > 0 && is_part(stage.parameters[index - 1])));
     const bool joins = !ragged && !units.empty() && units.back().first + units.back().count == parameter && units.back().chunk == layout.chunk[index][0] && !is_tied(parameter) &&
-                       !is_tied(parameter - 1) && layers[index] == layers[index - 1];
-    if (!joins) units.push_back({parameter, 0, 0, layout.chunk[index][0], {}});
+                       !is_tied(parameter - 1) && layers[index] == layers[index - 1] &&
+                       (!by_phase || written_in(stage, parameter, 0, layout.chunk[index][0]) == written_in(stage, parameter - 1, 0, layout.chunk[index][0]));
+    if (!joins) units.push_back({parameter, 0, 0, layout.chunk[index][0], {}, {}});
     ++units.back().count;
+    units.back().starts.push_back(layout.offset[index][0]);
   }
   std::reverse(units.begin(), units.end());
   for (int32_t parameter = 0; parameter < num_parameters; ++parameter) {
     const auto index = static_cast<size_t>(parameter);
     const bool summed_here = layout.offset[index][1] >= 0 && layout.offset[index][1] < layout.chunks[static_cast<size_t>(layout.chunk[index][1])].num_summed;
-    if (summed_here) units.push_back({parameter, 1, 1, layout.chunk[index][1], {}});
+    if (summed_here) units.push_back({parameter, 1, 1, layout.chunk[index][1], {layout.offset[index][1]}, {}});
   }
-  for (ParameterUnit& unit : units) unit.cuts = cut_unit(stage, layout, unit, num_ranks);
+  for (ParameterUnit& unit : units) unit.cuts = cut_unit(stage, layout, unit, num_shards);
   return units;
 }
 
-std::vector<OwnedElements> owned_elements(const Stage& stage, const std::vector<ParameterUnit>& units, int64_t rank) {
-  const GradientLayout layout = gradient_layout(stage);
+std::vector<OwnedElements> owned_elements(const Stage& stage, const std::vector<ParameterUnit>& units, int64_t shard) {
   std::vector<OwnedElements> owned(stage.parameters.size());
   for (const ParameterUnit& unit : units) {
     if (unit.accumulator != 0) continue;
-    const int64_t begin = unit.cuts[static_cast<size_t>(rank)], end = unit.cuts[static_cast<size_t>(rank) + 1];
-    for (int32_t parameter = unit.first; parameter < unit.first + unit.count; ++parameter) {
-      const int64_t offset = layout.offset[static_cast<size_t>(parameter)][0], count = stage.parameters[static_cast<size_t>(parameter)].num_elements();
-      OwnedElements& range = owned[static_cast<size_t>(parameter)];
+    const int64_t begin = unit.cuts[static_cast<size_t>(shard)], end = unit.cuts[static_cast<size_t>(shard) + 1];
+    for (size_t i = 0; i < unit.starts.size(); ++i) {
+      const auto parameter = static_cast<size_t>(unit.first) + i;
+      const int64_t offset = unit.starts[i], count = stage.parameters[parameter].num_elements();
+      OwnedElements& range = owned[parameter];
       range = {std::clamp<int64_t>(begin - offset, 0, count), std::clamp<int64_t>(end - offset, 0, count)};
     }
   }
@@ -127,7 +142,8 @@ void append_update(Schedule& schedule, const Stage& stage, const std::vector<Par
     schedule.actions.push_back(std::move(action));
     return static_cast<int32_t>(schedule.actions.size()) - 1;
   };
-  const bool reduces = options.data.size > 1;
+  const DataParallel& data = options.data;
+  const bool reduces = data.size > 1;
   const auto num_units = static_cast<int32_t>(units.size());
   int32_t shared_unit = -1;  // of the matrix that another rank has too
   if (options.shared)
@@ -136,24 +152,26 @@ void append_update(Schedule& schedule, const Stage& stage, const std::vector<Par
   ORRERY_CHECK(!options.shared || shared_unit >= 0, "the shared matrix has no unit");
 
   std::vector<Wait> ready;  // by unit
-  for (const ParameterUnit& unit : units) ready.push_back(completion(schedule, stage, unit));
+  for (int32_t unit = 0; unit < num_units; ++unit) ready.push_back(completion(schedule, stage, units[static_cast<size_t>(unit)], unit));
   std::vector<Wait> summed;
   if (reduces)
     for (int32_t unit = 0; unit < num_units; ++unit) {
-      ready[static_cast<size_t>(unit)] = {append(ActionKind::kReduceScatterGradients, unit, {ready[static_cast<size_t>(unit)]})};
-      summed.push_back(ready[static_cast<size_t>(unit)]);
+      Wait& sum = ready[static_cast<size_t>(unit)];
+      if (!data.shards_gradients()) sum = {append(ActionKind::kReduceScatterGradients, unit, {sum})};
+      if (data.num_replicas() > 1) sum = {append(ActionKind::kAllReduceGradients, unit, {sum})};
+      summed.push_back(sum);
     }
   if (options.shared && options.shared->updated_here) summed.push_back({append(ActionKind::kRecvSum, shared_unit, {})});
   if (options.shared && !options.shared->updated_here) append(ActionKind::kSendSum, shared_unit, {ready[static_cast<size_t>(shared_unit)]});
   const int32_t norm = append(ActionKind::kNorm, -1, summed);
   std::vector<Wait> gathered;
   if (options.exchanges) gathered.push_back({append(ActionKind::kExchangeSums, -1, {{norm}})});
-  if (reduces && options.data.zero_stage == 0)
+  if (reduces && data.zero_stage == 0)
     for (int32_t unit = 0; unit < num_units; ++unit)
       if (units[static_cast<size_t>(unit)].accumulator == 0) gathered.push_back({append(ActionKind::kAllGatherGradients, unit, {{norm}})});
   const int32_t update = append(ActionKind::kOptimizer, -1, gathered);
   Wait shared_weight{update};
-  if (reduces && options.data.zero_stage >= 1)
+  if (reduces && data.zero_stage >= 1 && !data.shards_weights())
     for (int32_t unit = 0; unit < num_units; ++unit) {
       if (units[static_cast<size_t>(unit)].accumulator != 0) continue;
       const int32_t gather = append(ActionKind::kAllGatherParameters, unit, {{update}});

@@ -1,5 +1,6 @@
 // Data parallelism: which rank owns which part of the gradients and of the optimizer's state, and the actions that reduce, update and
-// spread them. ZeRO-0: every rank updates everything. ZeRO-1: each rank updates what it owns and the others gather it.
+// spread them. ZeRO-0: every rank updates everything. ZeRO-1: each rank updates what it owns and the others gather it. ZeRO-2 and 3 have the
+// same update; what they keep in shards between is shard.h's.
 // Source  Rajbhandari et al. 2020, "ZeRO", arXiv:1910.02054. Differs: sums meet in the lane tree (NUMERICS rules 4 and 5).
 #pragma once
 
@@ -8,6 +9,7 @@
 #include <vector>
 
 #include "ir/block.h"
+#include "ir/parameter_unit.h"
 #include "ir/schedule.h"
 
 namespace orrery {
@@ -17,23 +19,24 @@ struct DataParallel {
   int64_t rank = 0;
   int zero_stage = 0;
   bool fast_reduction = false;  // gradients are summed around a ring instead of in the lane tree: the bits depend on the number of ranks
-  bool operator==(const DataParallel&) const = default;
-};
+  int64_t shard_group_size = 0;  // HSDP: neighbouring ranks that together have all shards, each group a replica; 0: all ranks are one group
+  bool reshard_after_forward = true;  // ZeRO-3: weights are gathered again when their slot was needed; false: they stay from their first use on
+  int prefetch = 1;                   // ZeRO-3: layers that are gathered ahead
 
-/// Parameters [first, first + count) of a chunk with one accumulator each, reduced in one collective: a layer, what stands before or after
-/// the layers, or a tied matrix. Offsets are elements of a gradient buffer of the chunk (gradient_layout in ir/memory_map.h).
-struct ParameterUnit {
-  int32_t first = 0, count = 0;
-  int32_t accumulator = 0;
-  int32_t chunk = 0;
-  std::vector<int64_t> cuts;  // size + 1: rank r owns [cuts[r], cuts[r + 1])
-  bool operator==(const ParameterUnit&) const = default;
+  int64_t num_shards() const { return shard_group_size > 0 ? shard_group_size : size; }
+  int64_t shard() const { return rank % num_shards(); }
+  int64_t num_replicas() const { return size / num_shards(); }
+  int64_t replica() const { return rank / num_shards(); }
+  bool shards_gradients() const { return zero_stage >= 2 && size > 1; }
+  bool shards_weights() const { return zero_stage >= 3 && size > 1; }
+  bool operator==(const DataParallel&) const = default;
 };
 
 /// The units of a rank in the order in which backwards finish them, last chunk first, second accumulators of tied matrices at the end. Cuts
 /// lie at the starts of norm blocks, 4,096 elements of a tensor's rows, as near to equal parts as those allow; both uses of a tied matrix
-/// are cut alike, also where they are on two ranks.
-std::vector<ParameterUnit> parameter_units(const Stage& stage, int64_t num_ranks);
+/// are cut alike, also where they are on two ranks. `by_phase`: a unit's gradients are all written in the forward, or all in one half of the
+/// backward, so that one action completes them.
+std::vector<ParameterUnit> parameter_units(const Stage& stage, int64_t num_shards, bool by_phase);
 
 /// A range of one parameter's elements.
 struct OwnedElements {
@@ -41,8 +44,8 @@ struct OwnedElements {
   int64_t size() const { return end - begin; }
   bool operator==(const OwnedElements&) const = default;
 };
-/// By parameter: what `rank` owns (of the first accumulator; the second is cut alike).
-std::vector<OwnedElements> owned_elements(const Stage& stage, const std::vector<ParameterUnit>& units, int64_t rank);
+/// By parameter: what is in `shard` (of the first accumulator; the second is cut alike).
+std::vector<OwnedElements> owned_elements(const Stage& stage, const std::vector<ParameterUnit>& units, int64_t shard);
 
 /// A matrix whose second use, the tied head, is a stage of another rank: there its gradient is summed over the lanes, here the two sums meet
 /// and the weight is updated, which then goes back.
@@ -58,11 +61,11 @@ struct UpdateOptions {
   std::optional<SharedMatrix> shared;
 };
 
-/// Appends what follows the last backward: RS of each unit as soon as the last action that adds to it has its gradients, NORM, XS, for
-/// ZeRO-0 GG of the sums, OPT, for ZeRO-1 AG of the new weights; for a shared matrix SU and RU before NORM, SW and RW after OPT. With one
-/// rank NORM OPT. `stage` has its backward blocks.
+/// Appends what follows the last backward: RS of each unit as soon as the last action that adds to it has its gradients (ZeRO-2 and 3: they
+/// are there), AR where shards have replicas, NORM, XS, for ZeRO-0 GG of the sums, OPT, for ZeRO-1 and 2 AG of the new weights; for a shared
+/// matrix SU and RU before NORM, SW and RW after OPT. With one rank NORM OPT. `stage` has its backward blocks.
 ///   Bytes a rank sends, n ranks and P parameter bytes of f32: RS P (n-1)/n for each of its pieces; GG the same; AG in weight bytes; SU what
-///   it owns of the shared matrix in f32, SW all of it in weight bytes.
+///   it owns of the shared matrix in f32, SW all of it in weight bytes (ZeRO-3: what it owns).
 void append_update(Schedule& schedule, const Stage& stage, const std::vector<ParameterUnit>& units, const UpdateOptions& options);
 
 }  // namespace orrery

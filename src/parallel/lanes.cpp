@@ -1,5 +1,7 @@
 #include "parallel/lanes.h"
 
+#include <algorithm>
+
 #include "base/error.h"
 #include "parallel/lower_pipeline.h"
 
@@ -7,15 +9,23 @@ namespace orrery {
 
 int64_t first_lane_of(const LaneSchedule& options, int64_t rank) { return rank * options.lanes / options.num_ranks; }
 
+LaneShare lane_share(const LaneSchedule& options) {
+  const int64_t members = std::max<int64_t>(1, options.shard_group_size), first_member = options.rank / members * members;
+  LaneShare share{options.global_batch_size, options.lanes, options.micro_batch_size};
+  share.first_lane = first_lane_of(options, first_member);
+  share.num_lanes = first_lane_of(options, first_member + members) - share.first_lane;
+  share.num_members = options.shard_group_size;
+  share.member = options.rank - first_member;
+  return share;
+}
+
 std::vector<Schedule> lane_schedules(const LaneSchedule& options, bool needs_zero) {
   if (options.num_ranks > options.lanes)
     throw Error(ErrorCode::kInvalidConfig,
                 "parallel.data_parallel_size = {} is more than train.lanes = {}: each data-parallel rank holds at least one lane; use at most {} ranks, or set train.lanes to a "
                 "larger power of two that divides train.global_batch_size = {}",
                 options.num_ranks, options.lanes, options.lanes, options.global_batch_size);
-  LaneShare share{options.global_batch_size, options.lanes, options.micro_batch_size};
-  share.first_lane = first_lane_of(options, options.rank);
-  share.num_lanes = first_lane_of(options, options.rank + 1) - share.first_lane;
+  const LaneShare share = lane_share(options);
   PipelineOptions pipeline;
   pipeline.kind = options.pipeline;
   pipeline.num_ranks = static_cast<int32_t>(options.pipeline_ranks.size());

@@ -20,13 +20,14 @@ class RankLowering {
       : order_(order), steps_(order.steps[static_cast<size_t>(rank)]), rank_(rank), folds_(folds), options_(options) {
     schedule_.lanes = options.share.lanes;
     schedule_.sequences_per_lane = options.share.global_batch_size / options.share.lanes;
-    schedule_.first_lane = options.share.first_lane;
     schedule_.micro_batches = folds.micro_batches;
+    schedule_.rounds = folds.rounds;
+    schedule_.num_shard_sums = folds.num_shard_sums;
     schedule_.stage_of_chunk.clear();
     for (int32_t stage = 0; stage < order.num_stages(); ++stage)
       if (rank_of(stage) == rank) schedule_.stage_of_chunk.push_back(stage);
     chunks_.resize(schedule_.stage_of_chunk.size());
-    schedule_.num_gradient_buffers.assign(chunks_.size(), 0);
+    schedule_.num_gradient_buffers.assign(chunks_.size(), folds.rounds.empty() ? 0 : 1);
     for (Chunk& chunk : chunks_) chunk.buffer_of_sum.assign(static_cast<size_t>(folds.num_sums), -1);
   }
 
@@ -230,6 +231,8 @@ class RankLowering {
   }
 
   int32_t gradient_buffer(const ComputeStep& step) {
+    // What leaves the rank at the end of a round needs one place, whose users wait for each other unit by unit (shard.h).
+    if (!folds_.rounds.empty()) return 0;
     Chunk& mine = chunk(chunk_of(step.stage));
     const int32_t sum = folds_.folds[static_cast<size_t>(step.micro_batch)].sum;
     int32_t& buffer = mine.buffer_of_sum[static_cast<size_t>(sum)];

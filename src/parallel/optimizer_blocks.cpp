@@ -36,8 +36,8 @@ ValueId state_value(BlockBuilder& builder, int32_t parameter, StateField field, 
   return builder.add_value(std::move(value));
 }
 
-// Elements of a parameter's gradient as a vector.
-ValueId gradient_elements(BlockBuilder& builder, int32_t parameter, int32_t accumulator, int32_t chunk, OwnedElements range, const std::string& name) {
+// Elements of a parameter's gradient as a vector; `shard`: of which this rank has those from `owned` on.
+ValueId gradient_elements(BlockBuilder& builder, int32_t parameter, int32_t accumulator, int32_t chunk, OwnedElements range, OwnedElements owned, bool shard, const std::string& name) {
   Value value;
   value.name = "d" + name;
   value.dtype = DType::kF32;
@@ -45,21 +45,28 @@ ValueId gradient_elements(BlockBuilder& builder, int32_t parameter, int32_t accu
   value.kind = ValueKind::kGradient;
   value.index = parameter;
   value.sub = accumulator;
-  value.element_offset = range.begin;
+  value.element_offset = range.begin - (shard ? owned.begin : 0);
+  value.buffer_role = shard ? Value::kShardRole : 0;
   value.chunk = chunk;
   return builder.add_value(std::move(value));
 }
 
 // Elements of the compute weight as a vector, for elementwise kernels.
-ValueId weight_elements(BlockBuilder& builder, int32_t parameter, OwnedElements range) {
+ValueId weight_elements(BlockBuilder& builder, int32_t parameter, OwnedElements range, OwnedElements owned, bool shard) {
   Value value;
   value.name = builder.stage().parameters[parameter].name + ".flat";
   value.dtype = builder.stage().compute_dtype;
   value.shape = {{range.size()}};
   value.kind = ValueKind::kParameter;
   value.index = parameter;
-  value.element_offset = range.begin;
+  value.element_offset = range.begin - (shard ? owned.begin : 0);
+  value.buffer_role = shard ? Value::kShardRole : 0;
   return builder.add_value(std::move(value));
+}
+
+void zero_before_rows_are_added(std::vector<Op>& ops) {
+  for (size_t i = 0; i < ops.size(); ++i)
+    if (ops[i].kind == OpKind::kEmbeddingGrad) ops.insert(ops.begin() + static_cast<ptrdiff_t>(i++), Op{OpKind::kZero, {}, {ops[i].outputs[0]}, NoAttributes{}, ops[i].layer});
 }
 
 }  // namespace
@@ -86,17 +93,22 @@ NormBlocks norm_blocks(std::span<const LogicalTensor> tensors, const ParallelCon
   return blocks;
 }
 
-void build_optimizer_blocks(Stage& stage, const OptimizerBlockOptions& options, const NormBlocks& blocks, const std::vector<OwnedElements>& owned,
-                            const std::vector<OwnedElements>& updated, int64_t num_exchanged) {
+void build_optimizer_blocks(Stage& stage, const OptimizerBlockOptions& options, const NormBlocks& blocks, const RankUpdate& rank, int64_t num_exchanged) {
+  const std::vector<OwnedElements>&owned = rank.owned, &updated = rank.updated;
   BlockBuilder norm(stage, Phase::kNorm), optimizer(stage, Phase::kOptimizer);
-  for (int32_t chunk = 0; chunk < stage.num_chunks(); ++chunk)
+  for (int32_t chunk = 0; chunk < stage.num_chunks(); ++chunk) {
+    if (rank.gradient_shards) {
+      for (Phase phase : {Phase::kBackward, Phase::kBackwardInput, Phase::kBackwardWeight}) zero_before_rows_are_added(stage.block(phase, chunk).ops);
+      continue;
+    }
     for (const Op& op : stage.block(Phase::kBackward, chunk).ops)
       if (op.kind == OpKind::kEmbeddingGrad) stage.block(Phase::kZero, chunk).ops.push_back({OpKind::kZero, {}, {op.outputs[0]}, NoAttributes{}});
+  }
 
   // What a chunk sums, it merges; an accumulator that is received comes as one sum.
   const GradientLayout layout = gradient_layout(stage);
   const auto num_parameters = static_cast<int32_t>(stage.parameters.size());
-  for (int32_t accumulator = 0; accumulator < 2; ++accumulator)
+  for (int32_t accumulator = 0; accumulator < 2 && !rank.gradient_shards; ++accumulator)
     for (int32_t parameter = 0; parameter < num_parameters; ++parameter) {
       const int64_t offset = layout.offset[static_cast<size_t>(parameter)][static_cast<size_t>(accumulator)];
       const int32_t chunk = layout.chunk[static_cast<size_t>(parameter)][static_cast<size_t>(accumulator)];
@@ -106,7 +118,8 @@ void build_optimizer_blocks(Stage& stage, const OptimizerBlockOptions& options, 
       stage.block(Phase::kMerge, chunk).ops.push_back({OpKind::kAccumulate, {source}, {destination}, NoAttributes{}});
     }
   const auto gradient = [&](BlockBuilder& builder, int32_t parameter, int32_t accumulator, OwnedElements range, const std::string& name) {
-    return gradient_elements(builder, parameter, accumulator, layout.chunk[static_cast<size_t>(parameter)][static_cast<size_t>(accumulator)], range, name);
+    return gradient_elements(builder, parameter, accumulator, layout.chunk[static_cast<size_t>(parameter)][static_cast<size_t>(accumulator)], range, owned[static_cast<size_t>(parameter)],
+                             rank.gradient_shards, name);
   };
 
   // The two uses of a tied matrix meet after the lane tree (NUMERICS rule 6).
@@ -160,7 +173,7 @@ void build_optimizer_blocks(Stage& stage, const OptimizerBlockOptions& options, 
     const int64_t first = blocks.first[tensor] + (is_part ? blocks.parallel.tensor_rank * blocks.rank_blocks[tensor] : 0) + num_before[index];
     num_before[index] += num_blocks_of(piece.elements.size());
     ORRERY_CHECK(!is_part || num_before[index] <= blocks.rank_blocks[tensor], "{} has {} norm blocks here", piece.tensor, num_before[index]);
-    if (!piece.counts) continue;
+    if (!rank.takes_norm || !piece.counts) continue;
     const OwnedElements mine{std::max(piece.elements.begin, owned[static_cast<size_t>(piece.parameter)].begin), std::min(piece.elements.end, owned[static_cast<size_t>(piece.parameter)].end)};
     if (mine.begin < mine.end) {
       const int64_t before = mine.begin - piece.elements.begin;
@@ -182,7 +195,7 @@ void build_optimizer_blocks(Stage& stage, const OptimizerBlockOptions& options, 
   for (int32_t parameter = 0; parameter < num_parameters; ++parameter) {
     const OwnedElements range = updated[static_cast<size_t>(parameter)];
     if (range.size() == 0) continue;
-    std::vector<ValueId> outputs = {weight_elements(optimizer, parameter, range)};
+    std::vector<ValueId> outputs = {weight_elements(optimizer, parameter, range, owned[static_cast<size_t>(parameter)], rank.weight_shards)};
     if (stage.compute_dtype == DType::kBF16) outputs.push_back(state_value(optimizer, parameter, StateField::kLow, DType::kI16, range.size()));
     outputs.push_back(state_value(optimizer, parameter, StateField::kMoment1, options.moment_dtype, range.size()));
     if (num_moments(options.kind) > 1) outputs.push_back(state_value(optimizer, parameter, StateField::kMoment2, options.moment_dtype, range.size()));

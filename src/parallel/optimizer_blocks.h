@@ -19,6 +19,14 @@ struct OptimizerBlockOptions {
   DType moment_dtype = DType::kF32;
 };
 
+/// Which part of the model's update is a rank's.
+struct RankUpdate {
+  std::vector<OwnedElements> owned;    // by parameter: what it takes the norm of
+  std::vector<OwnedElements> updated;  // what it keeps the state of and updates: the same (zero_stage >= 1), or all of a parameter
+  bool takes_norm = true;              // false: another replica of the shards does
+  bool gradient_shards = false, weight_shards = false;  // what is owned lies apart: Value::kShardRole
+};
+
 int num_moments(OptimizerKind kind);  // AdamW 2, SGD with momentum 1, Lion 1
 
 /// Where the block sums of each logical tensor of the whole model stand, by tensor index, and how many there are in all: the norm is taken
@@ -33,10 +41,10 @@ struct NormBlocks {
 };
 NormBlocks norm_blocks(std::span<const LogicalTensor> tensors, const ParallelContext& parallel);
 
-/// Fills the phases kZero and kMerge of each chunk, kNorm and kOptimizer of a rank whose backwards are built and that owns `owned` of each
-/// parameter: it sums what its holders have parts of the gradient of, makes the squared sums of that part, and updates that part (zero_stage >= 1) or all of what it owns a part of in
-/// `updated`. The field kSquaredSums holds all ranks' block sums, then `num_exchanged` more f64 numbers that travel with them.
-void build_optimizer_blocks(Stage& stage, const OptimizerBlockOptions& options, const NormBlocks& blocks, const std::vector<OwnedElements>& owned,
-                            const std::vector<OwnedElements>& updated, int64_t num_exchanged);
+/// Fills the phases kZero and kMerge of each chunk, kNorm and kOptimizer of a rank whose backwards are built; in kNorm it also sums what its
+/// holders have parts of the gradient of. The field kSquaredSums holds all ranks' block sums, then `num_exchanged` more f64 numbers that travel
+/// with them. With gradient shards there is nothing to merge, and what is accumulated row by row is zeroed in its backward, just before: the
+/// memory is another unit's until then.
+void build_optimizer_blocks(Stage& stage, const OptimizerBlockOptions& options, const NormBlocks& blocks, const RankUpdate& rank, int64_t num_exchanged);
 
 }  // namespace orrery

@@ -1,7 +1,6 @@
 #include "planner/plan.h"
 
 #include <algorithm>
-#include <numeric>
 
 #include "base/error.h"
 #include "ir/op_table.h"
@@ -9,6 +8,7 @@
 #include "ir/verify_schedules.h"
 #include "model/decoder.h"
 #include "parallel/lanes.h"
+#include "parallel/shard.h"
 #include "planner/rank_stage.h"
 #include "planner/shared_layers.h"
 
@@ -43,9 +43,15 @@ bool is_v_shaped(PipelineKind kind) { return kind == PipelineKind::kZbV || kind 
 
 int32_t chunks_per_rank(const PipelineParallel& pipeline) { return is_v_shaped(pipeline.kind) ? 2 : static_cast<int32_t>(pipeline.virtual_stages); }
 
+LaneSchedule lane_options(const TrainingPlanOptions& options, int64_t micro_batch_size) {
+  LaneSchedule lanes{options.global_batch_size, options.lanes, micro_batch_size, options.data.size, options.data.rank};
+  if (options.data.shards_gradients()) lanes.shard_group_size = options.data.num_shards();
+  return lanes;
+}
+
 // The schedules of one pipeline, by its ranks, without the update.
 std::vector<Schedule> pipeline_schedules(const TrainingPlanOptions& options, int64_t micro_batch_size) {
-  LaneSchedule lanes{options.global_batch_size, options.lanes, micro_batch_size, options.data.size, options.data.rank};
+  LaneSchedule lanes = lane_options(options, micro_batch_size);
   lanes.pipeline = options.pipeline.kind;
   lanes.pipeline_ranks.clear();
   for (int64_t rank = 0; rank < options.pipeline.size; ++rank) lanes.pipeline_ranks.push_back(static_cast<int32_t>(rank * options.data.size + options.data.rank));
@@ -65,6 +71,12 @@ std::vector<int32_t> ranks_of_stages(const std::vector<Schedule>& pipeline) {
   return ranks;
 }
 
+ShardOptions shard_options(const Plan& plan) {
+  const DataParallel& data = plan.options.data;
+  if (!data.shards_gradients()) return {};
+  return {plan.units, data.shard(), plan.schedule.num_shard_sums, data.shards_weights(), data.shards_weights() && !data.reshard_after_forward};
+}
+
 Plan build_plan(const TrainingPlanOptions& options, int64_t micro_batch_size, Recompute recompute, const WorkspaceBytes& workspace_bytes) {
   Plan plan;
   plan.options = options;
@@ -80,15 +92,17 @@ Plan build_plan(const TrainingPlanOptions& options, int64_t micro_batch_size, Re
   plan.units = std::move(rank.units);
   plan.shared = rank.shared;
   plan.num_norm_blocks = rank.num_norm_blocks;
+  if (options.data.shards_gradients()) shard_schedule(plan.schedule, unit_uses(plan.stage, plan.units), options.data.prefetch);
   append_update(plan.schedule, plan.stage, plan.units, {options.data, options.world_size() > 1, plan.shared});
   MemoryMapOptions memory;
   memory.moment_dtype = options.optimizer.moment_dtype;
   memory.num_moments = num_moments(options.optimizer.kind);
   memory.batch_sequences = num_sequences(plan.schedule);
-  for (const OwnedElements& range : rank.updated) memory.state_range.push_back({range.begin, range.end});
+  for (const OwnedElements& range : rank.update.updated) memory.state_range.push_back({range.begin, range.end});
   memory.sequence_tokens = options.local_tokens();
   memory.batch_copies = options.evaluates ? 3 : 2;
   memory.checkpoint_buffer_bytes = kCheckpointBufferBytes;
+  memory.shards = shard_options(plan);
   plan.memory = build_memory_map(plan.stage, plan.schedule, memory, workspace_bytes);
   return plan;
 }
@@ -149,13 +163,22 @@ void check_options(const TrainingPlanOptions& options) {
   if (options.sequence_tokens < 1 || options.sequence_tokens > options.model.max_seq_len)
     throw Error(ErrorCode::kInvalidConfig, "data.seq_len = {}: wanted 1 to model.max_seq_len = {}", options.sequence_tokens, options.model.max_seq_len);
   if (options.data.size < 1) throw Error(ErrorCode::kInvalidConfig, "parallel.data_parallel_size = {}: wanted at least 1", options.data.size);
-  if (options.data.zero_stage < 0 || options.data.zero_stage > 1)
-    throw Error(ErrorCode::kInvalidConfig, "parallel.zero_stage = {}: 0 (every rank keeps all state) and 1 (optimizer state in shards) can run; use one of them",
-                options.data.zero_stage);
+  const DataParallel& data = options.data;
+  if (data.zero_stage < 0 || data.zero_stage > 3)
+    throw Error(ErrorCode::kInvalidConfig, "parallel.zero_stage = {}: wanted 0 (every rank keeps all state), 1 (optimizer state in shards), 2 (gradients too) or 3 (weights too)", data.zero_stage);
+  if (data.fast_reduction && data.shards_gradients())
+    throw Error(ErrorCode::kInvalidConfig, "parallel.reduction = \"fast\" with parallel.zero_stage = {}: shards of gradients are summed in the lane tree alone; use \"reproducible\", or zero_stage 0 or 1",
+                data.zero_stage);
+  if (data.shard_group_size != 0 && (data.shard_group_size < 2 || data.size % data.shard_group_size != 0))
+    throw Error(ErrorCode::kInvalidConfig, "parallel.hybrid_shard_size = {} with parallel.data_parallel_size = {}: a shard group has at least 2 ranks, and groups are equal; use a divisor of {}, or 0 for one group",
+                data.shard_group_size, data.size, data.size);
+  if (data.shard_group_size != 0 && data.zero_stage < 2)
+    throw Error(ErrorCode::kInvalidConfig, "parallel.hybrid_shard_size = {} with parallel.zero_stage = {}: groups that replicate shards need zero_stage 2 or 3", data.shard_group_size, data.zero_stage);
+  if (data.prefetch < 0) throw Error(ErrorCode::kInvalidConfig, "parallel.prefetch = {}: wanted layers to gather ahead, 0 or more", data.prefetch);
   check_parallel(options.model, options.parallel, options.sequence_tokens);
-  if (options.data.fast_reduction && (options.data.size & (options.data.size - 1)) != 0)
+  if (data.fast_reduction && (data.size & (data.size - 1)) != 0)
     throw Error(ErrorCode::kInvalidConfig, "parallel.reduction = \"fast\" with {} data-parallel ranks: they would hold unequal lanes; use 1, 2, 4, 8, ... of them, or \"reproducible\"",
-                options.data.size);
+                data.size);
   const PipelineParallel& pipeline = options.pipeline;
   if (pipeline.size < 1) throw Error(ErrorCode::kInvalidConfig, "parallel.pipeline_parallel_size = {}: wanted at least 1", pipeline.size);
   if (pipeline.kind == PipelineKind::k2Bw)
@@ -171,7 +194,7 @@ void verify_world(const std::vector<Plan>& plans) {
     const std::span slice = std::span(plans).subspan(first, slice_size);
     std::vector<Schedule> schedules;
     for (const Plan& plan : slice) {
-      const std::vector<std::string> problems = verify_plan(plan.stage, plan.schedule, plan.memory);
+      const std::vector<std::string> problems = verify_plan(plan.stage, plan.schedule, plan.memory, shard_options(plan));
       ORRERY_CHECK(problems.empty(), "the plan of rank {} does not verify: {}", plan.options.world_rank(), problems.front());
       schedules.push_back(plan.schedule);
     }
@@ -187,15 +210,21 @@ ScheduleContext schedule_context(std::span<const Plan> plans) {
   ScheduleContext context;
   for (const Plan& plan : plans) {
     context.num_stages = std::max(context.num_stages, *std::max_element(plan.schedule.stage_of_chunk.begin(), plan.schedule.stage_of_chunk.end()) + 1);
-    const int64_t sequences_per_lane = plan.schedule.sequences_per_lane;
-    context.lanes.push_back({plan.schedule.first_lane, num_sequences(plan.schedule) / sequences_per_lane});
+    const LaneShare share = lane_share(lane_options(plan.options, plan.micro_batch_size));
+    context.lanes.push_back({share.first_lane, share.num_lanes});
+    if (!plan.schedule.rounds.empty()) context.unit_uses.push_back(unit_uses(plan.stage, plan.units));
   }
   context.needs_zero = true;
-  const auto data_size = static_cast<int32_t>(plans.front().options.data.size), world_size = static_cast<int32_t>(plans.size());
-  context.group = [data_size, world_size](int32_t rank, const Action& action) {
-    const bool whole_world = action.kind == ActionKind::kExchangeSums;
-    std::vector<int32_t> members(static_cast<size_t>(whole_world ? world_size : data_size));
-    std::iota(members.begin(), members.end(), whole_world ? 0 : rank / data_size * data_size);
+  const auto num_shards = static_cast<int32_t>(plans.front().options.data.num_shards()), data_size = static_cast<int32_t>(plans.front().options.data.size);
+  context.group = [num_shards, data_size, world_size = static_cast<int32_t>(plans.size())](int32_t rank, const Action& action) {
+    std::vector<int32_t> members;
+    const int32_t first = rank / data_size * data_size;  // of the data-parallel ranks
+    if (action.kind == ActionKind::kExchangeSums)
+      for (int32_t member = 0; member < world_size; ++member) members.push_back(member);
+    else if (action.kind == ActionKind::kAllReduceGradients)
+      for (int32_t member = first + (rank - first) % num_shards; member < first + data_size; member += num_shards) members.push_back(member);
+    else
+      for (int32_t member = 0; member < num_shards; ++member) members.push_back(rank / num_shards * num_shards + member);
     return members;
   };
   context.bytes = [plans](int32_t rank, const Action& action) { return payload_bytes(plans[static_cast<size_t>(rank)], action); };
@@ -248,6 +277,18 @@ Plan make_training_plan(const TrainingPlanOptions& options, const WorkspaceBytes
 
 bool has_losses(const Plan& plan) { return plan.options.parallel.tensor_rank == 0 && plan.memory.batch_offset[static_cast<size_t>(BatchField::kTokenLoss)] >= 0; }
 
+OwnedElements weight_shard(const Plan& plan, size_t parameter) {
+  const int64_t count = plan.stage.parameters[parameter].num_elements();
+  const auto index = static_cast<int32_t>(parameter);
+  for (const ParameterUnit& unit : plan.units) {
+    if (unit.weight_slot < 0 || index < unit.first || index >= unit.first + unit.count) continue;
+    const int64_t start = unit.starts[parameter - static_cast<size_t>(unit.first)];
+    const auto shard = static_cast<size_t>(plan.options.data.shard());
+    return {std::clamp<int64_t>(unit.cuts[shard] - start, 0, count), std::clamp<int64_t>(unit.cuts[shard + 1] - start, 0, count)};
+  }
+  return {0, count};
+}
+
 int64_t payload_bytes(const Plan& plan, const Action& action) {
   const TrainingPlanOptions& options = plan.options;
   const int64_t width = dtype_bytes(options.compute_dtype);
@@ -256,45 +297,68 @@ int64_t payload_bytes(const Plan& plan, const Action& action) {
   if (action.kind == ActionKind::kExchangeSums) return (plan.num_norm_blocks + options.num_losses() + 1) * 8;
   if (action.unit < 0) return 0;
   const ParameterUnit& unit = plan.units[static_cast<size_t>(action.unit)];
-  const auto rank = static_cast<size_t>(options.data.rank);
+  const int64_t own = unit.shard_size(options.data.shard());
   switch (action.kind) {
     case ActionKind::kSendSum:
-    case ActionKind::kRecvSum: return (unit.cuts[rank + 1] - unit.cuts[rank]) * 4;
+    case ActionKind::kRecvSum:
+    case ActionKind::kAllReduceGradients: return own * 4;
     case ActionKind::kSendWeight:
-    case ActionKind::kRecvWeight: return (unit.cuts.back() - unit.cuts.front()) * width;
-    case ActionKind::kAllGatherParameters: return (unit.cuts.back() - unit.cuts.front()) * width;
-    default: return (unit.cuts.back() - unit.cuts.front()) * 4;
+    case ActionKind::kRecvWeight: return (options.data.shards_weights() ? own : unit.size()) * width;
+    case ActionKind::kAllGatherParameters: return unit.size() * width;
+    default: return unit.size() * 4;
   }
+}
+
+// An all_reduce of `count` elements in the tree: a reduce_scatter of equal parts, each rank's in `num_pieces` of its own, then an all_gather.
+int64_t all_reduce_bytes(int64_t count, int64_t width, int64_t size, int64_t rank, int64_t num_pieces) {
+  const int64_t own = count / size + (rank < count % size ? 1 : 0);
+  return ((count - own) * num_pieces + own * (size - 1)) * width;
 }
 
 int64_t bytes_sent(const Plan& plan, const Action& action) {
-  const int64_t payload = payload_bytes(plan, action), peers = plan.options.data.size - 1;
+  const DataParallel& data = plan.options.data;
+  const int64_t payload = payload_bytes(plan, action), peers = data.num_shards() - 1;
   if (stream_of(action.kind) == Stream::kPoint) return is_send(action.kind) ? payload : 0;
   if (stream_of(action.kind) != Stream::kCollective) return 0;
-  if (action.kind == ActionKind::kExchangeSums) {
-    // A reduce_scatter of equal parts, then an all_gather of them, over the world.
-    const int64_t size = plan.options.world_size(), count = payload / 8;
-    const int64_t own = (count / size + (plan.options.world_rank() < count % size)) * 8;
-    return payload - own + own * (size - 1);
-  }
+  if (action.kind == ActionKind::kExchangeSums) return all_reduce_bytes(payload / 8, 8, plan.options.world_size(), plan.options.world_rank(), 1);
+  if (action.kind == ActionKind::kAllReduceGradients) return all_reduce_bytes(payload / 4, 4, data.num_replicas(), data.replica(), static_cast<int64_t>(plan.schedule.rounds.back().after.size()));
   const ParameterUnit& unit = plan.units[static_cast<size_t>(action.unit)];
-  const auto rank = static_cast<size_t>(plan.options.data.rank);
-  const int64_t own = (unit.cuts[rank + 1] - unit.cuts[rank]) * (payload / std::max<int64_t>(1, unit.cuts.back() - unit.cuts.front()));
-  if (action.kind == ActionKind::kAllGatherParameters) {
+  const auto shard = static_cast<size_t>(data.shard());
+  const int64_t own = unit.shard_size(data.shard()) * (payload / std::max<int64_t>(1, unit.size()));
+  if (action.kind == ActionKind::kAllGatherParameters && !data.shards_weights()) {
     // Parameter by parameter, without what lies between them in a gradient buffer.
     int64_t elements = 0;
-    for (auto parameter = static_cast<size_t>(unit.first); parameter < static_cast<size_t>(unit.first + unit.count); ++parameter) {
-      const int64_t first = plan.memory.gradient_offset[parameter][0] / 4, end = first + plan.stage.parameters[parameter].num_elements();
-      elements += std::clamp(unit.cuts[rank + 1], first, end) - std::clamp(unit.cuts[rank], first, end);
+    for (size_t i = 0; i < unit.starts.size(); ++i) {
+      const int64_t first = unit.starts[i], end = first + plan.stage.parameters[static_cast<size_t>(unit.first) + i].num_elements();
+      elements += std::clamp(unit.cuts[shard + 1], first, end) - std::clamp(unit.cuts[shard], first, end);
     }
     return elements * dtype_bytes(plan.options.compute_dtype) * peers;
   }
-  if (action.kind == ActionKind::kReduceScatterGradients) return (payload - own) * static_cast<int64_t>(plan.schedule.piece_buffers[static_cast<size_t>(unit.chunk)].size());
+  if (action.kind == ActionKind::kReduceScatterGradients) {
+    if (action.round < 0) return (payload - own) * static_cast<int64_t>(plan.schedule.piece_buffers[static_cast<size_t>(unit.chunk)].size());
+    return plan.schedule.rounds[static_cast<size_t>(action.round)].pieces[shard].count > 0 ? payload - own : 0;
+  }
   return own * peers;
 }
 
+std::vector<int> batch_sequences(const Plan& plan) {
+  std::vector<int> sequences;
+  for (const MicroBatch& batch : plan.schedule.micro_batches)
+    for (int64_t i = 0; i < batch.num_sequences; ++i) sequences.push_back(static_cast<int>(batch.batch_sequence + i));
+  return sequences;
+}
+
 SequenceShare sequence_share(const Plan& plan) {
-  return {plan.schedule.first_lane * plan.schedule.sequences_per_lane, num_sequences(plan.schedule)};
+  int64_t first = 0;
+  LaneSchedule lanes = lane_options(plan.options, plan.micro_batch_size);
+  const auto count_of = [&](int64_t rank) {
+    lanes.rank = rank;
+    int64_t count = 0;
+    for (const MicroBatch& batch : lane_folds(lane_share(lanes)).micro_batches) count += batch.num_sequences;
+    return count;
+  };
+  for (int64_t rank = 0; rank < plan.options.data.rank; ++rank) first += count_of(rank);
+  return {first, num_sequences(plan.schedule)};
 }
 
 }  // namespace orrery

@@ -95,12 +95,18 @@ ScheduleContext schedule_context(std::span<const Plan> plans);
 /// Whether the rank has the end of the model, and of its tensor ranks is the one that tells the losses of its tokens.
 bool has_losses(const Plan& plan);
 
+/// The elements of a parameter's weight that the rank keeps from one step to the next: all, or, with weights sharded, those of its shard.
+OwnedElements weight_shard(const Plan& plan, size_t parameter);
+
 /// Bytes of what an action between ranks carries, as both ends see it; 0 for one without payload.
 int64_t payload_bytes(const Plan& plan, const Action& action);
 /// Bytes that this rank sends in the action, to all its peers together.
 int64_t bytes_sent(const Plan& plan, const Action& action);
 
-/// Sequences [first, first + count) of the global batch that the plan's rank trains on.
+/// The sequences of the global batch that the plan's rank trains on, in the order of its micro-batches.
+std::vector<int> batch_sequences(const Plan& plan);
+
+/// As many sequences [first, first + count), by data-parallel rank one after the other: the rank's part of an evaluation.
 struct SequenceShare {
   int64_t first = 0, count = 0;
 };

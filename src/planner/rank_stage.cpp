@@ -8,6 +8,7 @@
 #include "ir/vjp.h"
 #include "parallel/chunks.h"
 #include "parallel/fusion.h"
+#include "parallel/shard.h"
 #include "parallel/split_layers.h"
 
 namespace orrery {
@@ -123,17 +124,22 @@ RankStage build_rank_stage(const TrainingPlanOptions& options, int64_t micro_bat
   rank.shared = shared_matrix(options, rank.stage, rank_of_stage);
   // The place where the sum of the other use arrives.
   if (rank.shared && rank.shared->updated_here) gradient_value(rank.stage, rank.shared->parameter, 1);
-  rank.units = parameter_units(rank.stage, options.data.size);
-  rank.owned = owned_elements(rank.stage, rank.units, options.data.rank);
-  rank.updated = rank.owned;
-  if (options.data.zero_stage == 0)
-    for (size_t parameter = 0; parameter < rank.updated.size(); ++parameter) {
+  const DataParallel& data = options.data;
+  rank.units = parameter_units(rank.stage, data.num_shards(), data.shards_gradients());
+  if (data.shards_gradients()) assign_slots(rank.stage, rank.units, data, micro_batch_size < options.global_batch_size / options.lanes);
+  RankUpdate& update = rank.update;
+  update.owned = update.updated = owned_elements(rank.stage, rank.units, data.shard());
+  update.takes_norm = data.replica() == 0;
+  update.gradient_shards = data.shards_gradients();
+  update.weight_shards = data.shards_weights();
+  if (data.zero_stage == 0)
+    for (size_t parameter = 0; parameter < update.updated.size(); ++parameter) {
       const bool elsewhere = rank.shared && !rank.shared->updated_here && rank.shared->parameter == static_cast<int32_t>(parameter);
-      rank.updated[parameter] = elsewhere ? OwnedElements{} : OwnedElements{0, rank.stage.parameters[parameter].num_elements()};
+      update.updated[parameter] = elsewhere ? OwnedElements{} : OwnedElements{0, rank.stage.parameters[parameter].num_elements()};
     }
   const NormBlocks blocks = norm_blocks(logical_tensors(options.model), options.parallel);
   // The losses of all sequences and the count of valid tokens travel with the sums.
-  build_optimizer_blocks(rank.stage, options.optimizer, blocks, rank.owned, rank.updated, options.num_losses() + 1);
+  build_optimizer_blocks(rank.stage, options.optimizer, blocks, update, options.num_losses() + 1);
   rank.num_norm_blocks = blocks.count;
   return rank;
 }

@@ -20,7 +20,7 @@ Stage build_chunk(const TrainingPlanOptions& options, int64_t micro_batch_size, 
 struct RankStage {
   Stage stage;
   std::vector<ParameterUnit> units;
-  std::vector<OwnedElements> owned, updated;  // by parameter: whose norm it takes; whose state it keeps and update it makes
+  RankUpdate update;
   std::optional<SharedMatrix> shared;
   int64_t num_norm_blocks = 0;
 };

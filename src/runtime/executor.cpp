@@ -188,7 +188,7 @@ std::byte* Executor::address(ValueId id, const ActionBinding& binding) const {
       offset += token_shaped ? binding.first_token * element : binding.micro_batch * align_up(value.bytes(), kArenaAlignment);
       break;
     }
-    case ValueKind::kParameter: offset = value.sub == 0 ? map_.parameter_offset[value.index] : map_.packed_offset[value.index]; break;
+    case ValueKind::kParameter: offset = value.buffer_role == Value::kShardRole ? map_.parameter_shard_offset[value.index] : value.sub == 0 ? map_.parameter_offset[value.index] : map_.packed_offset[value.index]; break;
     case ValueKind::kConstant: offset = map_.constant_offset[value.index]; break;
     case ValueKind::kActivation: {
       const ValueId storage = stage_.storage(id);
@@ -196,6 +196,10 @@ std::byte* Executor::address(ValueId id, const ActionBinding& binding) const {
       break;
     }
     case ValueKind::kGradient:
+      if (value.buffer_role == Value::kShardRole) {
+        offset = map_.gradient_shard_offset[value.index][value.sub];
+        break;
+      }
       offset = map_.gradient_buffer_offset[static_cast<size_t>(value.chunk)][static_cast<size_t>(value.buffer_role == 0 ? binding.gradient_buffer : binding.source_buffer)] +
                map_.gradient_offset[value.index][value.sub];
       break;
@@ -207,7 +211,7 @@ std::byte* Executor::address(ValueId id, const ActionBinding& binding) const {
   return arena_.data() + offset + value.element_offset * element;
 }
 
-void Executor::run(Phase phase, const ActionBinding& binding, std::atomic<int64_t>* done) {
+void Executor::run(Phase phase, const ActionBinding& binding, std::atomic<int64_t>* done, OpRange range) {
   const size_t block = Stage::block_index(phase, binding.chunk);
   const std::vector<Op>& ops = stage_.blocks[block].ops;
   std::array<TensorView, kMaxOperands> inputs, outputs;
@@ -215,7 +219,7 @@ void Executor::run(Phase phase, const ActionBinding& binding, std::atomic<int64_
   GradFold bound = binding.fold;
   if (bound.sequence_tokens == 0) bound.sequence_tokens = sequence_tokens_;
   auto before = std::chrono::steady_clock::now();
-  for (size_t i = 0; i < ops.size(); ++i) {
+  for (size_t i = range.begin; i < std::min(range.end, ops.size()); ++i) {
     const Op& op = ops[i];
     for (size_t k = 0; k < op.inputs.size(); ++k) inputs[k] = view(op.inputs[k], binding);
     for (size_t k = 0; k < op.outputs.size(); ++k) outputs[k] = view(op.outputs[k], binding);

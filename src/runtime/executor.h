@@ -53,9 +53,14 @@ class Executor {
   Executor(const Executor&) = delete;
   Executor& operator=(const Executor&) = delete;
 
-  /// Runs all ops of a phase of binding.chunk, in order. No heap allocation. `done`, when given, is raised by one and notified after each op, for
-  /// other streams that wait for a part of the action.
-  void run(Phase phase, const ActionBinding& binding, std::atomic<int64_t>* done = nullptr);
+  /// Ops [begin, end) of a block.
+  struct OpRange {
+    size_t begin = 0, end = SIZE_MAX;
+  };
+  /// Runs the ops of a phase of binding.chunk, in order; all of them, or a part when the next one has to wait. No heap allocation. `done`, when
+  /// given, is raised by one and notified after each op, for other streams that wait for a part of the action.
+  void run(Phase phase, const ActionBinding& binding, std::atomic<int64_t>* done = nullptr) { run(phase, binding, done, OpRange()); }
+  void run(Phase phase, const ActionBinding& binding, std::atomic<int64_t>* done, OpRange range);
 
   /// The memory of a value under a binding: for the trainer (batch in, losses out), checkpoints and tests.
   TensorView view(ValueId id, const ActionBinding& binding) const;

@@ -17,8 +17,14 @@ void ActionProgress::mark_done(size_t action) {
   if (num_sleeping_.load(std::memory_order_seq_cst) > 0) futex_wake_all(events_);
 }
 
-bool ActionProgress::wait_for(const Action& action) {
+void ActionProgress::mark_ops(size_t action, int32_t op) {
+  done_[action].store(op, std::memory_order_release);
+  done_[action].notify_all();
+}
+
+bool ActionProgress::wait_for(const Action& action, int32_t before_op) {
   for (const Wait& wait : action.waits) {
+    if (wait.before_op != before_op) continue;
     std::atomic<int64_t>& done = done_[static_cast<size_t>(wait.action)];
     for (int64_t seen = done.load(std::memory_order_acquire); seen < needed(wait); seen = done.load(std::memory_order_acquire)) done.wait(seen, std::memory_order_acquire);
   }

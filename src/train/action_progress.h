@@ -21,9 +21,11 @@ class ActionProgress {
   /// Ops of an action that are done: whoever runs it raises this by one an op, and notifies.
   std::atomic<int64_t>& counter(size_t action) { return done_[action]; }
   void mark_done(size_t action);
+  /// The ops before `op` of an action that runs none.
+  void mark_ops(size_t action, int32_t op);
 
-  /// Sleeps until what the action waits for is done. False: a stream has failed, and nothing may run any more.
-  [[nodiscard]] bool wait_for(const Action& action);
+  /// Sleeps until what op `before_op` of the action waits for is done. False: a stream has failed, and nothing may run any more.
+  [[nodiscard]] bool wait_for(const Action& action, int32_t before_op = 0);
   [[nodiscard]] bool is_ready(const Action& action) const;
 
   /// The first error stays. Whoever waits goes on, and finds that it may not.

@@ -34,7 +34,14 @@ const std::vector<Pipe> kPipes = {{PipelineKind::k1F1B, 1, 1},  {PipelineKind::k
                                   {PipelineKind::kZbH1, 4, 1},  {PipelineKind::kZbV, 2, 1},         {PipelineKind::kZbV, 3, 1},         {PipelineKind::kDualPipeV, 2, 1},
                                   {PipelineKind::kDualPipeV, 3, 1}};
 const std::vector<int64_t> kDataSizes = {1, 2, 3, 4, 8};
-const std::vector<int> kZeroStages = {0, 1};
+const std::vector<int> kZeroStages = {0, 1, 2, 3};
+// Of ZeRO-2 and 3: a group of all ranks; half of them, with a replica; weights that stay; none or two layers gathered ahead.
+struct Sharding {
+  int64_t groups = 1;
+  bool reshard_after_forward = true;
+  int prefetch = 1;
+};
+const std::vector<Sharding> kShardings = {{}, {2}, {1, false}, {1, true, 0}, {2, true, 2}};
 const std::vector<int64_t> kMicroBatches = {1, 2, 3, 4, 16};
 const std::vector<Recompute> kRecomputes = {Recompute::kNone, Recompute::kSelective, Recompute::kFull};
 const std::vector<bool> kSplits = {false, true};  // by cost, or all layers but one on the outer stages
@@ -51,9 +58,10 @@ const std::vector<ParallelContext> kShares = {{},
                                               {.tensor_size = 2, .context_size = 2, .sequence_parallel = true},
                                               {.tensor_size = 2, .context_size = 2}};
 
-constexpr size_t kNumAxes = 8, kShareAxis = 7;
+constexpr size_t kNumAxes = 9, kShareAxis = 7;
 using Composition = std::array<size_t, kNumAxes>;  // an index on each axis
-const std::array<size_t, kNumAxes> kAxisSizes = {kShapes.size(), kPipes.size(), kDataSizes.size(), kZeroStages.size(), kMicroBatches.size(), kRecomputes.size(), kSplits.size(), kShares.size()};
+const std::array<size_t, kNumAxes> kAxisSizes = {kShapes.size(), kPipes.size(), kDataSizes.size(), kZeroStages.size(), kMicroBatches.size(), kRecomputes.size(), kSplits.size(), kShares.size(),
+                                                 kShardings.size()};
 
 // Layers of each stage: the outer ones take what the inner ones, of one layer each, leave; the first one less.
 std::vector<int64_t> uneven_split(int64_t num_layers, int64_t num_stages) {
@@ -73,6 +81,10 @@ class CompositionTest : public testing::GroupTest {
     options.model.num_layers = shape.num_layers;
     options.pipeline = {pipe.size, 0, pipe.kind, pipe.virtual_stages, {}, {}};
     options.data = {kDataSizes[composition[2]], 0, kZeroStages[composition[3]]};
+    const Sharding& sharding = kShardings[composition[8]];
+    if (sharding.groups > 1) options.data.shard_group_size = options.data.size % sharding.groups == 0 ? options.data.size / sharding.groups : -1;
+    options.data.reshard_after_forward = sharding.reshard_after_forward;
+    options.data.prefetch = sharding.prefetch;
     options.micro_batch_size = kMicroBatches[composition[4]];
     options.recompute = kRecomputes[composition[5]];
     const bool is_v = pipe.kind == PipelineKind::kZbV || pipe.kind == PipelineKind::kDualPipeV;

@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "ir/op_table.h"
+#include "parallel/shard.h"
 #include "planner/shared_layers.h"
 #include "runtime/initialize.h"
 
@@ -17,6 +18,15 @@ namespace orrery {
 namespace {
 
 constexpr int kEvalCopy = 2;
+constexpr int32_t kNoOp = -1;
+
+// The first op behind `op` before which the action waits again.
+int32_t next_wait(const Action& action, int32_t op) {
+  int32_t next = kNoOp;
+  for (const Wait& wait : action.waits)
+    if (wait.before_op > op && (next == kNoOp || wait.before_op < next)) next = wait.before_op;
+  return next;
+}
 
 int usable_cores() {
   cpu_set_t set;
@@ -56,7 +66,9 @@ TrainingEngine::TrainingEngine(const Plan& plan, const EngineOptions& options, C
       world_(world),
       progress_(plan.schedule) {
   set_floating_point_mode();
-  const auto sequences = static_cast<size_t>(sequence_share(plan).count);
+  sequences_ = batch_sequences(plan);
+  unit_uses_ = unit_uses(plan.stage, plan.units);
+  const size_t sequences = sequences_.size();
   const size_t copies = plan.options.evaluates ? 3 : 2;
   segment_starts_.assign(copies * (sequences * static_cast<size_t>(plan.options.segments_per_sequence) + 1), 0);
   segment_counts_.assign(copies * sequences, 1);
@@ -107,10 +119,13 @@ void TrainingEngine::connect() {
       }
     });
   }
-  reduction_ = contiguous_lanes_plan(static_cast<int>(data.size), plan_.options.lanes);
-  for (const std::vector<int32_t>& pieces : plan_.schedule.piece_buffers)
-    ORRERY_CHECK(reduction_.outputs.size() == 1 && reduction_.pieces[static_cast<size_t>(data.rank)].size() == pieces.size(), "{} pieces planned", pieces.size());
-  ranges_.resize(static_cast<size_t>(data.size));
+  if (data.num_replicas() > 1) {
+    shard_group_ = data_->split(static_cast<int>(data.replica()), static_cast<int>(data.shard()), "split shards");
+    replica_group_ = data_->split(static_cast<int>(data.shard()), static_cast<int>(data.replica()), "split replicas");
+    data_ = shard_group_.get();
+  }
+  plan_reductions();
+  ranges_.resize(static_cast<size_t>(std::max(data.num_shards(), data.num_replicas())));
   collective_thread_.emplace([this] {
     try {
       run_collectives();
@@ -120,15 +135,39 @@ void TrainingEngine::connect() {
   });
 }
 
+// Which nodes of the lane tree meet in a reduction, as the schedule says.
+void TrainingEngine::plan_reductions() {
+  const DataParallel& data = plan_.options.data;
+  const Schedule& schedule = plan_.schedule;
+  const auto node = [](const LaneRange& lanes) { return lane_nodes(lanes.first, lanes.first + lanes.count).front(); };
+  if (schedule.rounds.empty()) {
+    reductions_ = {contiguous_lanes_plan(static_cast<int>(data.size), plan_.options.lanes)};
+    for (const std::vector<int32_t>& pieces : schedule.piece_buffers)
+      ORRERY_CHECK(reductions_[0].outputs.size() == 1 && reductions_[0].pieces[static_cast<size_t>(data.rank)].size() == pieces.size(), "{} pieces planned", pieces.size());
+    return;
+  }
+  for (const ReductionRound& round : schedule.rounds) {
+    std::vector<std::vector<LaneNode>> pieces;
+    std::vector<LaneNode> carried;
+    for (const LaneRange& lanes : round.pieces) pieces.push_back(lanes.count > 0 ? std::vector<LaneNode>{node(lanes)} : std::vector<LaneNode>());
+    for (const ShardSum& sum : round.before) carried.push_back(node(sum.lanes));
+    reductions_.push_back(make_reduction_plan(std::move(pieces), std::move(carried)));
+  }
+  if (data.num_replicas() > 1) replica_reduction_ = contiguous_lanes_plan(static_cast<int>(data.num_replicas()), plan_.options.lanes);
+}
+
 std::vector<const Communicator*> TrainingEngine::communicators() const {
   std::vector<const Communicator*> all;
-  for (const Communicator* one : {static_cast<const Communicator*>(world_), static_cast<const Communicator*>(slice_group_.get()), static_cast<const Communicator*>(data_group_.get()), static_cast<const Communicator*>(pipeline_group_.get())})
+  for (const Communicator* one : {static_cast<const Communicator*>(world_), static_cast<const Communicator*>(slice_group_.get()), static_cast<const Communicator*>(data_group_.get()), static_cast<const Communicator*>(pipeline_group_.get()),
+                                  static_cast<const Communicator*>(shard_group_.get()), static_cast<const Communicator*>(replica_group_.get())})
     if (one != nullptr) all.push_back(one);
   for (const auto& group : op_groups_) all.push_back(group.get());
   return all;
 }
 
-std::byte* TrainingEngine::parameter_data(size_t parameter) const { return arena_.data() + plan_.memory.parameter_offset[parameter]; }
+std::byte* TrainingEngine::parameter_data(size_t parameter) const {
+  return arena_.data() + (plan_.options.data.shards_weights() ? plan_.memory.parameter_shard_offset : plan_.memory.parameter_offset)[parameter];
+}
 
 std::byte* TrainingEngine::state_data(size_t parameter, StateField field) const {
   const int64_t offset = plan_.memory.state_offset[parameter][static_cast<size_t>(field)];
@@ -142,20 +181,28 @@ std::byte* TrainingEngine::batch_data(BatchField field, int copy) const {
 }
 
 void TrainingEngine::initialize_weights(uint64_t seed) {
-  std::vector<int16_t> whole;  // low halves of a parameter of which this rank keeps a part
+  // Of a parameter of which this rank keeps a part; what it keeps of the weight is also what it gathers from, where another rank updates it.
+  std::vector<int16_t> whole_low;
+  std::vector<std::byte> whole;
+  const auto width = static_cast<int64_t>(dtype_bytes(plan_.stage.compute_dtype));
   for (size_t i = 0; i < plan_.stage.parameters.size(); ++i) {
     const ParameterSpec& spec = plan_.stage.parameters[i];
     auto* low = reinterpret_cast<int16_t*>(state_data(i, StateField::kLow));
     const auto& [begin, end] = plan_.memory.state_range[i];
     const bool partly = low != nullptr && end - begin < spec.num_elements();
-    if (partly) whole.resize(static_cast<size_t>(spec.num_elements()));
-    initialize_parameter(spec, seed, plan_.stage.compute_dtype, parameter_data(i), partly ? whole.data() : low);
-    if (partly) std::copy(whole.begin() + begin, whole.begin() + end, low);
+    if (partly) whole_low.resize(static_cast<size_t>(spec.num_elements()));
+    const bool sharded = plan_.options.data.shards_weights();
+    if (sharded) whole.resize(static_cast<size_t>(spec.num_elements() * width));
+    initialize_parameter(spec, seed, plan_.stage.compute_dtype, sharded ? whole.data() : parameter_data(i), partly ? whole_low.data() : low);
+    if (partly) std::copy(whole_low.begin() + begin, whole_low.begin() + end, low);
+    if (!sharded) continue;
+    const OwnedElements kept = weight_shard(plan_, i);
+    std::memcpy(parameter_data(i), whole.data() + kept.begin * width, static_cast<size_t>(kept.size() * width));
   }
 }
 
 BatchView TrainingEngine::batch(int copy) {
-  const auto sequences = static_cast<size_t>(sequence_share(plan_).count);
+  const size_t sequences = sequences_.size();
   const size_t tokens = sequences * static_cast<size_t>(plan_.options.local_tokens());
   const size_t starts = sequences * static_cast<size_t>(plan_.options.segments_per_sequence) + 1;
   const auto field = [&](BatchField name) { return std::span(reinterpret_cast<int32_t*>(batch_data(name, copy)), tokens); };
@@ -219,15 +266,19 @@ std::span<double> TrainingEngine::exchanged() const {
   return {reinterpret_cast<double*>(step_data(StepField::kSquaredSums)), static_cast<size_t>(plan_.num_norm_blocks + plan_.options.num_losses() + 1)};
 }
 
-std::byte* TrainingEngine::gradient_data(int32_t chunk, int32_t buffer, int64_t element) const {
-  return arena_.data() + plan_.memory.gradient_buffer_offset[static_cast<size_t>(chunk)][static_cast<size_t>(buffer)] + element * 4;
+std::byte* TrainingEngine::gradient_data(const ParameterUnit& unit, int32_t buffer) const {
+  return arena_.data() + plan_.memory.gradient_buffer_offset[static_cast<size_t>(unit.chunk)][static_cast<size_t>(buffer)] +
+         plan_.memory.gradient_offset[static_cast<size_t>(unit.first)][static_cast<size_t>(unit.accumulator)];
 }
+
+std::byte* TrainingEngine::shard_sum(int32_t unit, int32_t sum) const { return arena_.data() + plan_.memory.shard_sum_offset[static_cast<size_t>(unit)][static_cast<size_t>(sum)]; }
 
 // What each rank owns of the unit's elements [origin, end), counted from `origin` and multiplied by `scale`.
 std::span<const ElementRange> TrainingEngine::owners(const ParameterUnit& unit, int64_t origin, int64_t end, int64_t scale) {
-  for (size_t rank = 0; rank < ranges_.size(); ++rank)
-    ranges_[rank] = {(std::clamp(unit.cuts[rank], origin, end) - origin) * scale, (std::clamp(unit.cuts[rank + 1], origin, end) - origin) * scale};
-  return ranges_;
+  const size_t num_shards = unit.cuts.size() - 1;
+  for (size_t shard = 0; shard < num_shards; ++shard)
+    ranges_[shard] = {(std::clamp(unit.cuts[shard], origin, end) - origin) * scale, (std::clamp(unit.cuts[shard + 1], origin, end) - origin) * scale};
+  return {ranges_.data(), num_shards};
 }
 
 void TrainingEngine::compute(int copy, const std::function<void()>& before_update) {
@@ -238,7 +289,7 @@ void TrainingEngine::compute(int copy, const std::function<void()>& before_updat
     if (stream_of(action.kind) != Stream::kCompute) continue;
     if (!progress_.wait_for(action)) return;
     if (world_ != nullptr) world_->set_activity(labels_[i]);
-    const auto begin = std::chrono::steady_clock::now();
+    auto begin = std::chrono::steady_clock::now();
     const ActionBinding binding = bind(action, copy);
     switch (action.kind) {
       case ActionKind::kNorm: {
@@ -246,11 +297,9 @@ void TrainingEngine::compute(int copy, const std::function<void()>& before_updat
         std::fill(sums.begin(), sums.end(), 0.0);
         executor_.run(Phase::kNorm, binding);
         if (!has_losses(plan_)) break;
-        const SequenceShare share = sequence_share(plan_);
-        const int64_t first = plan_.num_norm_blocks + plan_.options.parallel.context_rank * plan_.options.global_batch_size + share.first;
-        for (int64_t sequence = 0; sequence < share.count; ++sequence)
-          sums[static_cast<size_t>(first + sequence)] = sequence_loss(copy, sequence);
-        sums.back() = static_cast<double>(count_valid(copy, share.count));
+        const int64_t first_loss = plan_.num_norm_blocks + plan_.options.parallel.context_rank * plan_.options.global_batch_size;
+        for (size_t k = 0; k < sequences_.size(); ++k) sums[static_cast<size_t>(first_loss + sequences_[k])] = sequence_loss(copy, static_cast<int64_t>(k));
+        sums.back() = static_cast<double>(count_valid(copy, static_cast<int64_t>(sequences_.size())));
         break;
       }
       case ActionKind::kOptimizer: {
@@ -260,7 +309,20 @@ void TrainingEngine::compute(int copy, const std::function<void()>& before_updat
         executor_.run(Phase::kOptimizer, binding);
         break;
       }
-      default: executor_.run(*phase_of_action(action.kind), binding, &progress_.counter(i)); break;
+      default:
+        // In parts, where an op in the middle waits for a unit.
+        for (int32_t first = 0; first != kNoOp;) {
+          const int32_t next = next_wait(action, first);
+          if (!is_empty(action))
+            executor_.run(*phase_of_action(action.kind), binding, &progress_.counter(i), {static_cast<size_t>(first), next == kNoOp ? SIZE_MAX : static_cast<size_t>(next)});
+          else if (next != kNoOp)
+            progress_.mark_ops(i, next);
+          first = next;
+          if (first == kNoOp) break;
+          action_seconds_[i] += seconds_since(begin);
+          if (!progress_.wait_for(action, first)) return;
+          begin = std::chrono::steady_clock::now();
+        }
     }
     action_seconds_[i] += seconds_since(begin);
     progress_.mark_done(i);
@@ -275,34 +337,79 @@ void TrainingEngine::run_collective(const Action& action) {
   }
   Communicator& group = *data_;
   const ParameterUnit& unit = plan_.units[static_cast<size_t>(action.unit)];
-  const int64_t begin = unit.cuts.front(), end = unit.cuts.back();
   switch (action.kind) {
-    case ActionKind::kReduceScatterGradients: {
-      if (plan_.options.data.fast_reduction) {
-        group.reduce_scatter_fast({gradient_data(unit.chunk, action.gradient_buffer, begin), static_cast<size_t>(end - begin) * 4}, DType::kF32, owners(unit, begin, end, 1), label);
-        return;
-      }
-      std::array<const std::byte*, GradFold::kMaxDepth> pieces;
-      const std::vector<int32_t>& buffers = plan_.schedule.piece_buffers[static_cast<size_t>(unit.chunk)];
-      for (size_t i = 0; i < buffers.size(); ++i) pieces[i] = gradient_data(unit.chunk, buffers[i], begin);
-      std::byte* const sum = gradient_data(unit.chunk, action.gradient_buffer, unit.cuts[static_cast<size_t>(group.rank())]);
-      group.reduce_scatter(reduction_, DType::kF32, {pieces.data(), buffers.size()}, owners(unit, begin, end, 1), {&sum, 1}, label);
-      return;
-    }
+    case ActionKind::kReduceScatterGradients: return reduce_scatter(action, unit, label);
+    case ActionKind::kAllReduceGradients: return all_reduce_shards(action, unit, label);
     case ActionKind::kAllGatherGradients:
-      group.all_gather_ranges({gradient_data(unit.chunk, action.gradient_buffer, begin), static_cast<size_t>(end - begin) * 4}, owners(unit, begin, end, 4), label);
+      group.all_gather_ranges({gradient_data(unit, action.gradient_buffer), static_cast<size_t>(unit.size()) * 4}, owners(unit, unit.begin(), unit.cuts.back(), 4), label);
       return;
     case ActionKind::kAllGatherParameters: {
-      const auto& offsets = plan_.memory.gradient_offset;
+      if (plan_.options.data.shards_weights()) return gather_weights(action.unit, label);
       const int64_t width = dtype_bytes(plan_.stage.compute_dtype);
-      for (auto parameter = static_cast<size_t>(unit.first); parameter < static_cast<size_t>(unit.first + unit.count); ++parameter) {
-        const int64_t first = offsets[parameter][0] / 4, count = plan_.stage.parameters[parameter].num_elements();
+      for (size_t i = 0; i < unit.starts.size(); ++i) {
+        const auto parameter = static_cast<size_t>(unit.first) + i;
+        const int64_t first = unit.starts[i], count = plan_.stage.parameters[parameter].num_elements();
         group.all_gather_ranges({parameter_data(parameter), static_cast<size_t>(count * width)}, owners(unit, first, first + count, width), label);
       }
       return;
     }
     default: ORRERY_CHECK(false, "{} is no collective", label);
   }
+}
+
+void TrainingEngine::reduce_scatter(const Action& action, const ParameterUnit& unit, std::string_view label) {
+  Communicator& group = *data_;
+  const std::span<const ElementRange> shards = owners(unit, unit.begin(), unit.cuts.back(), 1);
+  if (action.round >= 0) {
+    const ReductionRound& round = plan_.schedule.rounds[static_cast<size_t>(action.round)];
+    const ReductionPlan& reduction = reductions_[static_cast<size_t>(action.round)];
+    const std::byte* const piece = gradient_data(unit, action.gradient_buffer);
+    std::array<const std::byte*, GradFold::kMaxDepth> carried;
+    std::array<std::byte*, GradFold::kMaxDepth> sums;
+    for (size_t i = 0; i < round.before.size(); ++i) carried[i] = shard_sum(action.unit, round.before[i].buffer);
+    size_t num_sums = 0;
+    for (const ShardSum& sum : round.after)
+      if (std::find(round.before.begin(), round.before.end(), sum) == round.before.end()) sums[num_sums++] = shard_sum(action.unit, sum.buffer);
+    group.reduce_scatter(reduction, DType::kF32, {&piece, round.pieces[static_cast<size_t>(group.rank())].count > 0 ? size_t{1} : size_t{0}}, shards, {sums.data(), num_sums}, label,
+                         {carried.data(), round.before.size()});
+    return;
+  }
+  if (plan_.options.data.fast_reduction) {
+    group.reduce_scatter_fast({gradient_data(unit, action.gradient_buffer), static_cast<size_t>(unit.size()) * 4}, DType::kF32, shards, label);
+    return;
+  }
+  std::array<const std::byte*, GradFold::kMaxDepth> pieces;
+  const std::vector<int32_t>& buffers = plan_.schedule.piece_buffers[static_cast<size_t>(unit.chunk)];
+  for (size_t i = 0; i < buffers.size(); ++i) pieces[i] = gradient_data(unit, buffers[i]);
+  std::byte* const sum = gradient_data(unit, action.gradient_buffer) + (unit.cuts[static_cast<size_t>(group.rank())] - unit.begin()) * 4;
+  group.reduce_scatter(reductions_[0], DType::kF32, {pieces.data(), buffers.size()}, shards, {&sum, 1}, label);
+}
+
+// Each replica of the shard makes an equal part of the sum, in place of its own piece of it, and all gather the parts.
+void TrainingEngine::all_reduce_shards(const Action& action, const ParameterUnit& unit, std::string_view label) {
+  Communicator& group = *replica_group_;
+  const int64_t count = unit.shard_size(plan_.options.data.shard());
+  const std::span<ElementRange> parts(ranges_.data(), static_cast<size_t>(group.size()));
+  equal_ranges(count, 1, parts);
+  std::array<const std::byte*, GradFold::kMaxDepth> pieces;
+  const std::vector<ShardSum>& held = plan_.schedule.rounds.back().after;
+  for (size_t i = 0; i < held.size(); ++i) pieces[i] = shard_sum(action.unit, held[i].buffer);
+  std::byte* const whole = shard_sum(action.unit, 0);
+  std::byte* const sum = whole + parts[static_cast<size_t>(group.rank())].begin * 4;
+  group.reduce_scatter(replica_reduction_, DType::kF32, {pieces.data(), held.size()}, parts, {&sum, 1}, label);
+  for (ElementRange& part : parts) part = {part.begin * 4, part.end * 4};
+  group.all_gather_ranges({whole, static_cast<size_t>(count) * 4}, parts, label);
+}
+
+void TrainingEngine::gather_weights(int32_t index, std::string_view label) {
+  const ParameterUnit& unit = plan_.units[static_cast<size_t>(index)];
+  const int64_t width = dtype_bytes(plan_.stage.compute_dtype);
+  std::byte* const slot = arena_.data() + plan_.memory.parameter_offset[static_cast<size_t>(unit.first)];
+  const std::span<const ElementRange> shards = owners(unit, unit.begin(), unit.cuts.back(), width);
+  const ElementRange& own = shards[static_cast<size_t>(data_->rank())];
+  const std::byte* const kept = arena_.data() + plan_.memory.unit_shard_offset[static_cast<size_t>(index)];
+  if (own.size() > 0 && kept != slot + own.begin) std::memcpy(slot + own.begin, kept, static_cast<size_t>(own.size()));
+  data_->all_gather_ranges({slot, static_cast<size_t>(unit.size() * width)}, shards, label);
 }
 
 void TrainingEngine::run_collectives() {
@@ -335,8 +442,9 @@ std::span<std::byte> TrainingEngine::message_buffer(const Action& action) {
   const auto parameter = static_cast<size_t>(plan_.shared->parameter);
   if (action.kind == ActionKind::kSendWeight || action.kind == ActionKind::kRecvWeight) return {parameter_data(parameter), bytes};
   // The second accumulator, of which each data-parallel rank moves what it owns of the sum.
+  if (plan_.options.data.shards_gradients()) return {arena_.data() + plan_.memory.gradient_shard_offset[parameter][1], bytes};
   const int64_t first_owned = unit.cuts[static_cast<size_t>(plan_.options.data.rank)] - unit.cuts.front();
-  return {gradient_data(unit.chunk, 0, plan_.memory.gradient_offset[parameter][1] / 4 + first_owned), bytes};
+  return {arena_.data() + plan_.memory.gradient_buffer_offset[static_cast<size_t>(unit.chunk)][0] + plan_.memory.gradient_offset[parameter][1] + first_owned * 4, bytes};
 }
 
 std::vector<std::span<std::byte>> TrainingEngine::message_buffers() {
@@ -349,7 +457,7 @@ void TrainingEngine::share_weights() {
   if (!plan_.shared) return;
   const auto parameter = static_cast<size_t>(plan_.shared->parameter);
   const int peer = static_cast<int>(plan_.shared->peer / plan_.options.data.size);
-  const std::span<std::byte> weight{parameter_data(parameter), static_cast<size_t>(plan_.stage.parameters[parameter].num_elements() * dtype_bytes(plan_.stage.compute_dtype))};
+  const std::span<std::byte> weight{parameter_data(parameter), static_cast<size_t>(weight_shard(plan_, parameter).size() * dtype_bytes(plan_.stage.compute_dtype))};
   if (plan_.shared->updated_here)
     pipeline_group_->send(weight, peer, 0, "share weights");
   else
@@ -362,7 +470,7 @@ StepResult TrainingEngine::step(int copy, const OptimizerHyper& hyper, const std
   ORRERY_CHECK(world_ == nullptr || collective_thread_, "a rank of {} steps before connect()", plan_.options.world_size());
   progress_.begin_step();
   const bool alone = world_ == nullptr;
-  for (Communicator* group : {world_, data_group_.get(), pipeline_group_.get()})
+  for (Communicator* group : {world_, data_group_.get(), pipeline_group_.get(), shard_group_.get(), replica_group_.get()})
     if (group != nullptr) group->set_step(check_context().step);
   for (const auto& group : op_groups_) group->set_step(check_context().step);
   if (!alone) collective_thread_->begin();
@@ -390,15 +498,16 @@ StepResult TrainingEngine::step(int copy, const OptimizerHyper& hyper, const std
   return result;
 }
 
-int64_t TrainingEngine::evaluate(int64_t num_sequences, std::span<double> loss_sums) {
-  ORRERY_CHECK(plan_.options.evaluates && num_sequences <= sequence_share(plan_).count, "evaluation of {} sequences", num_sequences);
-  for (int64_t first = 0; first < num_sequences; first += plan_.micro_batch_size) {
-    const MicroBatch batch{first, std::min(plan_.micro_batch_size, num_sequences - first)};
+int64_t TrainingEngine::evaluate(int64_t num_sequences, int64_t most_sequences, std::span<double> loss_sums) {
+  ORRERY_CHECK(plan_.options.evaluates && num_sequences <= static_cast<int64_t>(sequences_.size()), "evaluation of {} sequences", num_sequences);
+  const int64_t end = plan_.options.data.shards_weights() ? most_sequences : num_sequences;
+  for (int64_t first = 0; first < end; first += plan_.micro_batch_size) {
+    const MicroBatch batch{first, std::clamp<int64_t>(num_sequences - first, 0, plan_.micro_batch_size)};
     ActionBinding binding;
     binding.batch_copy = kEvalCopy;
     binding.first_token = first * plan_.options.local_tokens();
     binding.num_tokens = batch.num_sequences * plan_.options.local_tokens();
-    binding.num_segments = write_segments(kEvalCopy, batch, 0);
+    if (batch.num_sequences > 0) binding.num_segments = write_segments(kEvalCopy, batch, 0);
     binding.fold = {batch.num_sequences, plan_.options.local_tokens(), nullptr, false};
     for (binding.chunk = 0; binding.chunk < plan_.stage.num_chunks(); ++binding.chunk) evaluate_stage(binding.chunk, binding);
   }
@@ -415,8 +524,20 @@ void TrainingEngine::evaluate_stage(int32_t chunk, const ActionBinding& binding)
   const auto bytes = static_cast<size_t>(rows * plan_.options.model.hidden_size * dtype_bytes(plan_.stage.compute_dtype));
   const int32_t stage = plan_.schedule.stage_of_chunk[static_cast<size_t>(chunk)];
   if (messages.input) pipeline_group_->recv({executor_.view(boundary.input, binding).data, bytes}, plan_.rank_of_stage[static_cast<size_t>(stage) - 1], stage - 1, "evaluate");
-  executor_.run(Phase::kEval, binding);
+  evaluate_ops(binding);
   if (messages.output) pipeline_group_->send({executor_.view(boundary.output, binding).data, bytes}, plan_.rank_of_stage[static_cast<size_t>(stage) + 1], stage, "evaluate");
+}
+
+// Weights that are gathered come unit by unit, just before they are read.
+void TrainingEngine::evaluate_ops(const ActionBinding& binding) {
+  const std::vector<UnitUse>& uses = unit_uses_.blocks[Stage::block_index(Phase::kEval, binding.chunk)];
+  size_t next = 0;
+  for (const UnitUse& use : uses) {
+    if (binding.num_tokens > 0) executor_.run(Phase::kEval, binding, nullptr, {next, static_cast<size_t>(use.first_op)});
+    gather_weights(use.unit, "evaluate");
+    next = static_cast<size_t>(use.first_op);
+  }
+  if (binding.num_tokens > 0) executor_.run(Phase::kEval, binding, nullptr, {next, SIZE_MAX});
 }
 
 std::span<std::byte> TrainingEngine::checkpoint_buffer() const {

@@ -82,14 +82,15 @@ class TrainingEngine {
   StepResult step(int copy, const OptimizerHyper& hyper, const std::function<void()>& before_update = {});
   /// Losses of the first `num_sequences` sequences of the evaluation copy, one sum a sequence over the rank's tokens, into `loss_sums`; returns the number of
   /// valid tokens. Weights are only read. The ranks of a pipeline take part together, with the same sequences; the one with the model's end
-  /// has the losses, the others leave `loss_sums` alone and return 0.
-  int64_t evaluate(int64_t num_sequences, std::span<double> loss_sums);
+  /// has the losses, the others leave `loss_sums` alone and return 0. Data-parallel ranks that gather weights take part together too, in as
+  /// many micro-batches as the one with most sequences, `most_sequences`, has.
+  int64_t evaluate(int64_t num_sequences, int64_t most_sequences, std::span<double> loss_sums);
 
   /// By kind of group: what this rank sent and received. Valid after connect().
   std::vector<const Communicator*> communicators() const;
 
   /// Addresses of a parameter's weight and state: for checkpoints.
-  std::byte* parameter_data(size_t parameter) const;
+  std::byte* parameter_data(size_t parameter) const;  // of the first element that this rank keeps, where weights are sharded
   std::byte* state_data(size_t parameter, StateField field) const;  // null when the plan has none
 
   /// The planned buffer that a save streams through.
@@ -118,8 +119,15 @@ class TrainingEngine {
   std::span<std::byte> message_buffer(const Action& action);
   std::vector<std::span<std::byte>> message_buffers();
   void evaluate_stage(int32_t chunk, const ActionBinding& binding);
+  void evaluate_ops(const ActionBinding& binding);
+  void plan_reductions();
+  bool is_empty(const Action& action) const { return action.micro_batch >= 0 && plan_.schedule.micro_batches[static_cast<size_t>(action.micro_batch)].num_sequences == 0; }
   std::span<double> exchanged() const;  // block sums of all ranks, losses of all sequences, count of valid tokens
-  std::byte* gradient_data(int32_t chunk, int32_t buffer, int64_t element) const;
+  void reduce_scatter(const Action& action, const ParameterUnit& unit, std::string_view label);
+  void all_reduce_shards(const Action& action, const ParameterUnit& unit, std::string_view label);
+  void gather_weights(int32_t unit, std::string_view label);
+  std::byte* gradient_data(const ParameterUnit& unit, int32_t buffer) const;  // of the unit's first element
+  std::byte* shard_sum(int32_t unit, int32_t sum) const;
   std::span<const ElementRange> owners(const ParameterUnit& unit, int64_t origin, int64_t end, int64_t scale);
   std::byte* step_data(StepField field) const { return arena_.data() + plan_.memory.step_offset[static_cast<size_t>(field)]; }
   std::byte* batch_data(BatchField field, int copy) const;
@@ -138,8 +146,12 @@ class TrainingEngine {
   std::unique_ptr<Communicator> slice_group_;  // null where no ranks share a layer
   std::vector<std::unique_ptr<Communicator>> op_groups_;  // of those that do, in which ops meet
   std::unique_ptr<Communicator> data_group_, pipeline_group_;  // where they are not the world, or not for this rank's threads alone
-  Communicator* data_ = nullptr;
-  ReductionPlan reduction_;
+  std::unique_ptr<Communicator> shard_group_, replica_group_;  // parts of the data-parallel ranks: null when a shard group is all of them
+  Communicator* data_ = nullptr;        // ranks that have all shards together
+  std::vector<ReductionPlan> reductions_;  // by round; one where there are no rounds
+  ReductionPlan replica_reduction_;
+  std::vector<int> sequences_;             // of the global batch, in the order of the micro-batches
+  UnitUses unit_uses_;                     // where weights are sharded
   std::vector<std::string> labels_;   // by action: its text
   std::vector<ElementRange> ranges_;  // of the collective in progress
   std::vector<int32_t> slots_;        // [micro-batch][chunk]

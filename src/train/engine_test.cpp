@@ -98,7 +98,7 @@ Outcome train(const TrainingPlanOptions& options, const EngineOptions& engine_op
   }
   fill_batch(engine, 2, 1000);
   std::vector<double> losses(static_cast<size_t>(options.global_batch_size));
-  EXPECT_GT(engine.evaluate(options.global_batch_size, losses), 0);
+  EXPECT_GT(engine.evaluate(options.global_batch_size, options.global_batch_size, losses), 0);
   outcome.losses.insert(outcome.losses.end(), losses.begin(), losses.end());
   for (size_t i = 0; i < plan.stage.parameters.size(); ++i) {
     const int64_t count = plan.stage.parameters[i].num_elements();

@@ -34,7 +34,9 @@ std::map<std::string, std::string> numerics_values(const std::string& key) {
 
 // Everything that could differ between the processes of a run and must not.
 void check_alike(ProcessWorld& world, const RunSetup& setup) {
-  const std::string mine = fmt::format("{} zero_stage {}", setup.numerics_key(), setup.plan_options.data.zero_stage);
+  const DataParallel& data = setup.plan_options.data;
+  const std::string mine = fmt::format("{} zero_stage {} hybrid_shard_size {} reshard_after_forward {} prefetch {}", setup.numerics_key(), data.zero_stage, data.shard_group_size,
+                                       data.reshard_after_forward, data.prefetch);
   const std::vector<std::string> all = world.gather_text(mine, "compare the settings");
   for (size_t rank = 1; rank < all.size(); ++rank)
     if (all[rank] != all[0])

@@ -123,13 +123,11 @@ void RankGroup::initialize_weights(uint64_t seed) {
 void RankGroup::start_data(const Dataset& dataset, int64_t first_step) {
   for (auto& rank : ranks_) {
     const Plan& plan = rank->engine->plan();
-    const SequenceShare share = sequence_share(plan);
     Prefetcher::Options options;
     options.first_step = static_cast<uint64_t>(first_step);
     options.global_batch_size = static_cast<uint64_t>(plan.options.global_batch_size);
     options.ranges = token_ranges(plan.options);
-    options.sequences.resize(static_cast<size_t>(share.count));
-    std::iota(options.sequences.begin(), options.sequences.end(), static_cast<int>(share.first));
+    options.sequences = batch_sequences(plan);
     rank->data.emplace(dataset, options, std::array{buffers_of(rank->engine->batch(0)), buffers_of(rank->engine->batch(1))});
   }
 }
@@ -148,6 +146,11 @@ StepResult RankGroup::step(int64_t step, const OptimizerHyper& hyper, const std:
 }
 
 StepResult RankGroup::evaluate(const Dataset& dataset, int64_t first, int64_t count) {
+  int64_t most = 0;
+  for (int rank = 0; rank < size(); ++rank) {
+    const SequenceShare share = sequence_share(plan(rank));
+    most = std::max(most, std::clamp<int64_t>(count - share.first, 0, share.count));
+  }
   const std::function<void(int)> body = [&](int index) {
     Rank& rank = local(index);
     const SequenceShare share = sequence_share(plan(index));
@@ -162,7 +165,7 @@ StepResult RankGroup::evaluate(const Dataset& dataset, int64_t first, int64_t co
           reader.fill_sample(static_cast<uint64_t>(first + share.first + i), row, static_cast<int32_t>(i * options.sequence_tokens), view.segment_starts.data() + num_segments);
       num_segments += view.segment_counts[static_cast<size_t>(i)];
     }
-    results_[static_cast<size_t>(index)].num_valid = rank.engine->evaluate(mine, std::span(evaluated_).subspan(static_cast<size_t>(first_loss(options, share)), static_cast<size_t>(mine)));
+    results_[static_cast<size_t>(index)].num_valid = rank.engine->evaluate(mine, most, std::span(evaluated_).subspan(static_cast<size_t>(first_loss(options, share)), static_cast<size_t>(mine)));
   };
   on_every_rank(body);
   if (world_ != nullptr) {
@@ -188,12 +191,15 @@ StepResult RankGroup::evaluate(const Dataset& dataset, int64_t first, int64_t co
 std::vector<int> RankGroup::local_replicas() const {
   const auto num_replicas = static_cast<int>(plan().options.data.size);
   std::vector<int> replicas;
-  for (int replica = 0; replica < num_replicas; ++replica)
+  const auto holds = [&](int replica) {
     for (int rank = replica; rank < size(); rank += num_replicas)
-      if (is_local(rank)) {
-        replicas.push_back(replica);
-        break;
-      }
+      if (is_local(rank)) return true;
+    return false;
+  };
+  for (int replica = 0; replica < num_replicas; ++replica) {
+    const int first = shards_weights() ? first_of_shards(replica) : replica;
+    if (holds(replica) && (replicas.empty() || replicas.back() != first)) replicas.push_back(first);
+  }
   return replicas;
 }
 
@@ -206,12 +212,18 @@ std::vector<int> RankGroup::local_parts() const {
 
 std::vector<PhysicalTensor> RankGroup::weights(int replica, int part) const {
   std::vector<PhysicalTensor> tensors;
-  for (int rank = replica; rank < size(); rank += static_cast<int>(plan().options.data.size)) {
-    const Plan& from = plan(rank);
-    for (size_t i = 0; i < from.stage.parameters.size(); ++i) {
-      const bool updated_elsewhere = from.shared && !from.shared->updated_here && from.shared->parameter == static_cast<int32_t>(i);
+  const DataParallel& data = plan().options.data;
+  const int first = shards_weights() ? first_of_shards(replica) : replica, end = shards_weights() ? first + static_cast<int>(data.num_shards()) : first + 1;
+  for (int stage_begin = 0; stage_begin < size(); stage_begin += static_cast<int>(data.size)) {
+    const Plan& stage = plan(stage_begin);
+    for (size_t i = 0; i < stage.stage.parameters.size(); ++i) {
+      const bool updated_elsewhere = stage.shared && !stage.shared->updated_here && stage.shared->parameter == static_cast<int32_t>(i);
       if (updated_elsewhere) continue;
-      tensors.push_back({&from.stage.parameters[i], is_local(rank) ? local(rank).engine->parameter_data(i) : nullptr, from.stage.compute_dtype, 0, -1, rank, part});
+      for (int holder = stage_begin + first; holder < stage_begin + end; ++holder) {
+        const OwnedElements kept = weight_shard(plan(holder), i);
+        if (kept.size() == 0) continue;
+        tensors.push_back({&plan(holder).stage.parameters[i], is_local(holder) ? local(holder).engine->parameter_data(i) : nullptr, stage.stage.compute_dtype, kept.begin, kept.end, holder, part});
+      }
     }
   }
   sort_by_model_order(tensors);
@@ -220,16 +232,16 @@ std::vector<PhysicalTensor> RankGroup::weights(int replica, int part) const {
 
 std::vector<PhysicalTensor> RankGroup::state(StateField field, int replica, int part) const {
   const DType dtype = field == StateField::kLow ? DType::kI16 : plan().options.optimizer.moment_dtype;
-  const auto num_replicas = static_cast<int>(plan().options.data.size);
+  const DataParallel& data = plan().options.data;
+  const int first = shards_state() ? first_of_shards(replica) : replica, end = shards_state() ? first + static_cast<int>(data.num_shards()) : first + 1;
   std::vector<PhysicalTensor> tensors;
-  for (int stage_begin = 0; stage_begin < size(); stage_begin += num_replicas) {
+  for (int stage_begin = 0; stage_begin < size(); stage_begin += static_cast<int>(data.size)) {
     const Stage& stage = plan(stage_begin).stage;
     for (size_t i = 0; i < stage.parameters.size(); ++i) {
-      for (int holder = stage_begin; holder < stage_begin + num_replicas; ++holder) {
-        if (!shards_state() && holder != stage_begin + replica) continue;
+      for (int holder = stage_begin + first; holder < stage_begin + end; ++holder) {
         if (plan(holder).memory.state_offset[i][static_cast<size_t>(field)] < 0) continue;
-        const auto& [begin, end] = plan(holder).memory.state_range[i];
-        tensors.push_back({&stage.parameters[i], is_local(holder) ? local(holder).engine->state_data(i, field) : nullptr, dtype, begin, end, holder, part});
+        const auto& [begin, stop] = plan(holder).memory.state_range[i];
+        tensors.push_back({&stage.parameters[i], is_local(holder) ? local(holder).engine->state_data(i, field) : nullptr, dtype, begin, stop, holder, part});
       }
     }
   }

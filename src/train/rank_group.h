@@ -51,17 +51,21 @@ class RankGroup {
   /// processes call it.
   StepResult evaluate(const Dataset& dataset, int64_t first, int64_t count);
 
-  /// A replica of the model is the ranks of one pipeline; there is one for each data-parallel rank. Those with ranks of this process:
+  /// A replica is what has all weights once: the ranks of one pipeline, one for each data-parallel rank; where weights are in shards, those of
+  /// a shard group of pipelines. Those with ranks of this process, by data-parallel rank, the first of a group:
   std::vector<int> local_replicas() const;
   /// And the parts of its layers (ParallelContext::part) that they are.
   std::vector<int> local_parts() const;
   /// All weights, each once, where a replica has them; of what several parts of a layer hold, the copy of `part`, or the one that stands for it.
   /// Without data when that is another process.
   std::vector<PhysicalTensor> weights(int replica, int part = 0) const;
-  /// The ranks' shards of a state field, which together hold every element once; the replica's own copy where state is not sharded. Those of
-  /// other processes are without data.
+  /// The ranks' shards of a state field, of the replica's shard group, which together hold every element once; the replica's own copy where
+  /// state is not sharded. Those of other processes are without data.
   std::vector<PhysicalTensor> state(StateField field, int replica, int part = 0) const;
   bool shards_state() const { return plan().options.data.zero_stage >= 1 && plan().options.data.size > 1; }
+  bool shards_weights() const { return plan().options.data.shards_weights(); }
+  /// The data-parallel ranks that have the shards of a replica: one where nothing is sharded.
+  int first_of_shards(int replica) const { return replica - replica % static_cast<int>(plan().options.data.num_shards()); }
   /// After weights were loaded: a matrix that two stages of a replica have goes from the one to the other. All processes call it.
   void share_weights();
 

@@ -115,8 +115,8 @@ class GroupTest : public ::testing::Test {
   // The case differs from one rank in nothing that NUMERICS promises.
   void expect_equal(const TrainingPlanOptions& options, const Outcome& reference, int num_steps = 3) {
     const std::string name =
-        fmt::format("tp {}{} cp {} pp {} {} x{}, dp {} ZeRO-{}, micro-batch {}, recompute {}", options.parallel.tensor_size, options.parallel.sequence_parallel ? " sp" : "", options.parallel.context_size, options.pipeline.size, pipeline_name(options.pipeline.kind), options.pipeline.virtual_stages, options.data.size,
-                    options.data.zero_stage, options.micro_batch_size.value_or(0), recompute_name(options.recompute.value_or(Recompute::kNone)));
+        fmt::format("tp {}{} cp {} pp {} {} x{}, dp {} ZeRO-{} in groups of {}, micro-batch {}, recompute {}", options.parallel.tensor_size, options.parallel.sequence_parallel ? " sp" : "", options.parallel.context_size, options.pipeline.size, pipeline_name(options.pipeline.kind), options.pipeline.virtual_stages, options.data.size,
+                    options.data.zero_stage, options.data.num_shards(), options.micro_batch_size.value_or(0), recompute_name(options.recompute.value_or(Recompute::kNone)));
     SCOPED_TRACE(name);
     const Outcome outcome = train(options, num_steps);
     EXPECT_EQ(outcome.numbers, reference.numbers);

@@ -241,11 +241,19 @@ void add_parallel_keys(TomlSchema<RunConfig>& schema) {
       .key("expert_parallel_size", &S::expert_parallel_size,
            needs(kParallel, "ranks that share the experts", {"ep", "expert_parallel"}))
       .key("zero_stage", &S::zero_stage,
-           {.help = "what data-parallel ranks shard: 0 nothing, 1 optimizer state (2 gradients and 3 weights are not built yet)",
+           {.help = "what data-parallel ranks shard: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too",
             .min = 0,
             .max = 3,
             .also_called = {"zero", "fsdp"}})
-      .key("hybrid_shard_size", &S::hybrid_shard_size, needs(kParallel, "ranks in one shard group; 0 for all", {"hsdp"}))
+      .key("hybrid_shard_size", &S::hybrid_shard_size,
+           {.help = "with zero_stage 2 or 3: ranks of a group that has all shards, each group a replica of the others; 0: all ranks are one group",
+            .unit = "ranks",
+            .min = 0,
+            .max = kLargestBatch,
+            .also_called = {"hsdp"}})
+      .key("reshard_after_forward", &S::reshard_after_forward,
+           {.help = "with zero_stage 3: true: layers' weights take turns in few places, gathered for each forward and backward; false: they stay once gathered"})
+      .key("prefetch", &S::prefetch, {.help = "with zero_stage 3: layers whose weights are gathered ahead of the one that computes", .unit = "layers", .min = 0, .max = 64, .also_called = {"prefetch_layers"}})
       .key("schedule", &S::schedule,
            {.help = "order of a pipeline's work: gpipe, 1f1b, interleaved, zb-h1, zb-v, dualpipe-v, or the path of a schedule file (2bw can be planned, not trained yet)",
             .also_called = {"pipeline_schedule"}})

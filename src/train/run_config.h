@@ -93,6 +93,8 @@ struct ParallelSection {
   std::optional<int64_t> data_parallel_size;  // absent: the ranks that the other sizes leave
   int64_t tensor_parallel_size = 1, pipeline_parallel_size = 1, context_parallel_size = 1, expert_parallel_size = 1;
   int64_t zero_stage = 0, hybrid_shard_size = 0;
+  bool reshard_after_forward = true;
+  int64_t prefetch = 1;
   std::string schedule = "1f1b";
   int64_t virtual_stages = 1;
   std::vector<std::string> stage_layers;

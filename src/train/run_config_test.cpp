@@ -167,7 +167,7 @@ TEST(RunConfig, EveryMistakeNamesItsPlaceAndAWayOut) {
 
 TEST(RunConfig, WhatIsNotThereIsUnsupportedUnlessItIsTheDefault) {
   const std::string text(kRun);
-  for (const char* line : {"expert_parallel_size = 2", "hybrid_shard_size = 2",
+  for (const char* line : {"expert_parallel_size = 2",
                            "offload = [\"optimizer\"]"}) {
     EXPECT_NE(message_of(text + "[parallel]\n" + line, {}, ErrorCode::kUnsupported).find("which this version does not have"),
               std::string::npos)

@@ -139,11 +139,12 @@ void resolve_layout(RunSetup& setup, const RunResources& resources) {
   data.size = parallel.data_parallel_size.value_or(num_ranks / model_ranks);
   data.zero_stage = static_cast<int>(parallel.zero_stage);
   data.fast_reduction = parallel.reduction == ReductionMode::kFast;
+  data.shard_group_size = parallel.hybrid_shard_size;
+  data.reshard_after_forward = parallel.reshard_after_forward;
+  data.prefetch = static_cast<int>(parallel.prefetch);
   if (data.size * model_ranks != num_ranks)
     throw Error(ErrorCode::kInvalidConfig, "parallel.data_parallel_size = {} times {} for {} rank{}; start with --ranks {}, or leave data_parallel_size out",
                 data.size, sizes, num_ranks, num_ranks == 1 ? "" : "s", data.size * model_ranks);
-  if (data.zero_stage > 1)
-    throw Error(ErrorCode::kUnsupported, "parallel.zero_stage = {}: sharded gradients (2) and weights (3) are not built yet; use 0 or 1", data.zero_stage);
   setup.plan_options.memory_budget_bytes /= resources.num_local_ranks > 0 ? resources.num_local_ranks : num_ranks;  // they share this machine's memory
 }
 

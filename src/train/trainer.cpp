@@ -196,14 +196,17 @@ int64_t Trainer::start_or_resume() {
 
 void Trainer::load(const std::string& path) {
   const CheckpointReader reader(path);
-  const std::vector<int> replicas = ranks_.local_replicas();
-  for (int replica : replicas)
+  int filled = -1;
+  for (int replica : ranks_.local_replicas()) {
+    const bool shards_are_filled = ranks_.shards_state() && ranks_.first_of_shards(replica) == filled;  // those of a group together
+    filled = ranks_.first_of_shards(replica);
     for (int part : ranks_.local_parts()) {
       reader.load(ranks_.weights(replica, part), "");
-      if (replica != replicas.front() && ranks_.shards_state()) continue;  // the shards of all ranks were filled together
+      if (shards_are_filled) continue;
       for (const auto& [field, suffix] : kStateFields)
         if (const auto tensors = ranks_.state(field, replica, part); !tensors.empty()) reader.load(tensors, suffix);
     }
+  }
 }
 
 // The settings that the folder's newest state is made with: not before they were accepted.

@@ -46,6 +46,7 @@ OptimizerHyper read_hyper(const TensorView& view) {
 
 void run_zero(const KernelContext& context, const OpCall& call) {
   const TensorView& y = call.out(0);
+  if (call.fold != nullptr && call.fold->add_to_destination) return;
   ORRERY_CHECK(y.contiguous(), "zero: rows {} apart", y.row_stride);
   context.pool->parallel_for(y.num_elements() * dtype_bytes(y.dtype), kBytesWorthAThread,
                              [&](int64_t begin, int64_t end) { std::memset(y.data + begin, 0, end - begin); });
