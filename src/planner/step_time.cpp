@@ -66,7 +66,12 @@ class RankCosts {
     const ParameterUnit& unit = plan_.units[static_cast<size_t>(action.unit)];
     const auto elements = static_cast<double>(unit.cuts.back() - unit.cuts.front());
     if (action.kind == ActionKind::kReduceScatterGradients) {
-      add("rs", 4 * elements * static_cast<double>(plan_.schedule.piece_buffers[static_cast<size_t>(unit.chunk)].size()));
+      add("rs", 4 * elements * (action.round >= 0 ? 1 : static_cast<double>(plan_.schedule.piece_buffers[static_cast<size_t>(unit.chunk)].size())));
+    } else if (action.kind == ActionKind::kAllReduceGradients) {
+      add("rs", static_cast<double>(payload_bytes(plan_, action) * static_cast<int64_t>(plan_.schedule.rounds.back().after.size())));
+      add("ag", static_cast<double>(payload_bytes(plan_, action)));
+    } else if (action.kind == ActionKind::kAllGatherParameters && plan_.options.data.shards_weights()) {
+      add("ag", static_cast<double>(payload_bytes(plan_, action)));
     } else if (action.kind == ActionKind::kAllGatherGradients) {
       add("ag", 4 * elements);
     } else {

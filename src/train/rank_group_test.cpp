@@ -138,6 +138,79 @@ TEST_F(GroupTest, MomentsInShardsTakeTheirPartOfTheMemory) {
   EXPECT_LE(sum, moments(whole[0]) + num_ranges * kArenaAlignment);
 }
 
+// Classes of memory against the formulas: shards are 1 / N of what is whole without them, what is in flight is two layers and what stands before
+// or behind the layers, and the total falls from stage to stage.
+TEST_F(GroupTest, ShardsTakeTheirPartOfTheMemory) {
+  TrainingPlanOptions options = group_options(ModelFamily::kLlama, false, DType::kBF16, dataset_);
+  options.model.num_layers = 12;
+  options.model.hidden_size = options.model.intermediate_size = 256;
+  options.micro_batch_size = 2;  // a lane: two rounds of four ranks
+  const WorkspaceBytes traits = workspace_traits(default_engine_options(1), testing::kGroupSequenceTokens);
+  const auto plans_of = [&](int zero_stage, bool reshard_after_forward = true) {
+    options.data = {4, 0, zero_stage};
+    options.data.reshard_after_forward = reshard_after_forward;
+    return make_training_plans(options, traits);
+  };
+  const auto bytes = [](const std::vector<Plan>& plans, MemoryClass memory_class) {
+    int64_t sum = 0;
+    for (const Plan& plan : plans) sum += plan.memory.class_bytes[static_cast<size_t>(memory_class)];
+    return sum;
+  };
+  const auto optimizer = plans_of(1), gradients = plans_of(2), weights = plans_of(3), stay = plans_of(3, false);
+  const auto num_units = static_cast<int64_t>(gradients[0].units.size());
+  int64_t whole = 0, layer = 0, outside = 0;
+  for (const ParameterUnit& unit : gradients[0].units) {
+    whole += unit.size();
+    const bool in_layer = gradients[0].stage.parameters[static_cast<size_t>(unit.first)].name.find("layers.") == 0;
+    (in_layer ? layer : outside) = std::max(in_layer ? layer : outside, unit.size());
+  }
+  const int64_t padding = 4 * num_units * kArenaAlignment;
+  EXPECT_EQ(gradients[0].schedule.num_shard_sums, 1);
+  EXPECT_NEAR(static_cast<double>(bytes(gradients, MemoryClass::kGradients)), static_cast<double>(whole * 4), static_cast<double>(padding));
+  EXPECT_LE(bytes(gradients, MemoryClass::kUnitGradients), 4 * (2 * layer + 2 * outside) * 4 + padding);
+  EXPECT_NEAR(static_cast<double>(bytes(weights, MemoryClass::kWeights)), static_cast<double>(whole * 2), static_cast<double>(padding));
+  EXPECT_LE(bytes(weights, MemoryClass::kGatheredWeights), 4 * (2 * layer + 2 * outside) * 2 + padding);
+  EXPECT_NEAR(static_cast<double>(bytes(stay, MemoryClass::kWeights)), static_cast<double>(4 * whole * 2), static_cast<double>(padding));
+  EXPECT_EQ(bytes(stay, MemoryClass::kGatheredWeights), 0);
+  EXPECT_LT(gradients[0].memory.total_bytes, optimizer[0].memory.total_bytes);
+  EXPECT_LT(weights[0].memory.total_bytes, gradients[0].memory.total_bytes);
+}
+
+// The plan's bytes against the formulas: weights are gathered for forward and backward of each micro-batch but for the layers that are there
+// still, or once when they stay; gradients are reduced once a micro-batch.
+TEST_F(GroupTest, PlannedBytesOfShardsAreThoseOfTheFormulas) {
+  TrainingPlanOptions options = group_options(ModelFamily::kLlama, false, DType::kBF16, dataset_);
+  options.model.num_layers = 6;
+  const WorkspaceBytes traits = workspace_traits(default_engine_options(1), testing::kGroupSequenceTokens);
+  for (int64_t micro_batch : {2, 4}) {
+    options.micro_batch_size = micro_batch;
+    for (bool reshard : {true, false}) {
+      options.data = {4, 0, 3};
+      options.data.reshard_after_forward = reshard;
+      const std::vector<Plan> plans = make_training_plans(options, traits);
+      int64_t reduced = 0, gathered = 0, whole = 0, layers_there = 0, embedding = 0;
+      for (const Plan& plan : plans)
+        for (const Action& action : plan.schedule.actions) {
+          if (action.kind == ActionKind::kReduceScatterGradients) reduced += bytes_sent(plan, action);
+          if (action.kind == ActionKind::kAllGatherParameters) gathered += bytes_sent(plan, action);
+        }
+      for (const ParameterUnit& unit : plans[0].units) {
+        whole += unit.size();
+        const std::string& name = plans[0].stage.parameters[static_cast<size_t>(unit.first)].name;
+        // The last two layers when the backward begins, the first two when the next forward does; the embedding is read in the forward alone.
+        if (name.find("layers.4") == 0 || name.find("layers.5") == 0) layers_there += unit.size();
+        if (unit.first == 0) embedding += unit.size();
+      }
+      const int64_t rounds = 16 / 4 / micro_batch;
+      EXPECT_EQ(reduced, whole * 4 * 3 * rounds);
+      if (!reshard) EXPECT_EQ(gathered, whole * 2 * 3);
+      // Head and final norm are there still when the backward begins.
+      if (reshard) EXPECT_LE(gathered, (2 * whole - layers_there - embedding) * 2 * 3 * rounds);
+      if (reshard) EXPECT_GE(gathered, (2 * whole - 2 * layers_there - 3 * embedding) * 2 * 3 * rounds);
+    }
+  }
+}
+
 // The plan's bytes against the formulas: a ring all-reduce's, plus one reduction of the tied matrix.
 TEST_F(GroupTest, PlannedBytesAreThoseOfTheFormulas) {
   TrainingPlanOptions options = group_options(ModelFamily::kLlama, true, DType::kBF16, dataset_);
@@ -176,6 +249,12 @@ TEST_F(GroupTest, RefusesWhatCannotBe) {
   options.parallel.tensor_size = 3;
   EXPECT_NE(testing::error_of([&] { make_training_plans(options, traits); }).first.find("tensor_parallel_size = 3 does not divide model.num_heads = 4; use one of 1, 2"), std::string::npos);
   options.parallel.tensor_size = 1;
+  options.data = {2, 0, 3, true};
+  EXPECT_NE(testing::error_of([&] { make_training_plans(options, traits); }).first.find("in the lane tree alone"), std::string::npos);
+  options.data = {6, 0, 3, false, 4};
+  EXPECT_NE(testing::error_of([&] { make_training_plans(options, traits); }).first.find("use a divisor of 6"), std::string::npos);
+  options.data = {4, 0, 1, false, 2};
+  EXPECT_NE(testing::error_of([&] { make_training_plans(options, traits); }).first.find("need zero_stage 2 or 3"), std::string::npos);
   options.data = {2, 0, 4};
   EXPECT_NE(testing::error_of([&] { make_training_plans(options, traits); }).first.find("zero_stage = 4"), std::string::npos);
 }
