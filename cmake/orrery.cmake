@@ -78,6 +78,12 @@ function(orrery_library name)
   endif()
 endfunction()
 
+# Seconds after which a test counts as hung; a sanitizer on a busy machine is twenty times slower.
+set(ORRERY_TEST_TIMEOUT 1200)
+if(ORRERY_SANITIZE)
+  set(ORRERY_TEST_TIMEOUT 7200)
+endif()
+
 # orrery_test(target SOURCES files... DEPENDS libraries...): a GoogleTest program, one CTest entry.
 function(orrery_test target)
   cmake_parse_arguments(ARG "" "" "SOURCES;DEPENDS;LINK" ${ARGN})
@@ -88,5 +94,5 @@ function(orrery_test target)
     target_link_libraries(${target} PRIVATE orrery_${dependency})
   endforeach()
   add_test(NAME ${target} COMMAND ${target})
-  set_tests_properties(${target} PROPERTIES TIMEOUT 900)
+  set_tests_properties(${target} PROPERTIES TIMEOUT ${ORRERY_TEST_TIMEOUT})
 endfunction()
