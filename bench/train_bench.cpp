@@ -6,7 +6,9 @@
 // the rate of a loop of products on registers, and then the bytes of the norm and the update at the rate of a plain copy.
 // --clock cpu counts the process's processor time, divided by the threads: on a machine that others use, what a step costs without what
 // was preempted, but also without what threads waited for; most telling with one thread.
-// --table: the plan, the limit's parts and each op's time, on stderr.
+// --table: the plan, the limit's parts, each op's time, and each product's rate by shape beside the same kernel alone (packing included)
+// and the register loop, on stderr.
+// peak_bound_mib is 16 B a parameter + the planned activations + 64 MiB (with f32 moments); peak_within says whether the process stayed below.
 #include <sys/resource.h>
 #include <time.h>
 
@@ -14,14 +16,16 @@
 #include <chrono>
 #include <cstdio>
 #include <cstring>
+#include <map>
 #include <string>
 #include <vector>
 
 #include "base/error.h"
 #include "base/philox.h"
 #include "planner/plan.h"
-#include "runtime/arena.h"
 #include "ir/op_table.h"
+#include "runtime/arena.h"
+#include "runtime/executor.h"
 #include "runtime/machine_probe.h"
 #include "train/engine.h"
 #include "gemm_loops.h"
@@ -125,6 +129,101 @@ Limit measure_limit(const Plan& plan, int num_threads) {
   return limit;
 }
 
+bool is_product(OpKind kind) {
+  switch (kind) {
+    case OpKind::kLinear:
+    case OpKind::kLinearGelu:
+    case OpKind::kLinearGradInput:
+    case OpKind::kLinearGradInputGelu:
+    case OpKind::kLinearGradWeight: return true;
+    default: return false;
+  }
+}
+
+// Seconds of one call of an op on operands of its own at the plan's bounds: the best of five. It reads and packs what the step reads and packs.
+double seconds_alone(const Plan& plan, const Op& op, const EngineOptions& machine, ThreadPool& pool) {
+  const int64_t sequence_tokens = plan.options.sequence_tokens;
+  std::vector<TensorView> views;
+  int64_t bytes = 0;
+  for (const auto* operands : {&op.inputs, &op.outputs})
+    for (ValueId id : *operands) bytes += align_up(plan.stage.value(id).bytes(), kArenaAlignment);
+  const int64_t workspace = op_workspace_bytes(device_spec(machine), plan.stage, op, sequence_tokens);
+  Arena arena(align_up(bytes + workspace + kArenaAlignment, kArenaGranule));
+  int64_t offset = 0;
+  for (const auto* operands : {&op.inputs, &op.outputs})
+    for (ValueId id : *operands) {
+      const Value& value = plan.stage.value(id);
+      TensorView view;
+      view.data = arena.data() + offset;
+      view.dtype = value.dtype;
+      view.num_dims = static_cast<int8_t>(value.shape.size());
+      for (size_t i = 0; i < value.shape.size(); ++i) view.dims[i] = value.shape[i].bound;
+      view.row_stride = view.row_width();
+      if (value.dtype == DType::kBF16)
+        for (int64_t i = 0; i < view.num_elements(); ++i) view.as<uint16_t>()[i] = static_cast<uint16_t>(0x3c00 + i % 97);
+      views.push_back(view);
+      offset += align_up(value.bytes(), kArenaAlignment);
+    }
+  const std::vector<uint8_t> merges(static_cast<size_t>(plan.micro_batch_size), 1);
+  const GradFold fold{plan.micro_batch_size, sequence_tokens, merges.data(), true};
+  OpCall call;
+  call.kind = op.kind;
+  call.inputs = std::span(views).first(op.inputs.size());
+  call.outputs = std::span(views).subspan(op.inputs.size());
+  call.attributes = &op.attributes;
+  call.fold = &fold;
+  call.workspace = {arena.data() + offset, static_cast<size_t>(workspace)};
+  const KernelContext context{&pool, machine.isa, machine.arithmetic, machine.native_arithmetic};
+  const KernelEntry& kernel = cpu_kernel(op.kind, plan.stage.compute_dtype);
+  double best = 1e9;
+  for (int i = 0; i < 5; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    kernel.run(context, call);
+    best = std::min(best, seconds_since(begin));
+  }
+  return best;
+}
+
+// The step's products by op and shape.
+void print_products(TrainingEngine& engine, const EngineOptions& machine, double register_rate) {
+  struct Row {
+    double seconds = 0, flops = 0;
+    int64_t calls = 0;
+    const Op* op = nullptr;
+  };
+  const Plan& plan = engine.plan();
+  std::map<std::string, Row> rows;
+  for (Phase phase : {Phase::kForward, Phase::kBackward}) {
+    const auto& ops = plan.stage.block(phase).ops;
+    const auto& times = engine.executor().op_times(phase);
+    for (size_t i = 0; i < ops.size(); ++i) {
+      if (!is_product(ops[i].kind) || times[i].calls == 0) continue;
+      const int64_t in = plan.stage.value(ops[i].inputs[0]).shape.back().bound, out = plan.stage.value(ops[i].outputs[0]).shape.back().bound;
+      Row& row = rows[fmt::format("{} {} to {}", op_name(ops[i].kind), in, out)];
+      row.seconds += times[i].seconds;
+      row.flops += op_cost(plan.stage, ops[i], plan.micro_batch_size * plan.options.local_tokens(), 0).flops * static_cast<double>(times[i].calls);
+      row.calls += times[i].calls;
+      row.op = &ops[i];
+    }
+  }
+  ThreadPool pool(machine.num_threads, machine.pin_threads);
+  const auto steps = static_cast<double>(engine.num_steps_timed());
+  double seconds = 0, alone = 0, flops = 0, all_calls = 0;
+  fmt::print(stderr, "{:<40}{:>7}{:>11}{:>9}{:>9}{:>10}{:>17}\n", "product, columns in and out", "calls", "ms a step", "TFLOP/s", "alone", "of alone", "of register loop");
+  const auto print = [&](const std::string& name, double calls, double ms, double rate, double rate_alone) {
+    fmt::print(stderr, "{:<40}{:>7.0f}{:>11.2f}{:>9.3f}{:>9.3f}{:>9.1f}%{:>16.1f}%\n", name, calls, ms, rate / 1e12, rate_alone / 1e12, 100 * rate / rate_alone, 100 * rate / register_rate);
+  };
+  for (const auto& [name, row] : rows) {
+    const double once = seconds_alone(plan, *row.op, machine, pool), calls = static_cast<double>(row.calls);
+    print(name, calls / steps, 1e3 * row.seconds / steps, row.flops / row.seconds, row.flops / (once * calls));
+    seconds += row.seconds;
+    alone += once * calls;
+    flops += row.flops;
+    all_calls += calls;
+  }
+  print("these products", all_calls / steps, 1e3 * seconds / steps, flops / seconds, flops / alone);
+}
+
 // Seconds by the clock that the options name.
 double now(const Options& options, int num_threads) {
   timespec time{};
@@ -144,7 +243,9 @@ int run(const Options& options) {
   plan_options.optimizer.moment_dtype = options.moments == "bf16" ? DType::kBF16 : DType::kF32;
   const Plan plan = make_training_plan(plan_options, workspace_traits(machine, options.seq));
   TrainingEngine engine(plan, machine);
+  const auto initialization = std::chrono::steady_clock::now();
   engine.initialize_weights(1);
+  const double initialization_seconds = seconds_since(initialization);
   OptimizerHyper hyper;
   hyper.lr = 3e-4f;
   hyper.beta1 = 0.9f;
@@ -168,15 +269,18 @@ int run(const Options& options) {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
   const double tokens = static_cast<double>(options.batch * options.seq);
+  const int64_t peak = usage.ru_maxrss << 10, bound = 16 * plan.num_parameters + plan.memory.class_bytes[static_cast<size_t>(MemoryClass::kActivations)] + (int64_t{64} << 20);
   const Limit limit = measure_limit(plan, machine.num_threads);
   fmt::print(
       "{{\"peer\": \"orrery\", \"model\": \"{}\", \"params\": {}, \"dtype\": \"{}\", \"moments\": \"{}\", \"recompute\": \"{}\", \"threads\": {}, \"batch\": {}, "
-      "\"seq\": {}, \"tokens_per_s\": {:.1f}, \"step_s\": {:.4f}, \"tflops\": {:.3f}, \"arena_mib\": {}, \"peak_rss_mib\": {}, \"loss\": {:.4f}, "
+      "\"seq\": {}, \"tokens_per_s\": {:.1f}, \"step_s\": {:.4f}, \"tflops\": {:.3f}, \"arena_mib\": {}, \"peak_rss_mib\": {}, \"peak_bound_mib\": {}, \"peak_within\": {}, \"loss\": {:.4f}, "
       "\"limit_tokens_per_s\": {:.1f}, \"share_of_limit\": {:.3f}}}\n",
       options.model, plan.num_parameters, options.dtype, options.moments, options.recompute, machine.num_threads, options.batch, options.seq, tokens / median, median,
-      plan.flops_per_step / median / 1e12, plan.memory.total_bytes >> 20, usage.ru_maxrss >> 10, result.loss_sum / tokens, tokens / limit.seconds(), limit.seconds() / median);
+      plan.flops_per_step / median / 1e12, plan.memory.total_bytes >> 20, peak >> 20, bound >> 20, peak <= bound, result.loss_sum / tokens, tokens / limit.seconds(), limit.seconds() / median);
   if (options.table) {
     fmt::print(stderr, "{}{}", plan_to_text(plan), engine.op_table());
+    print_products(engine, machine, limit.product_rate);
+    fmt::print(stderr, "weights   drawn in {:.2f} s\n", initialization_seconds);
     fmt::print(stderr, "limit     products {:8.1f} ms: {:.3f} TFLOP at {:.3f} TFLOP/s of a register loop (a large product alone runs at {:.3f})\n", 1e3 * limit.flops / limit.product_rate,
                limit.flops / 1e12, limit.product_rate / 1e12, limit.packed_rate / 1e12);
     fmt::print(stderr, "limit     update   {:8.1f} ms: {:.2f} GB at {:.1f} GB/s of a copy\n", 1e3 * limit.update_bytes / limit.copy_rate, limit.update_bytes / 1e9, limit.copy_rate / 1e9);

@@ -32,6 +32,7 @@ class PhiloxStream {
         op_id_(op_id),
         step_(step) {}
 
+  constexpr const std::array<uint32_t, 2>& key() const { return key_; }
   /// 128 bits for elements 4 * group .. 4 * group + 3.
   constexpr std::array<uint32_t, 4> group(uint64_t group_index) const {
     return philox4x32({static_cast<uint32_t>(group_index), static_cast<uint32_t>(group_index >> 32), op_id_, step_}, key_);

@@ -1,10 +1,12 @@
 #include "runtime/initialize.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "base/bfloat16.h"
 #include "base/philox.h"
 #include "base/portable_math.h"
+#include "runtime/normal_draws.h"
 
 namespace orrery {
 
@@ -20,28 +22,64 @@ float initial_normal(uint64_t seed, int32_t tensor_index, int64_t index, float s
   return static_cast<float>(std * radius * ((index & 1) ? angle.sin : angle.cos));
 }
 
-void initialize_parameter(const ParameterSpec& spec, uint64_t seed, DType compute_dtype, void* weight, int16_t* low) {
-  const int64_t columns = spec.columns();
-  const auto store = [&](int64_t index, float value) {
+namespace {
+
+// Where the values of a parameter go.
+struct Destination {
+  DType compute_dtype;
+  void* weight;
+  int16_t* low;
+
+  void store(int64_t index, float value) const {
     if (compute_dtype == DType::kF32) {
       static_cast<float*>(weight)[index] = value;
     } else {
       static_cast<uint16_t*>(weight)[index] = master_high(value);
       if (low) low[index] = master_low(value);
     }
-  };
-  for (const ParameterSegment& segment : spec.segments)
-    for (int64_t row = 0; row < segment.num_rows; ++row)
-      for (int64_t column = 0; column < columns; ++column) {
-        const int64_t tensor_row = segment.tensor_row_begin + row, tensor_column = segment.tensor_column_begin + column;
-        const int64_t width = segment.tensor_shape.size() > 1 ? segment.tensor_shape[1] : 1;  // as stored in the world
-        const int64_t logical = segment.transpose ? tensor_column * width + tensor_row : tensor_row * width + tensor_column;
-        float value = 0;
-        if (spec.init == InitKind::kOnes) value = 1;
-        if (spec.init == InitKind::kNormal) value = initial_normal(seed, segment.tensor_index, logical, spec.init_std);
-        store((segment.row_begin + row) * columns + column, value);
-      }
-  for (int64_t index = (spec.rows() - spec.padding_rows) * columns; index < spec.num_elements(); ++index) store(index, 0);
+  }
+};
+
+// `count` values of a segment that lie side by side in its tensor, from (tensor_row, tensor_column) on in the tensor as the world stores it.
+void draw_run(const ParameterSpec& spec, const ParameterSegment& segment, uint64_t seed, int64_t stored_row, int64_t stored_column, int64_t count, float* out) {
+  if (spec.init != InitKind::kNormal) return static_cast<void>(std::fill_n(out, count, spec.init == InitKind::kOnes ? 1.0f : 0.0f));
+  const int64_t width = segment.tensor_shape.size() > 1 ? segment.tensor_shape[1] : 1;
+  initial_normals(seed, segment.tensor_index, stored_row * width + stored_column, count, spec.init_std, out);
+}
+
+}  // namespace
+
+void initialize_parameter(const ParameterSpec& spec, uint64_t seed, DType compute_dtype, void* weight, int16_t* low, ThreadPool& pool) {
+  // Runs of at most kRun values; a transposed segment is written kLanes runs at a time, so that whole cache lines are.
+  constexpr int64_t kRun = 256, kLanes = 32;
+  const Destination to{compute_dtype, weight, low};
+  const int64_t columns = spec.columns();
+  for (const ParameterSegment& segment : spec.segments) {
+    if (!segment.transpose) {
+      pool.parallel_for(segment.num_rows, std::max<int64_t>(1, kRun / std::max<int64_t>(1, columns)), [&](int64_t begin, int64_t end) {
+        float values[kRun];
+        for (int64_t row = begin; row < end; ++row)
+          for (int64_t column = 0; column < columns; column += kRun) {
+            const int64_t count = std::min(kRun, columns - column);
+            draw_run(spec, segment, seed, segment.tensor_row_begin + row, segment.tensor_column_begin + column, count, values);
+            for (int64_t i = 0; i < count; ++i) to.store((segment.row_begin + row) * columns + column + i, values[i]);
+          }
+      });
+      continue;
+    }
+    pool.parallel_for(columns, kLanes, [&](int64_t begin, int64_t end) {
+      float values[kLanes][kRun];
+      for (int64_t column = begin; column < end; column += kLanes)
+        for (int64_t row = 0; row < segment.num_rows; row += kRun) {
+          const int64_t lanes = std::min(kLanes, end - column), count = std::min(kRun, segment.num_rows - row);
+          for (int64_t lane = 0; lane < lanes; ++lane)
+            draw_run(spec, segment, seed, segment.tensor_column_begin + column + lane, segment.tensor_row_begin + row, count, values[lane]);
+          for (int64_t i = 0; i < count; ++i)
+            for (int64_t lane = 0; lane < lanes; ++lane) to.store((segment.row_begin + row + i) * columns + column + lane, values[lane][i]);
+        }
+    });
+  }
+  for (int64_t index = (spec.rows() - spec.padding_rows) * columns; index < spec.num_elements(); ++index) to.store(index, 0);
 }
 
 namespace {

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "base/thread_pool.h"
 #include "ir/block.h"
 
 namespace orrery {
@@ -12,7 +13,7 @@ namespace orrery {
 float initial_normal(uint64_t seed, int32_t tensor_index, int64_t index, float std);
 
 /// Writes a parameter's initial f32 values as its compute weight (bf16 high or f32) and, when `low` is not null, its low halves.
-void initialize_parameter(const ParameterSpec& spec, uint64_t seed, DType compute_dtype, void* weight, int16_t* low);
+void initialize_parameter(const ParameterSpec& spec, uint64_t seed, DType compute_dtype, void* weight, int16_t* low, ThreadPool& pool);
 
 /// cos and sin of position * frequency, [max_positions, rotary_dim / 2, 2] f32, computed in f64 and rounded once.
 /// Source  Su et al. 2021, arXiv:2104.09864; Llama 3 scaling as in Meta's reference (wavelength blend between two bounds).

@@ -193,7 +193,7 @@ void TrainingEngine::initialize_weights(uint64_t seed) {
     if (partly) whole_low.resize(static_cast<size_t>(spec.num_elements()));
     const bool sharded = plan_.options.data.shards_weights();
     if (sharded) whole.resize(static_cast<size_t>(spec.num_elements() * width));
-    initialize_parameter(spec, seed, plan_.stage.compute_dtype, sharded ? whole.data() : parameter_data(i), partly ? whole_low.data() : low);
+    initialize_parameter(spec, seed, plan_.stage.compute_dtype, sharded ? whole.data() : parameter_data(i), partly ? whole_low.data() : low, pool_);
     if (partly) std::copy(whole_low.begin() + begin, whole_low.begin() + end, low);
     if (!sharded) continue;
     const OwnedElements kept = weight_shard(plan_, i);
