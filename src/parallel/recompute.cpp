@@ -16,7 +16,7 @@ struct Producer {
 
 class Recomputer {
  public:
-  Recomputer(Stage& stage, Recompute policy) : stage_(stage), policy_(policy), forward_(stage.block(Phase::kForward).ops) {
+  Recomputer(Stage& stage, Recompute policy, std::unordered_set<ValueId> chosen = {}) : stage_(stage), policy_(policy), chosen_(std::move(chosen)), forward_(stage.block(Phase::kForward).ops) {
     for (const Op& op : forward_)
       for (size_t i = 0; i < op.outputs.size(); ++i) producers_[op.outputs[i]] = {&op, i};
     find_layer_inputs();
@@ -54,6 +54,7 @@ class Recomputer {
     // Tokens that other ranks have are asked for again rather than kept: that is what sharing them is for.
     if (kind == OpKind::kGatherTokens) return true;
     if (policy_ == Recompute::kNone) return false;
+    if (policy_ == Recompute::kBudget) return chosen_.count(id) > 0;
     if (policy_ == Recompute::kFull) return !layer_inputs_.count(id);
     switch (kind) {
       case OpKind::kRmsNorm:
@@ -107,6 +108,7 @@ class Recomputer {
 
   Stage& stage_;
   Recompute policy_;
+  std::unordered_set<ValueId> chosen_;  // kBudget
   const std::vector<Op>& forward_;
   std::unordered_map<ValueId, Producer> producers_;
   std::unordered_set<ValueId> layer_inputs_;
@@ -115,7 +117,16 @@ class Recomputer {
 
 }  // namespace
 
+void apply_recompute_by_bytes(Stage& stage, int level, const RecomputeCosts& costs) {
+  const std::vector<RecomputeStep> steps = recompute_steps(stage, costs);
+  const size_t count = (steps.size() * static_cast<size_t>(level) + kRecomputeLevels - 1) / kRecomputeLevels;
+  std::unordered_set<ValueId> chosen;
+  for (size_t i = 0; i < count; ++i) chosen.insert(steps[i].values.begin(), steps[i].values.end());
+  Recomputer(stage, Recompute::kBudget, std::move(chosen)).run();
+}
+
 void apply_recompute(Stage& stage, Recompute policy) {
+  ORRERY_CHECK(policy != Recompute::kBudget, "a budget's policy needs a level and costs");
   Recomputer(stage, policy).run();
 }
 

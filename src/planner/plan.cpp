@@ -19,12 +19,17 @@ std::string_view recompute_name(Recompute recompute) {
     case Recompute::kNone: return "none";
     case Recompute::kSelective: return "selective";
     case Recompute::kFull: return "full";
+    case Recompute::kBudget: return "by bytes";
   }
   return "?";
 }
 
+std::string recompute_text(const Plan& plan) {
+  return plan.recompute == Recompute::kBudget ? fmt::format("{} ({}/{})", recompute_name(plan.recompute), plan.options.recompute_level, kRecomputeLevels) : std::string(recompute_name(plan.recompute));
+}
+
 std::optional<Recompute> parse_recompute(std::string_view name) {
-  for (Recompute recompute : {Recompute::kNone, Recompute::kSelective, Recompute::kFull})
+  for (Recompute recompute : {Recompute::kNone, Recompute::kSelective, Recompute::kFull, Recompute::kBudget})
     if (recompute_name(recompute) == name) return recompute;
   return std::nullopt;
 }
@@ -120,6 +125,18 @@ void count_work(std::vector<Plan>& plans) {
   const double mean_context = static_cast<double>(plan.options.sequence_tokens + 1) / 2;
   for (Phase phase : {Phase::kForward, Phase::kBackward})
     for (const Op& op : whole.block(phase).ops) (op.recomputed ? recomputed : flops) += op_cost(whole, op, tokens, mean_context).flops;
+  // A pipeline's ranks may have other levels.
+  if (plan.recompute == Recompute::kBudget) {
+    recomputed = 0;
+    for (const Plan& each : plans)
+      if (each.options.data.rank == 0)
+        for (int32_t chunk = 0; chunk < each.stage.num_chunks(); ++chunk)
+          for (Phase phase : {Phase::kBackward, Phase::kBackwardInput, Phase::kBackwardWeight}) {
+            if (phase == Phase::kBackward && !each.stage.block(Phase::kBackwardInput, chunk).ops.empty()) continue;  // its halves are counted
+            for (const Op& op : each.stage.block(phase, chunk).ops)
+              if (op.recomputed) recomputed += op_cost(each.stage, op, each.options.global_batch_size * each.options.local_tokens(), mean_context).flops;
+          }
+  }
   for (Plan& each : plans) {
     each.num_parameters = num_parameters;
     each.flops_per_step = flops;
@@ -141,19 +158,44 @@ std::vector<int64_t> micro_batch_candidates(const TrainingPlanOptions& options) 
   return sizes;
 }
 
+// The ranks of one place in the pipeline into `plans`: their most bytes. The last data-parallel rank's share is the largest when shares differ, so
+// it is asked first, and alone where `only_last`.
+int64_t build_pipeline_rank(TrainingPlanOptions options, int64_t micro_batch_size, Recompute recompute, const WorkspaceBytes& workspace_bytes, bool only_last, std::vector<Plan>& plans) {
+  int64_t needed = 0;
+  const int64_t budget = options.memory_budget_bytes;
+  for (options.data.rank = options.data.size - 1; options.data.rank >= 0; --options.data.rank) {
+    for (int64_t part = 0; part < options.parallel.num_parts(); ++part) {
+      options.parallel.tensor_rank = part / options.parallel.context_size, options.parallel.context_rank = part % options.parallel.context_size;
+      Plan& plan = plans[static_cast<size_t>(options.world_rank())];
+      plan = build_plan(options, micro_batch_size, recompute, workspace_bytes);
+      needed = std::max(needed, plan.memory.total_bytes);
+    }
+    if (only_last || (budget > 0 && needed > budget)) break;
+  }
+  return needed;
+}
+
+// The least level with which the ranks of one place in the pipeline fit; the most one when none does.
+int recompute_level_that_fits(TrainingPlanOptions options, int64_t micro_batch_size, const WorkspaceBytes& workspace_bytes, std::vector<Plan>& plans) {
+  int least = 0, most = kRecomputeLevels;
+  while (least < most) {
+    options.recompute_level = (least + most) / 2;
+    if (build_pipeline_rank(options, micro_batch_size, Recompute::kBudget, workspace_bytes, true, plans) <= options.memory_budget_bytes)
+      most = options.recompute_level;
+    else
+      least = options.recompute_level + 1;
+  }
+  return most;
+}
+
 // All ranks of the world, or nothing when one does not fit: then its bytes are in `needed`.
 std::optional<std::vector<Plan>> build_world(TrainingPlanOptions options, int64_t micro_batch_size, Recompute recompute, const WorkspaceBytes& workspace_bytes, int64_t& needed) {
   std::vector<Plan> plans(static_cast<size_t>(options.world_size()));
   needed = 0;
-  // The last data-parallel rank's share is the largest when shares differ, so it is asked first.
-  for (options.data.rank = options.data.size - 1; options.data.rank >= 0; --options.data.rank) {
-    for (options.pipeline.rank = 0; options.pipeline.rank < options.pipeline.size; ++options.pipeline.rank)
-      for (int64_t part = 0; part < options.parallel.num_parts(); ++part) {
-        options.parallel.tensor_rank = part / options.parallel.context_size, options.parallel.context_rank = part % options.parallel.context_size;
-        Plan& plan = plans[static_cast<size_t>(options.world_rank())];
-        plan = build_plan(options, micro_batch_size, recompute, workspace_bytes);
-        needed = std::max(needed, plan.memory.total_bytes);
-      }
+  const bool chooses_level = recompute == Recompute::kBudget && !options.recompute;
+  for (options.pipeline.rank = 0; options.pipeline.rank < options.pipeline.size; ++options.pipeline.rank) {
+    if (chooses_level) options.recompute_level = recompute_level_that_fits(options, micro_batch_size, workspace_bytes, plans);
+    needed = std::max(needed, build_pipeline_rank(options, micro_batch_size, recompute, workspace_bytes, false, plans));
     if (options.memory_budget_bytes > 0 && needed > options.memory_budget_bytes) return std::nullopt;
   }
   return plans;
@@ -234,7 +276,7 @@ ScheduleContext schedule_context(std::span<const Plan> plans) {
 std::vector<Plan> make_training_plans(const TrainingPlanOptions& options, const WorkspaceBytes& workspace_bytes) {
   check_options(options);
   const std::vector<Recompute> policies = options.recompute ? std::vector<Recompute>{*options.recompute}
-                                                            : std::vector<Recompute>{Recompute::kNone, Recompute::kSelective, Recompute::kFull};
+                                                            : std::vector<Recompute>{Recompute::kNone, Recompute::kBudget, Recompute::kFull};
   int64_t least_bytes = -1;
   std::optional<Error> refused;  // why a size does not go with the schedule
   // More recompute costs up to a third of the time, a smaller micro-batch little: so sizes are tried first.

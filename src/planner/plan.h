@@ -38,6 +38,8 @@ struct TrainingPlanOptions {
   int64_t lanes = 4;
   std::optional<int64_t> micro_batch_size;  // sequences; absent: chosen here
   std::optional<Recompute> recompute;       // absent: the least that fits the budget
+  int recompute_level = kRecomputeLevels;   // kBudget: how much; chosen for each rank of a pipeline where `recompute` is absent
+  double flops_per_byte = 20;               // kBudget: what a byte's time is worth in products; about that of processors with AMX or AVX-512 and DDR5
   int64_t segments_per_sequence = 1;        // most documents that meet in one window
   bool evaluates = false;
   OptimizerBlockOptions optimizer;
@@ -121,6 +123,8 @@ std::string plan_to_json(const Plan& plan, const StepPrediction* prediction = nu
 std::string plan_to_text(const Plan& plan);
 
 std::string_view recompute_name(Recompute recompute);
+/// With the level of a policy that has one.
+std::string recompute_text(const Plan& plan);
 std::optional<Recompute> parse_recompute(std::string_view name);
 
 }  // namespace orrery

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "base/error.h"
+#include "ir/op_table.h"
 #include "ir/verify.h"
 #include "ir/verify_schedules.h"
 
@@ -74,6 +75,58 @@ TEST(Plan, ChoosesWhatFitsAndSaysTheLeastThatWould) {
     EXPECT_EQ(error.code(), ErrorCode::kInvalidConfig);
     EXPECT_NE(std::string(error.what()).find("the least that would do"), std::string::npos);
   }
+}
+
+// A budget between what nothing and everything made again need: the plan fits it, takes no more than it must, and spends less than the policies
+// that do not look at it.
+TEST(Plan, RecomputesAsMuchAsTheBudgetAsksFor) {
+  for (ModelFamily family : {ModelFamily::kGpt2, ModelFamily::kLlama})
+    for (int64_t pipeline : {1, 2}) {
+      TrainingPlanOptions options = small_options(family);
+      options.evaluates = false;
+      options.model.num_layers = 12;
+      options.model.vocab_size = 64;
+      options.sequence_tokens = options.model.max_seq_len = 512;
+      options.micro_batch_size = 2;
+      options.pipeline.size = pipeline;
+      const auto most_bytes = [](const std::vector<Plan>& plans) {
+        int64_t most = 0;
+        for (const Plan& plan : plans) most = std::max(most, plan.memory.total_bytes);
+        return most;
+      };
+      const auto with = [&](Recompute recompute) {
+        options.recompute = recompute;
+        return make_training_plans(options, fake_workspace);
+      };
+      const std::vector<Plan> none = with(Recompute::kNone), selective = with(Recompute::kSelective), full = with(Recompute::kFull);
+      options.recompute.reset();
+      int last_level = 0;
+      double last_flops = 0;
+      for (int part = 9; part >= 1; --part) {
+        options.memory_budget_bytes = most_bytes(full) + (most_bytes(none) - most_bytes(full)) * part / 10;
+        const std::vector<Plan> plans = make_training_plans(options, fake_workspace);
+        ASSERT_LE(most_bytes(plans), options.memory_budget_bytes);
+        EXPECT_EQ(plans.front().recompute, Recompute::kBudget);
+        EXPECT_GE(plans.front().options.recompute_level, last_level);
+        EXPECT_GE(plans.front().recompute_flops_per_step, last_flops);
+        last_level = plans.front().options.recompute_level;
+        last_flops = plans.front().recompute_flops_per_step;
+        EXPECT_LT(last_flops, full.front().recompute_flops_per_step);
+      }
+      EXPECT_GT(last_level, 0);
+      // For as many bytes no more time than the policy that makes the same ops again in each layer.
+      const auto time_of = [&](const std::vector<Plan>& plans) {
+        double time = 0;
+        for (const Plan& plan : plans)
+          for (const Op& op : plan.stage.block(Phase::kBackward).ops) {
+            const OpCost cost = op_cost(plan.stage, op, options.sequence_tokens, 1);
+            if (op.recomputed) time += cost.bytes_read + cost.bytes_written + cost.flops / options.flops_per_byte;
+          }
+        return time;
+      };
+      options.memory_budget_bytes = most_bytes(selective);
+      EXPECT_LE(time_of(make_training_plans(options, fake_workspace)), time_of(selective));
+    }
 }
 
 // Each mutation breaks one promise of verify.h; each must be named.

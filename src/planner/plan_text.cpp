@@ -104,7 +104,7 @@ std::string plan_to_json(const Plan& plan, const StepPrediction* prediction) {
          {"pipeline_parallel_rank", options.pipeline.rank},
          {"schedule", options.pipeline.order ? to_string(*options.pipeline.order) : std::string(pipeline_name(options.pipeline.kind))},
          {"stages", plan.schedule.stage_of_chunk},
-         {"recompute", recompute_name(plan.recompute)}}},
+         {"recompute", recompute_text(plan)}}},
       {"flops_per_step", plan.flops_per_step},
       {"recompute_flops_per_step", plan.recompute_flops_per_step},
       {"stage", stage_json(plan.stage)},
@@ -137,7 +137,7 @@ std::string plan_to_text(const Plan& plan) {
     axes.push_back(fmt::format("context parallel {} ({}, {} tokens of a sequence each)", parallel.context_size, context_method_name(parallel.context_method), options.local_tokens()));
   if (data.size > 1) axes.push_back(fmt::format("data parallel {}, ZeRO-{}", data.size, data.zero_stage));
   const std::string ranks = options.world_size() == 1 ? "1 rank" : fmt::format("{}; rank {} of {} below", fmt::join(axes, ", "), options.world_rank(), options.world_size());
-  text += fmt::format("layout    {}, {} compute, recompute {}, {:.2f} TFLOP a step{}\n", ranks, dtype_name(options.compute_dtype), recompute_name(plan.recompute),
+  text += fmt::format("layout    {}, {} compute, recompute {}, {:.2f} TFLOP a step{}\n", ranks, dtype_name(options.compute_dtype), recompute_text(plan),
                       plan.flops_per_step / 1e12,
                       plan.recompute_flops_per_step > 0 ? fmt::format(" + {:.2f} recomputed", plan.recompute_flops_per_step / 1e12) : "");
   for (const auto& [kind, bytes] : op_bytes_sent(plan)) text += fmt::format("messages  {} a step to the ranks that share a layer, in {}\n", mib(bytes), op_name(kind));

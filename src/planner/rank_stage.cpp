@@ -101,7 +101,10 @@ Stage build_chunk(const TrainingPlanOptions& options, int64_t micro_batch_size, 
   build_backward(stage);
   fuse_backward(stage);
   fuse_loss(stage);
-  apply_recompute(stage, recompute);
+  if (recompute == Recompute::kBudget)
+    apply_recompute_by_bytes(stage, options.recompute_level, {forward.max_tokens, static_cast<double>(options.sequence_tokens + 1) / 2, options.flops_per_byte});
+  else
+    apply_recompute(stage, recompute);
   if (options.evaluates) {
     build_forward(options.model, forward, stage, Phase::kEval);
     fuse_forward(stage, Phase::kEval);

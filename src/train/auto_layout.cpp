@@ -32,7 +32,7 @@ std::vector<int64_t> rank_counts(const RunSetup& setup, bool ranks_given) {
 std::string layout_name(const Plan& plan, int threads) {
   const DataParallel& data = plan.options.data;
   return fmt::format("{} rank{} x {} thread{}{}, micro-batch {}, recompute {}", data.size, data.size == 1 ? "" : "s", threads, threads == 1 ? "" : "s",
-                     data.size > 1 ? fmt::format(", zero {}", data.zero_stage) : "", plan.micro_batch_size, recompute_name(plan.recompute));
+                     data.size > 1 ? fmt::format(", zero {}", data.zero_stage) : "", plan.micro_batch_size, recompute_text(plan));
 }
 
 TrainingPlanOptions options_of(const RunSetup& setup, const Candidate& candidate) {

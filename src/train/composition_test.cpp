@@ -43,7 +43,7 @@ struct Sharding {
 };
 const std::vector<Sharding> kShardings = {{}, {2}, {1, false}, {1, true, 0}, {2, true, 2}};
 const std::vector<int64_t> kMicroBatches = {1, 2, 3, 4, 16};
-const std::vector<Recompute> kRecomputes = {Recompute::kNone, Recompute::kSelective, Recompute::kFull};
+const std::vector<Recompute> kRecomputes = {Recompute::kNone, Recompute::kSelective, Recompute::kFull, Recompute::kBudget};
 const std::vector<bool> kSplits = {false, true};  // by cost, or all layers but one on the outer stages
 
 constexpr ContextMethod kUlysses = ContextMethod::kUlysses;
@@ -87,6 +87,7 @@ class CompositionTest : public testing::GroupTest {
     options.data.prefetch = sharding.prefetch;
     options.micro_batch_size = kMicroBatches[composition[4]];
     options.recompute = kRecomputes[composition[5]];
+    options.recompute_level = static_cast<int>(kRecomputeLevels * (composition[4] + 1) / kMicroBatches.size());  // a fifth of all steps to all
     const bool is_v = pipe.kind == PipelineKind::kZbV || pipe.kind == PipelineKind::kDualPipeV;
     const int64_t num_stages = pipe.size * (is_v ? 2 : pipe.virtual_stages);
     options.parallel = kShares[composition[kShareAxis]];

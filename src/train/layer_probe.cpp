@@ -52,6 +52,7 @@ TrainingPlanOptions probe_options(const Plan& plan, int64_t num_micro_batches) {
   options.global_batch_size = std::max<int64_t>(1, wanted / options.lanes) * options.lanes;
   options.micro_batch_size = std::min(plan.micro_batch_size, options.global_batch_size);
   options.recompute = plan.recompute;
+  options.recompute_level = kRecomputeLevels;  // every op that may be made again
   options.evaluates = false;
   options.memory_budget_bytes = 0;
   options.data = {};

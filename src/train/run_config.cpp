@@ -164,7 +164,7 @@ void add_train_keys(TomlSchema<RunConfig>& schema) {
             .auto_word = "auto"})
       .key("seed", &S::seed, {.help = "seed of everything random", .min = 0, .max = 9e15, .also_called = {"random_seed"}})
       .key("recompute", &S::recompute,
-           {.help = "activations computed again in backward instead of kept; auto takes the least that fits budget.memory",
+           {.help = "activations computed again in backward instead of kept; auto takes what frees most bytes for its time, as much as budget.memory asks for",
             .also_called = {"activation_checkpointing", "gradient_checkpointing", "activation_checkpoint"}})
       .key("eval_every", &S::eval_every,
            at_least(0, "steps", "validate every so many steps and at the end; 0 for the end only", {},
