@@ -28,6 +28,7 @@ TrainingPlanOptions run_options(const Candidate& candidate, TrainingPlanOptions 
   auto whole = [](double value) { return static_cast<int64_t>(value); };
   run.data = {};
   run.data.size = whole(l.dp), run.data.zero_stage = static_cast<int>(l.zero);
+  if (l.zero == ZeroStage::kFull && l.shard_size < l.dp) run.data.shard_group_size = whole(l.shard_size);
   run.lanes = std::max(run.lanes, run.data.size);
   run.pipeline = {};
   run.pipeline.size = whole(l.pp), run.pipeline.kind = pipeline_kind_of(l.schedule), run.pipeline.virtual_stages = whole(l.virtual_stages);

@@ -98,6 +98,7 @@ TEST(Finalists, MapsAreThoseOfTheRunsPlans) {
     TrainingPlanOptions options = run;
     const JobLayout& l = c.job.layout;
     options.data.size = static_cast<int64_t>(l.dp), options.data.zero_stage = static_cast<int>(l.zero), options.lanes = std::max<int64_t>(options.lanes, options.data.size);
+    if (l.zero == ZeroStage::kFull && l.shard_size < l.dp) options.data.shard_group_size = static_cast<int64_t>(l.shard_size);
     options.pipeline.size = static_cast<int64_t>(l.pp), options.pipeline.kind = pipeline_kind_of(l.schedule), options.pipeline.virtual_stages = static_cast<int64_t>(l.virtual_stages);
     options.parallel.tensor_size = static_cast<int64_t>(l.tp), options.parallel.context_size = static_cast<int64_t>(l.cp), options.parallel.sequence_parallel = l.sequence_parallel;
     options.micro_batch_size = static_cast<int64_t>(l.micro_batch), options.recompute = l.recompute == RecomputeKind::kFull ? Recompute::kFull : Recompute::kNone;
