@@ -115,6 +115,19 @@ TEST(ThreadPool, ReadsAhead) {
   }
 }
 
+// Empty runs end before their workers have begun, so the caller takes parts and workers come late: every index is still visited exactly once a run.
+TEST(ThreadPool, LateWorkersFindTheirPartDone) {
+  ThreadPool pool(3, false);
+  std::vector<std::atomic<int>> visits(3);
+  for (int run = 0; run < 20000; ++run) {
+    pool.run([&](int thread_index, int num_threads) {
+      EXPECT_EQ(num_threads, 3);
+      visits[static_cast<size_t>(thread_index)].fetch_add(1, std::memory_order_relaxed);
+    });
+    for (const auto& count : visits) ASSERT_EQ(count.load(std::memory_order_relaxed), run + 1);
+  }
+}
+
 // An error carries its code, and each code has the exit status that the documentation promises.
 TEST(Error, ExitStatus) {
   EXPECT_EQ(exit_status(ErrorCode::kInvalidConfig), 2);

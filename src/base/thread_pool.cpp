@@ -69,11 +69,26 @@ struct alignas(64) Reader {
   }
 };
 
+// Which run's part somebody has begun. On a machine that others use too, a worker may wait for a core longer than its part takes: then the
+// caller, done with its own, takes the part, and the worker, when it comes, finds it taken.
+struct alignas(64) Claim {
+  std::atomic<uint32_t> run{0};
+  bool take(uint32_t number) {
+    uint32_t before = number - 1;
+    return run.compare_exchange_strong(before, number, std::memory_order_acq_rel, std::memory_order_relaxed);
+  }
+};
+
+// Set while the caller does another worker's part, of whose reading ahead it has nothing.
+thread_local bool does_anothers_part = false;
+
 }  // namespace
 
 struct ThreadPool::State {
   ErasedBody body = nullptr;
   void* context = nullptr;
+  std::vector<Claim> claims;  // by worker
+  bool all_must_come = false;  // a run after set_read_ahead(): afterwards no worker reads the memory of the hint before
   alignas(64) std::atomic<uint32_t> generation{0};
   alignas(64) std::atomic<int> num_pending{0};
   std::atomic<bool> stopping{false};
@@ -100,6 +115,7 @@ struct ThreadPool::State {
 ThreadPool::ThreadPool(int num_threads, bool pin) : num_threads_(num_threads), state_(std::make_unique<State>()) {
   ORRERY_CHECK(num_threads >= 1, "num_threads={}", num_threads);
   State* state = state_.get();
+  state->claims = std::vector<Claim>(static_cast<size_t>(num_threads));
   state->readers.resize(static_cast<size_t>(num_threads));
   std::vector<int> cores(num_threads, -1);
   if (pin)
@@ -116,18 +132,19 @@ ThreadPool::ThreadPool(int num_threads, bool pin) : num_threads_(num_threads), s
         pthread_setaffinity_np(pthread_self(), sizeof set, &set);
       }
       set_floating_point_mode();
-      uint32_t seen = 0;
+      uint32_t seen = 0, run = 0;
       Reader& reader = state->readers[static_cast<size_t>(thread_index)];
       while (true) {
         int spins = 0;
-        while (state->generation.load(std::memory_order_acquire) == seen) {
+        while ((run = state->generation.load(std::memory_order_acquire)) == seen) {
           if (++spins < kSpinIterations)
             reader.step();
           else
             state->sleep(state->generation, seen);
         }
-        ++seen;
+        seen = run;
         if (state->stopping.load(std::memory_order_relaxed)) return;
+        if (!state->claims[static_cast<size_t>(thread_index)].take(run)) continue;
         state->body(state->context, thread_index, num_threads);
         reader.adopt(state->next_hint, state->next, thread_index, num_threads);
         if (state->num_pending.fetch_sub(1, std::memory_order_seq_cst) == 1) state->wake(state->num_pending);
@@ -146,9 +163,11 @@ ThreadPool::~ThreadPool() {
 void ThreadPool::set_read_ahead(const ReadAhead& next) {
   state_->next = next;
   ++state_->next_hint;
+  state_->all_must_come = true;
 }
 
 int64_t ThreadPool::read_ahead_bytes(int thread_index, const std::byte* data) const {
+  if (does_anothers_part) return 0;
   const Reader& reader = state_->readers[static_cast<size_t>(thread_index)];
   return reader.begin == data ? reader.done : 0;
 }
@@ -162,9 +181,17 @@ void ThreadPool::run_erased(ErasedBody body, void* context) {
   state.body = body;
   state.context = context;
   state.num_pending.store(num_threads_ - 1, std::memory_order_relaxed);
-  state.generation.fetch_add(1, std::memory_order_seq_cst);
+  const uint32_t run = state.generation.fetch_add(1, std::memory_order_seq_cst) + 1;
   state.wake(state.generation);
   body(context, 0, num_threads_);
+  for (int thread_index = 1; thread_index < num_threads_ && !state.all_must_come; ++thread_index) {
+    if (!state.claims[static_cast<size_t>(thread_index)].take(run)) continue;
+    does_anothers_part = true;
+    body(context, thread_index, num_threads_);
+    does_anothers_part = false;
+    state.num_pending.fetch_sub(1, std::memory_order_acq_rel);
+  }
+  state.all_must_come = false;
   Reader& reader = state.readers[0];
   reader.adopt(state.next_hint, state.next, 0, num_threads_);
   int spins = 0;

@@ -31,8 +31,8 @@ class ThreadPool {
 
   int num_threads() const { return num_threads_; }
 
-  /// Calls body(thread_index, num_threads) once on every worker and returns when all have. Not reentrant.
-  /// `body` must not throw: kernels report bugs with ORRERY_CHECK.
+  /// Calls body(thread_index, num_threads) once for each index, on its worker or, where that one is late, on the caller. Not reentrant.
+  /// Returns when all are done. `body` must not throw: kernels report bugs with ORRERY_CHECK.
   template <typename Body>
   void run(Body&& body) {
     using Plain = std::remove_reference_t<Body>;
