@@ -4,8 +4,8 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstring>
 #include <filesystem>
+#include <span>
 
 #include "base/error.h"
 
@@ -62,7 +62,7 @@ std::vector<std::string> ProcessWorld::gather_text(std::string_view mine, std::s
   int64_t end = 0;
   for (const int64_t bytes : sizes) ranges.push_back({end, end + bytes}), end += bytes;
   std::vector<std::byte> all(static_cast<size_t>(end));
-  std::memcpy(all.data() + ranges[static_cast<size_t>(rank())].begin, mine.data(), mine.size());
+  std::ranges::copy(std::as_bytes(std::span(mine)), all.begin() + ranges[static_cast<size_t>(rank())].begin);
   control_->all_gather_ranges(all, ranges, what);
   std::vector<std::string> texts;
   for (const ElementRange& range : ranges) texts.emplace_back(reinterpret_cast<const char*>(all.data()) + range.begin, static_cast<size_t>(range.size()));

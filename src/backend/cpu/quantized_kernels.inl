@@ -322,7 +322,7 @@ ORRERY_INLINE void store_codes(int8_t* q, I32x16 a, I32x16 b, int32_t* first, in
   *first = *sum = 0;
   for (int i = 0; i < 32; ++i) {
     q[i] = static_cast<int8_t>(lanes[i]);
-    *sum += lanes[i];
+    *sum += q[i];  // of what is stored: a lane of a row that is not finite may be any number
     if (i == 15) *first = *sum;
   }
 #endif
