@@ -24,7 +24,7 @@ std::string program_text(const ReductionPlan& plan, size_t output) {
   for (const int16_t instruction : plan.programs[output].code) {
     if (instruction >= 0) {
       const auto& source = plan.sources[static_cast<size_t>(instruction)];
-      const LaneNode node = plan.pieces[static_cast<size_t>(source.rank)][static_cast<size_t>(source.piece)];
+      const LaneNode node = source.rank == ReductionPlan::Source::kCarried ? plan.carried[static_cast<size_t>(source.piece)] : plan.pieces[static_cast<size_t>(source.rank)][static_cast<size_t>(source.piece)];
       stack.push_back(tree_text(node.first_lane, node.level));
     } else {
       const std::string upper = stack.back();
@@ -55,6 +55,22 @@ TEST(ReductionPlan, ThreeRanksOfEightLanes) {
   EXPECT_EQ(plan.elements_sent(0, 1, owners), 20);
   EXPECT_EQ(plan.elements_sent(0, 2, owners), 0);
   EXPECT_EQ(plan.elements_sent(1, 1, owners), 0);
+}
+
+// Three ranks of eight lanes in rounds: what is carried joins what arrives, and what only stays is no output.
+TEST(ReductionPlan, CarriedSumsMeetWhatArrives) {
+  const ReductionPlan first = make_reduction_plan({{{0, 0}}, {{1, 0}}, {{2, 0}}});
+  ASSERT_EQ(first.outputs, (std::vector<LaneNode>{{0, 1}, {2, 0}}));
+  const ReductionPlan second = make_reduction_plan({{{3, 0}}, {{4, 0}}, {{5, 0}}}, {{0, 1}, {2, 0}});
+  ASSERT_EQ(second.outputs, (std::vector<LaneNode>{{0, 2}, {4, 1}}));
+  EXPECT_EQ(program_text(second, 0), tree_text(0, 2));
+  EXPECT_EQ(program_text(second, 1), tree_text(4, 1));
+  const ReductionPlan third = make_reduction_plan({{{6, 0}}, {{7, 0}}, {}}, {{0, 2}, {4, 1}});
+  ASSERT_EQ(third.outputs, (std::vector<LaneNode>{{0, 3}}));
+  EXPECT_EQ(program_text(third, 0), tree_text(0, 3));
+  const ReductionPlan stays = make_reduction_plan({{{6, 0}}, {}}, {{0, 2}});
+  EXPECT_EQ(stays.outputs, (std::vector<LaneNode>{{6, 0}}));
+  EXPECT_THROW(make_reduction_plan({{{3, 0}}}, {{0, 2}}), Error);
 }
 
 TEST(ReductionPlan, StridedRoundsCompleteWhatTheyCan) {

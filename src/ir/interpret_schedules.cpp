@@ -2,9 +2,13 @@
 
 #include <algorithm>
 #include <array>
+#include <functional>
+#include <limits>
 #include <map>
+#include <tuple>
 
 #include "ir/gradient_sums.h"
+#include "ir/memory_map.h"
 
 namespace orrery {
 namespace {
@@ -19,6 +23,12 @@ struct Slot {
 struct Buffer {
   std::array<uint64_t, 3> parts{kNothing, kNothing, kNothing};
   uint64_t rows = kNothing;  // what accumulators hold that are written row by row: 0 after Z
+};
+
+// What a rank keeps unit by unit.
+struct UnitMemory {
+  std::map<int32_t, uint64_t> weights, gradients;        // by slot
+  std::map<std::pair<int32_t, int32_t>, uint64_t> sums;  // by unit and buffer: of the rank's shard
 };
 
 class Interpreter {
@@ -36,6 +46,7 @@ class Interpreter {
         if (action.kind == ActionKind::kForward) slot_of[{action.chunk, action.micro_batch}] = action.slot;
     }
     result_.gradients.assign(ranks.size(), 0);
+    units_.resize(ranks.size());
   }
 
   Interpretation run() {
@@ -52,6 +63,7 @@ class Interpreter {
       ready.pop_back();
       const ActionRef ref = graph_.owner(point);
       if (point == graph_.start(ref)) begin(ref);
+      run_ops(ref, point);
       if (point == graph_.end(ref)) finish(ref);
       done[static_cast<size_t>(point)] = true;
       ++num_done;
@@ -94,8 +106,138 @@ class Interpreter {
       case ActionKind::kBackwardInput: slot(ref.rank, one).input_gradient = kNothing; break;
       case ActionKind::kRecvActivation: slot(ref.rank, one).input = kNothing; break;
       case ActionKind::kRecvGradient: slot(ref.rank, one).output_gradient = kNothing; break;
+      case ActionKind::kAllGatherParameters:
+        if (sharded(ref.rank)) weights(ref.rank, one.unit) = kNothing;
+        break;
+      case ActionKind::kReduceScatterGradients:
+        if (sharded(ref.rank)) found_[{ref.rank, ref.action}] = gradients(ref.rank, one.unit);
+        break;
       default: break;
     }
+  }
+
+  static uint64_t gathered(int32_t unit) { return mix_hash(5, static_cast<uint64_t>(unit)); }
+  bool sharded(int32_t rank) const { return !ranks_[static_cast<size_t>(rank)].rounds.empty(); }
+  uint64_t& at(std::map<int32_t, uint64_t>& slots, int32_t slot) { return slots.try_emplace(slot, kNothing).first->second; }
+  uint64_t& weights(int32_t rank, int32_t unit) { return at(units_[static_cast<size_t>(rank)].weights, context_.unit_uses[static_cast<size_t>(rank)].weight_slot[static_cast<size_t>(unit)]); }
+  uint64_t& gradients(int32_t rank, int32_t unit) { return at(units_[static_cast<size_t>(rank)].gradients, context_.unit_uses[static_cast<size_t>(rank)].gradient_slot[static_cast<size_t>(unit)]); }
+  uint64_t& shard_sum(int32_t rank, int32_t unit, int32_t buffer) { return units_[static_cast<size_t>(rank)].sums.try_emplace({unit, buffer}, kNothing).first->second; }
+
+  // An action's ops run from one of its points to the next. What they read has to be there when they start and when they end; what they write is
+  // unreadable in between.
+  void run_ops(ActionRef ref, int32_t point) {
+    const Action& one = action(ref);
+    const auto phase = phase_of_action(one.kind);
+    if (!sharded(ref.rank) || !phase || one.micro_batch < 0 || point > graph_.end(ref)) return;
+    const MicroBatch& batch = ranks_[static_cast<size_t>(ref.rank)].micro_batches[static_cast<size_t>(one.micro_batch)];
+    if (batch.num_sequences == 0) return;
+    const std::vector<int32_t>& cuts = graph_.cuts(ref);
+    const int32_t place = point - graph_.start(ref);
+    const bool starts = place % 2 == 0;
+    const auto part = static_cast<size_t>(place / 2);
+    const int32_t begin = part == 0 ? 0 : cuts[part - 1], end = part == cuts.size() ? std::numeric_limits<int32_t>::max() : cuts[part];
+    uint64_t& read = read_.try_emplace({ref.rank, ref.action}, uint64_t{0}).first->second;
+    for (const UnitUse& use : context_.unit_uses[static_cast<size_t>(ref.rank)].blocks[Stage::block_index(*phase, one.chunk)]) {
+      if (use.last_op < begin || use.first_op >= end) continue;
+      if (!use.writes) {
+        if (weights(ref.rank, use.unit) != gathered(use.unit)) read = kNothing;
+        continue;
+      }
+      uint64_t& gradient = gradients(ref.rank, use.unit);
+      if (starts && use.first_op >= begin && !one.add_to_destination) gradient = kNothing;
+      if (starts || use.last_op >= end) continue;
+      std::vector<uint64_t> addends;
+      for (int64_t i = 0; i < batch.num_sequences; ++i) addends.push_back(mix_hash(mix_hash(mix_hash(unit_gradient(ref.rank, one), read), static_cast<uint64_t>(use.unit)), static_cast<uint64_t>(batch.batch_sequence + i)));
+      gradient = folded_sum(one, gradient, addends).value_or(kNothing);
+    }
+  }
+
+  uint64_t unit_gradient(int32_t rank, const Action& one) {
+    const Slot& mine = slot(rank, one);
+    const int32_t held = stage(rank, one);
+    if (one.kind == ActionKind::kForward) {
+      const Slot* before = held == 0 ? nullptr : local_slot(rank, one, held - 1);
+      return held == 0 ? mix_hash(2, static_cast<uint64_t>(one.micro_batch)) : before != nullptr ? before->output : mine.input;
+    }
+    const bool last = held + 1 == context_.num_stages;
+    const Slot* behind = last || one.kind == ActionKind::kBackwardWeight ? nullptr : local_slot(rank, one, held + 1);
+    const uint64_t gradient = mix_hash(mine.saved, last ? 1 : behind != nullptr ? behind->input_gradient : mine.output_gradient);
+    return one.kind == ActionKind::kBackwardWeight ? mix_hash(gradient, mine.input_gradient) : gradient;
+  }
+
+  std::vector<int32_t> group_of(int32_t rank, const Action& one) const {
+    if (context_.group) return context_.group(rank, one);
+    std::vector<int32_t> all;
+    for (size_t member = 0; member < ranks_.size(); ++member) all.push_back(static_cast<int32_t>(member));
+    return all;
+  }
+
+  struct NodeSum {
+    LaneRange lanes;
+    uint64_t sum = 0;
+  };
+  static void join(std::vector<NodeSum>& nodes) {
+    std::sort(nodes.begin(), nodes.end(), [](const NodeSum& a, const NodeSum& b) { return a.lanes.first < b.lanes.first; });
+    for (size_t i = 0; i + 1 < nodes.size();) {
+      NodeSum &lower = nodes[i], &upper = nodes[i + 1];
+      const bool halves = lower.lanes.count == upper.lanes.count && lower.lanes.first % (2 * lower.lanes.count) == 0 && lower.lanes.first + lower.lanes.count == upper.lanes.first;
+      if (!halves) {
+        ++i;
+        continue;
+      }
+      lower = {{lower.lanes.first, 2 * lower.lanes.count}, sum_hash(lower.sum, upper.sum)};
+      nodes.erase(nodes.begin() + static_cast<ptrdiff_t>(i) + 1);
+      i -= i > 0;
+    }
+  }
+  using Sent = std::vector<NodeSum>;
+
+  // What a member brings to a collective: what it had when its own side ended, or has now.
+  const Sent& brought(int32_t member, const Action& like, const std::function<Sent(int32_t)>& now) {
+    const auto key = std::tuple(member, like.kind, like.unit, like.round);
+    const auto known = sent_pieces_.find(key);
+    if (known != sent_pieces_.end()) return known->second;
+    current_ = now(member);
+    return current_;
+  }
+
+  void reduce(ActionRef ref) {
+    const Action& one = action(ref);
+    const ReductionRound& round = ranks_[static_cast<size_t>(ref.rank)].rounds[static_cast<size_t>(one.round)];
+    const std::vector<int32_t> group = group_of(ref.rank, one);
+    const auto piece_of = [&](int32_t member) {
+      const auto index = static_cast<size_t>(std::find(group.begin(), group.end(), member) - group.begin());
+      return round.pieces[index].count > 0 ? Sent{{round.pieces[index], gradients(member, one.unit)}} : Sent{};
+    };
+    std::vector<NodeSum> nodes;
+    for (const ShardSum& sum : round.before) nodes.push_back({sum.lanes, shard_sum(ref.rank, one.unit, sum.buffer)});
+    for (int32_t member : group) {
+      const Sent& piece = brought(member, one, piece_of);
+      nodes.insert(nodes.end(), piece.begin(), piece.end());
+    }
+    join(nodes);
+    for (size_t i = 0; i < round.after.size() && i < nodes.size(); ++i) shard_sum(ref.rank, one.unit, round.after[i].buffer) = nodes[i].sum;
+    // What changed while it was being sent is nothing.
+    Sent mine = piece_of(ref.rank);
+    if (!mine.empty() && found_[{ref.rank, ref.action}] != mine.front().sum) mine.front().sum = kNothing, shard_sum(ref.rank, one.unit, 0) = kNothing;
+    sent_pieces_[{ref.rank, one.kind, one.unit, one.round}] = std::move(mine);
+  }
+
+  void reduce_replicas(ActionRef ref) {
+    const Action& one = action(ref);
+    const auto sums_of = [&](int32_t member) {
+      Sent sums;
+      for (const ShardSum& sum : ranks_[static_cast<size_t>(member)].rounds.back().after) sums.push_back({sum.lanes, shard_sum(member, one.unit, sum.buffer)});
+      return sums;
+    };
+    std::vector<NodeSum> nodes;
+    for (int32_t member : group_of(ref.rank, one)) {
+      const Sent& sums = brought(member, one, sums_of);
+      nodes.insert(nodes.end(), sums.begin(), sums.end());
+    }
+    join(nodes);
+    sent_pieces_[{ref.rank, one.kind, one.unit, one.round}] = sums_of(ref.rank);
+    shard_sum(ref.rank, one.unit, 0) = nodes.size() == 1 ? nodes.front().sum : kNothing;
   }
 
   // What an action reads, it reads last: the longest time in which another could spoil it.
@@ -103,13 +245,13 @@ class Interpreter {
     const Action& one = action(ref);
     const int32_t rank = ref.rank;
     switch (one.kind) {
-      case ActionKind::kForward: forward(rank, one); break;
+      case ActionKind::kForward: forward(rank, one, read_by(ref)); break;
       case ActionKind::kBackward:
       case ActionKind::kBackwardInput: {
         Slot& mine = slot(rank, one);
         const bool last = stage(rank, one) + 1 == context_.num_stages;
         if (const Slot* behind = last ? nullptr : local_slot(rank, one, stage(rank, one) + 1)) mine.output_gradient = behind->input_gradient;
-        const uint64_t gradient = mix_hash(mine.saved, last ? 1 : mine.output_gradient);
+        const uint64_t gradient = mix_hash(mix_hash(mine.saved, last ? 1 : mine.output_gradient), read_by(ref));
         mine.input_gradient = mix_hash(gradient, static_cast<uint64_t>(stage(rank, one)));
         fold(rank, one, GradientPart::kInput, gradient);
         if (one.kind == ActionKind::kBackward) fold(rank, one, GradientPart::kWeight, gradient);
@@ -129,6 +271,15 @@ class Interpreter {
       case ActionKind::kSendGradient: sent_[{ref.rank, ref.action}] = boundary(rank, one); break;
       case ActionKind::kRecvActivation: slot(rank, one).input = payload(ref); break;
       case ActionKind::kRecvGradient: slot(rank, one).output_gradient = payload(ref); break;
+      case ActionKind::kAllGatherParameters:
+        if (sharded(rank)) weights(rank, one.unit) = gathered(one.unit);
+        break;
+      case ActionKind::kReduceScatterGradients:
+        if (sharded(rank)) reduce(ref);
+        break;
+      case ActionKind::kAllReduceGradients:
+        if (sharded(rank)) reduce_replicas(ref);
+        break;
       default: break;
     }
   }
@@ -143,19 +294,24 @@ class Interpreter {
     return sent != sent_.end() ? sent->second : boundary(send.rank, action(send));
   }
 
-  void forward(int32_t rank, const Action& one) {
+  uint64_t read_by(ActionRef ref) const {
+    const auto read = read_.find({ref.rank, ref.action});
+    return read == read_.end() ? 0 : read->second;
+  }
+
+  void forward(int32_t rank, const Action& one, uint64_t read) {
     Slot& mine = slot(rank, one);
     const int32_t held = stage(rank, one);
     if (held == 0) mine.input = mix_hash(2, static_cast<uint64_t>(one.micro_batch));
     if (const Slot* before = held == 0 ? nullptr : local_slot(rank, one, held - 1)) mine.input = before->output;
-    mine.saved = mix_hash(mine.input, static_cast<uint64_t>(held) + 100);
+    mine.saved = mix_hash(mix_hash(mine.input, static_cast<uint64_t>(held) + 100), read);
     mine.output = mix_hash(mine.saved, 3);
     fold(rank, one, GradientPart::kForward, mine.output);
   }
 
   void fold(int32_t rank, const Action& one, GradientPart part, uint64_t gradient) {
     const bool last = stage(rank, one) + 1 == context_.num_stages;
-    if (!writes_part(one.kind, last, part)) return;
+    if (sharded(rank) || !writes_part(one.kind, last, part)) return;
     Buffer& sums = buffer(rank, one.chunk, one.gradient_buffer);
     uint64_t& sum = sums.parts[static_cast<size_t>(part)];
     std::vector<uint64_t> addends;
@@ -175,6 +331,8 @@ class Interpreter {
 
   void optimizer(int32_t rank) {
     uint64_t& digest = result_.gradients[static_cast<size_t>(rank)];
+    if (sharded(rank))
+      for (size_t unit = 0; unit < context_.unit_uses[static_cast<size_t>(rank)].gradient_slot.size(); ++unit) digest = mix_hash(digest, shard_sum(rank, static_cast<int32_t>(unit), 0));
     const std::vector<std::vector<int32_t>>& pieces = ranks_[static_cast<size_t>(rank)].piece_buffers;
     for (size_t chunk = 0; chunk < pieces.size(); ++chunk)
       for (int32_t index : pieces[chunk])
@@ -189,6 +347,11 @@ class Interpreter {
   std::vector<std::vector<std::vector<Buffer>>> buffers_;  // by rank, chunk, buffer
   std::vector<std::map<std::pair<int32_t, int32_t>, int32_t>> slot_of_;  // by rank: (chunk, micro-batch) -> slot
   std::map<std::pair<int32_t, int32_t>, uint64_t> sent_;   // by send that has ended: what it sent
+  std::vector<UnitMemory> units_;                          // by rank
+  std::map<std::pair<int32_t, int32_t>, uint64_t> read_;   // by action: kNothing once an op has read weights that were not there
+  std::map<std::pair<int32_t, int32_t>, uint64_t> found_;  // by reduction: the gradients at its start
+  std::map<std::tuple<int32_t, ActionKind, int32_t, int32_t>, Sent> sent_pieces_;  // by reduction that has ended: what the rank brought
+  Sent current_;
   Interpretation result_;
 };
 

@@ -1,5 +1,6 @@
 // Runs a set of schedules without a kernel and without time: values are hashes, and among all points that could come next one is drawn.
-// Two executions of schedules without a race end alike; one that reads a slot too late or adds in another order ends differently.
+// Two executions of schedules without a race end alike; one that reads a slot too late or adds in another order ends differently. Units that
+// take turns in slots are followed from op to op.
 #pragma once
 
 #include <cstdint>

@@ -2,6 +2,7 @@
 // symbolically, with strings for sums, and must give the string that the definition of NUMERICS rule 4 gives.
 #include "parallel/lanes.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <bit>
@@ -89,6 +90,79 @@ TEST(LaneSchedule, SharesOfRanksAreNodesOfTheTree) {
           }
           EXPECT_EQ(expected_first, lanes);
         }
+}
+
+// What a member's micro-batches of a round add up to; sequences are those of the batch.
+std::string sum_of_round(const LaneFolds& folds, size_t round) {
+  std::string sum;
+  for (size_t i = 0; i < folds.folds.size(); ++i) {
+    const MicroBatch& batch = folds.micro_batches[i];
+    if (batch.round != static_cast<int32_t>(round) || batch.num_sequences == 0) continue;
+    std::vector<std::string> stack;
+    if (folds.folds[i].add_to_destination) stack.push_back(sum);
+    for (int64_t sequence = 0; sequence < batch.num_sequences; ++sequence) {
+      stack.push_back(std::to_string(batch.batch_sequence + sequence));
+      for (int merge = 0; merge < folds.folds[i].merges[static_cast<size_t>(sequence)]; ++merge) {
+        const std::string upper = stack.back();
+        stack.pop_back();
+        stack.back() = "(" + stack.back() + "+" + upper + ")";
+      }
+    }
+    EXPECT_EQ(stack.size(), 1u);
+    sum = stack[0];
+  }
+  return sum;
+}
+
+// The members of a shard group bring nodes of the lane tree, which owners join with what they keep to the tree over the group's lanes. No member
+// has more lanes than it must, and all have the same rounds and as many micro-batches.
+TEST(LaneFolds, RoundsOfAShardGroupMeetInTheLaneTree) {
+  for (int64_t lanes : {1, 2, 4, 8, 16})
+    for (int64_t first : {int64_t{0}, lanes / 2})
+      for (int64_t members = 1; members <= lanes - first; ++members)
+        for (int64_t per_lane : {1, 2, 3})
+          for (int64_t micro_batch : {1, 2, 3, 4, 7, 16}) {
+            const std::string name = fmt::format("lanes [{}, {}), {} members, {} a lane, micro-batch {}", first, lanes, members, per_lane, micro_batch);
+            LaneShare share{lanes * per_lane, lanes, micro_batch, first, lanes - first, members, 0};
+            std::vector<LaneFolds> folds;
+            for (share.member = 0; share.member < members; ++share.member) folds.push_back(lane_folds(share));
+            int64_t num_sequences = 0;
+            for (const LaneFolds& member : folds) {
+              ASSERT_EQ(member.rounds, folds[0].rounds) << name;
+              ASSERT_EQ(member.micro_batches.size(), folds[0].micro_batches.size()) << name;
+              int64_t held = 0;
+              for (const MicroBatch& batch : member.micro_batches) held += batch.num_sequences;
+              EXPECT_LE(held, (lanes - first + members - 1) / members * per_lane) << name;
+              num_sequences += held;
+            }
+            EXPECT_EQ(num_sequences, (lanes - first) * per_lane) << name;
+            std::map<int32_t, std::string> kept;  // by buffer
+            for (size_t j = 0; j < folds[0].rounds.size(); ++j) {
+              const ReductionRound& round = folds[0].rounds[j];
+              std::vector<std::pair<LaneRange, std::string>> nodes;
+              for (const ShardSum& sum : round.before) nodes.emplace_back(sum.lanes, kept.at(sum.buffer));
+              for (size_t member = 0; member < folds.size(); ++member) {
+                const LaneRange& piece = round.pieces[member];
+                ASSERT_EQ(sum_of_round(folds[member], j), piece.count > 0 ? tree_sum(piece.first, piece.count, per_lane) : "") << name;
+                if (piece.count > 0) nodes.emplace_back(piece, tree_sum(piece.first, piece.count, per_lane));
+              }
+              for (const ShardSum& sum : round.after) {
+                EXPECT_EQ(sum.lanes.first % sum.lanes.count, 0) << name;
+                int64_t lane = sum.lanes.first;
+                for (const auto& [range, text] : nodes)
+                  if (range.first == lane && lane < sum.lanes.first + sum.lanes.count) lane += range.count;
+                EXPECT_EQ(lane, sum.lanes.first + sum.lanes.count) << name;
+                kept[sum.buffer] = tree_sum(sum.lanes.first, sum.lanes.count, per_lane);
+              }
+              EXPECT_LE(round.after.size(), static_cast<size_t>(folds[0].num_shard_sums)) << name;
+            }
+            const std::vector<ShardSum>& last = folds[0].rounds.back().after;
+            EXPECT_EQ(last.size(), 1u) << name;
+            EXPECT_EQ(last[0], (ShardSum{{first, lanes - first}, 0})) << name;
+          }
+  // A round of a power of two of ranks is one node: owners keep as many sums as there are levels above.
+  EXPECT_EQ(lane_folds({16, 16, 1, 0, 16, 4, 0}).num_shard_sums, 2);
+  EXPECT_EQ(lane_folds({16, 16, 4, 0, 16, 4, 0}).num_shard_sums, 1);
 }
 
 TEST(LaneSchedule, RefusesLanesThatDoNotDivide) {

@@ -13,6 +13,7 @@
 #include "ir/interpret_schedules.h"
 #include "ir/verify_schedules.h"
 #include "parallel/lower_pipeline.h"
+#include "parallel/shard.h"
 
 namespace orrery {
 namespace {
@@ -25,7 +26,65 @@ struct Composition {
 
 int64_t draw(std::mt19937_64& random, int64_t low, int64_t high) { return low + static_cast<int64_t>(random() % static_cast<uint64_t>(high - low + 1)); }
 
-// Replicas of a pipeline, each with its share of the lanes; the ranks of a replica are `data_parallel` apart or side by side.
+// Blocks of some layers as far as shards see them: op by op the unit that it reads, or writes the gradients of. Every unit is written in one
+// block. Slots are drawn: any that are not asked for two units at one time will do.
+UnitUses draw_units(const Schedule& schedule, int32_t num_stages, bool partial_lanes, std::mt19937_64& random) {
+  UnitUses uses;
+  uses.blocks.resize(schedule.stage_of_chunk.size() * kNumPhases);
+  const bool weights = draw(random, 0, 2) > 0;
+  const int64_t num_weight_slots = draw(random, 1, 4), num_gradient_slots = draw(random, 1, 3);
+  const bool splits = std::any_of(schedule.actions.begin(), schedule.actions.end(), [](const Action& action) { return action.kind == ActionKind::kBackwardInput; });
+  const auto new_unit = [&] {
+    const auto unit = static_cast<int32_t>(uses.gradient_slot.size());
+    uses.weight_slot.push_back(weights ? static_cast<int32_t>(draw(random, 0, num_weight_slots - 1)) : -1);
+    uses.gradient_slot.push_back(partial_lanes ? unit : static_cast<int32_t>(draw(random, 0, num_gradient_slots - 1)));
+    return unit;
+  };
+  for (size_t chunk = 0; chunk < schedule.stage_of_chunk.size(); ++chunk) {
+    const auto block = [&](Phase phase) -> std::vector<UnitUse>& { return uses.blocks[Stage::block_index(phase, static_cast<int32_t>(chunk))]; };
+    std::map<Phase, int32_t> num_ops;
+    const auto op = [&](Phase phase, int32_t unit, bool writes) {
+      if (writes || uses.weight_slot[static_cast<size_t>(unit)] >= 0) block(phase).push_back({unit, num_ops[phase], num_ops[phase] + static_cast<int32_t>(draw(random, 0, 1)), writes});
+      num_ops[phase] += 2;
+    };
+    std::vector<int32_t> layers;
+    for (int64_t layer = draw(random, 1, 4); layer > 0; --layer) layers.push_back(new_unit());
+    for (int32_t unit : layers) op(Phase::kForward, unit, false);
+    if (schedule.stage_of_chunk[chunk] + 1 == num_stages) {
+      const int32_t head = new_unit();
+      op(Phase::kForward, head, false);
+      op(Phase::kForward, head, true);
+    }
+    std::reverse(layers.begin(), layers.end());
+    for (int32_t unit : layers) {
+      op(splits ? Phase::kBackwardInput : Phase::kBackward, unit, false);
+      op(splits ? Phase::kBackwardWeight : Phase::kBackward, unit, true);
+      if (splits) op(Phase::kBackwardInput, new_unit(), true);  // norms
+    }
+  }
+  return uses;
+}
+
+// Between the last reductions and OPT: where there are more groups than one, the sums of each unit join.
+void join_groups(Schedule& schedule, int32_t num_units, bool joins) {
+  std::vector<int32_t> last(static_cast<size_t>(num_units), -1);
+  for (size_t i = 0; i < schedule.actions.size(); ++i)
+    if (const Action& action = schedule.actions[i]; action.kind == ActionKind::kReduceScatterGradients) last[static_cast<size_t>(action.unit)] = static_cast<int32_t>(i);
+  Action update = schedule.actions.back();
+  schedule.actions.pop_back();
+  for (int32_t unit = 0; unit < num_units; ++unit) {
+    Action join;
+    join.kind = ActionKind::kAllReduceGradients;
+    join.unit = unit;
+    join.waits = {{.action = last[static_cast<size_t>(unit)]}};
+    if (joins) schedule.actions.push_back(join);
+    update.waits.push_back({.action = joins ? static_cast<int32_t>(schedule.actions.size()) - 1 : last[static_cast<size_t>(unit)]});
+  }
+  schedule.actions.push_back(update);
+}
+
+// Replicas of a pipeline, each with its share of the lanes, alone or in shard groups; the ranks of a replica are `data_parallel` apart or side
+// by side.
 Composition compose(std::mt19937_64& random) {
   PipelineOptions pipeline;
   pipeline.kind = static_cast<PipelineKind>(draw(random, 0, 5));
@@ -34,34 +93,58 @@ Composition compose(std::mt19937_64& random) {
   pipeline.chunks_per_rank = v_shaped ? 2 : pipeline.kind == PipelineKind::kInterleaved ? static_cast<int32_t>(draw(random, 1, 3)) : 1;
   const int32_t p = pipeline.num_ranks;
   LowerOptions options;
-  options.needs_zero = draw(random, 0, 1) == 1;
   options.spare_slots = static_cast<int32_t>(draw(random, 0, 2));
-  const bool together = draw(random, 0, 1) == 1;
+  const bool together = draw(random, 0, 1) == 1, shards = draw(random, 0, 1) == 1;
   Composition made;
   made.context.num_stages = p * pipeline.chunks_per_rank;
-  made.context.needs_zero = options.needs_zero;
+  made.context.needs_zero = draw(random, 0, 1) == 1;
   // Sizes are drawn until the kind accepts every replica's number of micro-batches.
   for (;;) {
     const int64_t lanes = int64_t{1} << draw(random, 0, 3), per_lane = draw(random, 1, 3);
-    const auto replicas = static_cast<int32_t>(draw(random, 1, std::min<int64_t>(3, lanes)));
+    const auto members = static_cast<int32_t>(draw(random, 1, std::min<int64_t>(3, lanes)));
+    const auto groups = shards ? static_cast<int32_t>(draw(random, 1, std::min<int64_t>(2, lanes / members))) : 1;
+    const int32_t replicas = members * groups;
     options.share = {.global_batch_size = lanes * per_lane, .lanes = lanes, .micro_batch_size = draw(random, 1, 2 * per_lane)};
     made.ranks.assign(static_cast<size_t>(p * replicas), {});
     made.context.lanes.assign(static_cast<size_t>(p * replicas), {});
-    made.text = fmt::format("{} p={} v={} replicas={} lanes={} x {} micro_batch_size={} spare={}", pipeline_name(pipeline.kind), p, pipeline.chunks_per_rank, replicas, lanes, per_lane,
-                            options.share.micro_batch_size, options.spare_slots);
+    made.context.unit_uses.assign(shards ? static_cast<size_t>(p * replicas) : 0, {});
+    options.needs_zero = made.context.needs_zero && !shards;
+    made.text = fmt::format("{} p={} v={} replicas={} lanes={} x {} micro_batch_size={} spare={}{}", pipeline_name(pipeline.kind), p, pipeline.chunks_per_rank, replicas, lanes, per_lane,
+                            options.share.micro_batch_size, options.spare_slots, shards ? fmt::format(" in groups of {}", members) : "");
+    const uint64_t unit_seed = random();
+    const auto place = [=](int32_t replica, int32_t rank) { return together ? replica * p + rank : rank * replicas + replica; };
+    if (shards)
+      made.context.group = [=](int32_t world_rank, const Action& action) {
+        const int32_t replica = together ? world_rank / p : world_rank % replicas, rank = together ? world_rank % p : world_rank / replicas;
+        std::vector<int32_t> group;
+        if (action.kind == ActionKind::kAllReduceGradients)
+          for (int32_t other = replica % members; other < replicas; other += members) group.push_back(place(other, rank));
+        else
+          for (int32_t member = 0; member < members; ++member) group.push_back(place(replica / members * members + member, rank));
+        return group;
+      };
     bool accepted = true;
     for (int32_t replica = 0; accepted && replica < replicas; ++replica) {
-      options.share.first_lane = replica * lanes / replicas;
-      options.share.num_lanes = (replica + 1) * lanes / replicas - options.share.first_lane;
+      const int32_t held_by = shards ? members : 1, first = replica / held_by * held_by;
+      options.share.first_lane = first * lanes / replicas;
+      options.share.num_lanes = (first + held_by) * lanes / replicas - options.share.first_lane;
+      options.share.num_members = shards ? members : 0;
+      options.share.member = replica % held_by;
       pipeline.num_micro_batches = static_cast<int32_t>(lane_folds(options.share).micro_batches.size());
       accepted = (pipeline.kind != PipelineKind::kInterleaved || pipeline.num_micro_batches % p == 0) && (pipeline.kind != PipelineKind::kDualPipeV || pipeline.num_micro_batches >= 2 * p);
       if (!accepted) break;
       options.world_ranks.clear();
-      for (int32_t rank = 0; rank < p; ++rank) options.world_ranks.push_back(together ? replica * p + rank : rank * replicas + replica);
+      for (int32_t rank = 0; rank < p; ++rank) options.world_ranks.push_back(place(replica, rank));
       const std::vector<Schedule> lowered = lower_pipeline(pipeline_order(pipeline), options);
       for (int32_t rank = 0; rank < p; ++rank) {
         const auto world_rank = static_cast<size_t>(options.world_ranks[static_cast<size_t>(rank)]);
-        made.ranks[world_rank] = lowered[static_cast<size_t>(rank)];
+        Schedule& schedule = made.ranks[world_rank] = lowered[static_cast<size_t>(rank)];
+        if (shards) {
+          std::mt19937_64 of_rank(unit_seed + static_cast<uint64_t>(rank));
+          UnitUses& uses = made.context.unit_uses[world_rank] = draw_units(schedule, made.context.num_stages, options.share.micro_batch_size < per_lane, of_rank);
+          shard_schedule(schedule, uses, static_cast<int>(draw(of_rank, 0, 2)));
+          join_groups(schedule, static_cast<int32_t>(uses.gradient_slot.size()), groups > 1);
+        }
         made.context.lanes[world_rank] = {options.share.first_lane, options.share.num_lanes};
       }
     }
@@ -73,10 +156,12 @@ Composition compose(std::mt19937_64& random) {
 
 TEST(ScheduleFuzz, TenThousandCompositionsVerifyAndRun) {
   std::map<std::string, int> kinds;
+  int num_sharded = 0;
   for (uint64_t seed = 0; seed < 10000; ++seed) {
     std::mt19937_64 random(seed);
     const Composition composition = compose(random);
     ++kinds[composition.text.substr(0, composition.text.find(' '))];
+    num_sharded += !composition.context.unit_uses.empty();
     const auto problems = verify_schedules(composition.ranks, composition.context);
     ASSERT_TRUE(problems.empty()) << "seed " << seed << " " << composition.text << ": " << problems.front();
     const Interpretation one = interpret_schedules(composition.ranks, composition.context, 2 * seed);
@@ -85,6 +170,7 @@ TEST(ScheduleFuzz, TenThousandCompositionsVerifyAndRun) {
     ASSERT_EQ(one.gradients, other.gradients) << "seed " << seed << " " << composition.text;
   }
   EXPECT_EQ(kinds.size(), 6u);
+  EXPECT_GT(num_sharded, 4000);
   for (const auto& [kind, count] : kinds) EXPECT_GT(count, 100) << kind;
 }
 
@@ -99,7 +185,7 @@ std::string mutate(std::vector<Schedule>& ranks, std::mt19937_64& random) {
       for (Wait& wait : action.waits)
         if (wait.action >= from) wait.action += by;
   };
-  switch (draw(random, 0, 10)) {
+  switch (draw(random, 0, 12)) {
     case 0: {  // drop, with the waits on it
       for (Action& action : actions) std::erase_if(action.waits, [&](const Wait& wait) { return wait.action == static_cast<int32_t>(at); });
       actions.erase(actions.begin() + static_cast<int64_t>(at));
@@ -142,6 +228,12 @@ std::string mutate(std::vector<Schedule>& ranks, std::mt19937_64& random) {
       }
       return "another fold";
     }
+    case 10: actions[at].unit = static_cast<int32_t>(draw(random, 0, 6)); return "another unit";
+    case 11: {
+      if (schedule.rounds.empty()) return {};
+      actions[at].round = static_cast<int32_t>(draw(random, 0, static_cast<int64_t>(schedule.rounds.size()) - 1));
+      return "another round";
+    }
     default: {
       actions[at].kind = static_cast<ActionKind>(draw(random, 0, static_cast<int64_t>(ActionKind::kRecvGradient)));
       return "another kind";
@@ -170,7 +262,7 @@ TEST(ScheduleFuzz, MutantsAreRejectedOrHarmless) {
       ASSERT_EQ(found.gradients, wanted.gradients) << "seed " << seed << " " << composition.text << ", " << mutation;
     }
   }
-  EXPECT_EQ(rejected_of.size(), 11u);
+  EXPECT_EQ(rejected_of.size(), 13u);
   for (const auto& [mutation, counts] : rejected_of) {
     EXPECT_GT(counts.second, 50) << mutation;
     EXPECT_GT(counts.first, 0) << mutation;

@@ -171,10 +171,13 @@ def main():
         for name, launcher in installed.items():
             began = time.monotonic()
             for ranks in (2, 3):
-                for zero in (0, 1):
+                for zero in (0, 1, 3):
                     run, log = bench.train([*launcher, "-n", str(ranks)], "--set", f"parallel.zero_stage={zero}")
                     check(bench.digest(run) == digest, f"{name}, {ranks} processes, ZeRO-{zero}: other bits", log)
                     check(log.count("step 12/12") == 1, f"{name}: one rank reports", log)
+            hybrid = ["--set", "parallel.zero_stage=2", "--set", "parallel.hybrid_shard_size=2"]
+            run, log = bench.train([*launcher, "-n", "4"], *hybrid)
+            check(bench.digest(run) == digest, f"{name}, 4 processes in shard groups of 2: other bits", log)
             for (keys, ranks), wanted in zip(sharing, shared_digests):
                 run, log = bench.train([*launcher, "-n", "4"], *keys)
                 check(bench.digest(run) == wanted, f"{name}, 4 processes with {' '.join(keys)}: other bits than {ranks} threads", log)
@@ -189,7 +192,7 @@ def main():
 
 
 def stop_and_go_on(bench, name, launcher):
-    job, run = bench.start([*launcher, "-n", "3"], *FOREVER, "--set", "parallel.zero_stage=1")
+    job, run = bench.start([*launcher, "-n", "3"], *FOREVER, "--set", "parallel.zero_stage=3")
     job.wait_for_step(7)
     job.process.send_signal(signal.SIGUSR1)  # which the launchers hand on
     status, log = job.finish()
