@@ -18,6 +18,17 @@ inline uint64_t mix_hash(uint64_t a, uint64_t b) {
 /// Not symmetric: the order of the operands counts.
 inline uint64_t sum_hash(uint64_t lower, uint64_t upper) { return mix_hash(lower * 0xD6E8FEB86659FD93ull + 1, upper); }
 
+/// The gradient of one sequence of the global batch, and the sum over `num_lanes` lanes, a node of the lane tree, as NUMERICS rules 3 and 4 make
+/// it of them.
+inline uint64_t sequence_hash(int64_t sequence) { return mix_hash(0x9E3779B97F4A7C15ull, static_cast<uint64_t>(sequence) + 1); }
+inline uint64_t lane_tree_hash(int64_t first_lane, int64_t num_lanes, int64_t sequences_per_lane) {
+  if (num_lanes > 1)
+    return sum_hash(lane_tree_hash(first_lane, num_lanes / 2, sequences_per_lane), lane_tree_hash(first_lane + num_lanes / 2, num_lanes / 2, sequences_per_lane));
+  uint64_t sum = sequence_hash(first_lane * sequences_per_lane);
+  for (int64_t i = 1; i < sequences_per_lane; ++i) sum = sum_hash(sum, sequence_hash(first_lane * sequences_per_lane + i));
+  return sum;
+}
+
 /// What a micro-batch leaves in its buffer: `addends`, one a sequence, in the association of action.merges, on top of `destination` when
 /// the action adds to it. Nothing when the merges do not fit the addends.
 inline std::optional<uint64_t> folded_sum(const Action& action, uint64_t destination, const std::vector<uint64_t>& addends) {

@@ -6,12 +6,10 @@
 #include <array>
 #include <bit>
 #include <map>
-#include <numeric>
-#include <optional>
 #include <set>
 
 #include "ir/gradient_sums.h"
-#include "ir/memory_map.h"
+#include "ir/verify_shards.h"
 
 namespace orrery {
 namespace {
@@ -67,9 +65,7 @@ class SetVerifier {
       if (schedule(rank).rounds.empty()) {
         for (int32_t chunk = 0; chunk < num_chunks(rank); ++chunk) check_sums(rank, chunk);
       } else {
-        check_round_sums(rank);
-        check_reductions(rank);
-        check_gathers(rank);
+        for (const std::string& text : verify_shards(ranks_, context_, graph, rank)) problem("{}", text);
       }
     }
     return std::move(problems_);
@@ -294,7 +290,7 @@ class SetVerifier {
     }
     const MicroBatch& batch = schedule(rank).micro_batches[static_cast<size_t>(one.micro_batch)];
     std::vector<uint64_t> addends;
-    for (int64_t i = 0; i < batch.num_sequences; ++i) addends.push_back(leaf(batch.batch_sequence + i));
+    for (int64_t i = 0; i < batch.num_sequences; ++i) addends.push_back(sequence_hash(batch.batch_sequence + i));
     const auto sum = folded_sum(one, holds ? sums[one.gradient_buffer] : 0, addends);
     if (!sum) {
       problem("{} does not fold its {} sequences into one sum", name(rank, index), batch.num_sequences);
@@ -304,16 +300,7 @@ class SetVerifier {
     return true;
   }
 
-  static uint64_t leaf(int64_t sequence) { return mix_hash(0x9E3779B97F4A7C15ull, static_cast<uint64_t>(sequence) + 1); }
-
   LaneRange lanes(int32_t rank) const { return context_.lanes.empty() ? LaneRange{0, schedule(rank).lanes} : context_.lanes[static_cast<size_t>(rank)]; }
-
-  uint64_t lane_tree(int64_t first_lane, int64_t num_lanes, int64_t sequences) const {
-    if (num_lanes > 1) return sum_hash(lane_tree(first_lane, num_lanes / 2, sequences), lane_tree(first_lane + num_lanes / 2, num_lanes / 2, sequences));
-    uint64_t sum = leaf(first_lane * sequences);
-    for (int64_t i = 1; i < sequences; ++i) sum = sum_hash(sum, leaf(first_lane * sequences + i));
-    return sum;
-  }
 
   // The sums that are left are the largest nodes of the lane tree that the rank's lanes make up, where piece_buffers says, the first in
   // buffer 0.
@@ -325,200 +312,11 @@ class SetVerifier {
     for (int64_t lane = first; lane < first + count && right; ++piece) {
       auto size = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(first + count - lane)));
       while (lane % size != 0) size /= 2;
-      right = piece < buffers.size() && (piece > 0 || buffers[0] == 0) && sums.count(buffers[piece]) > 0 && sums.at(buffers[piece]) == lane_tree(lane, size, schedule(rank).sequences_per_lane);
+      right = piece < buffers.size() && (piece > 0 || buffers[0] == 0) && sums.count(buffers[piece]) > 0 && sums.at(buffers[piece]) == lane_tree_hash(lane, size, schedule(rank).sequences_per_lane);
       lane += size;
     }
     if (!right || piece != buffers.size() || sums.size() != buffers.size())
       problem("rank {} stage {}: the gradient sums that reach OPT are not the lane tree over lanes [{}, {})", rank, stage(rank, chunk), first, first + count);
-  }
-
-  const UnitUses& unit_uses(int32_t rank) const { return context_.unit_uses[static_cast<size_t>(rank)]; }
-  const std::vector<UnitUse>& uses_of(int32_t rank, const Action& one) const {
-    static const std::vector<UnitUse> kNone;
-    const auto phase = phase_of_action(one.kind);
-    return phase ? unit_uses(rank).blocks[Stage::block_index(*phase, one.chunk)] : kNone;
-  }
-  std::vector<int32_t> group_of(int32_t rank, const Action& one) const {
-    if (context_.group) return context_.group(rank, one);
-    std::vector<int32_t> all(ranks_.size());
-    std::iota(all.begin(), all.end(), 0);
-    return all;
-  }
-
-  // What a slot of unit gradients holds: from the first op that writes a unit's sum of a round to the RS that sends it away.
-  struct GradientSlot {
-    int32_t unit = -1, round = -1;
-    std::optional<uint64_t> sum;       // nothing: of no sequences
-    int32_t writer = -1, last_op = 0;  // wrote last; -1: nothing is in the slot
-    std::vector<int32_t> reductions;   // all of them, in order
-    size_t num_reduced = 0;
-  };
-
-  void check_round_sums(int32_t rank) {
-    const Schedule& mine = schedule(rank);
-    std::map<int32_t, GradientSlot> slots;
-    for (int32_t index = 0; index < static_cast<int32_t>(mine.actions.size()); ++index)
-      if (action(rank, index).kind == ActionKind::kReduceScatterGradients) slots[unit_uses(rank).gradient_slot[static_cast<size_t>(action(rank, index).unit)]].reductions.push_back(index);
-    for (int32_t index = 0; index < static_cast<int32_t>(mine.actions.size()); ++index) {
-      const Action& one = action(rank, index);
-      if (!is_compute_of_batch(one.kind)) continue;
-      for (const UnitUse& use : uses_of(rank, one))
-        if (use.writes && !write_unit(rank, index, use, slots[unit_uses(rank).gradient_slot[static_cast<size_t>(use.unit)]])) return;
-    }
-    for (auto& [number, slot] : slots)
-      if (slot.writer >= 0 && !send_away(rank, slot)) return;
-    for (const auto& [number, slot] : slots)
-      if (slot.num_reduced < slot.reductions.size()) return problem("{} finds no gradients", name(rank, slot.reductions[slot.num_reduced]));
-  }
-
-  bool write_unit(int32_t rank, int32_t index, const UnitUse& use, GradientSlot& slot) {
-    const Action& one = action(rank, index);
-    const MicroBatch& batch = schedule(rank).micro_batches[static_cast<size_t>(one.micro_batch)];
-    const bool goes_on = slot.writer >= 0 && slot.writer != index && slot.unit == use.unit && slot.round == batch.round;
-    if (!goes_on) {
-      if (slot.writer >= 0 && !send_away(rank, slot)) return false;
-      if (slot.num_reduced > 0) {
-        const int32_t before = slot.reductions[slot.num_reduced - 1];
-        if (!graph_->before(graph_->end({rank, before}), graph_->before_op({rank, index}, use.first_op))) {
-          problem("{} does not wait for {}, whose place it takes", name(rank, index), name(rank, before));
-          return false;
-        }
-      }
-      slot.sum.reset();
-    }
-    if (batch.num_sequences > 0) {
-      if (one.add_to_destination != slot.sum.has_value()) {
-        problem("{} {}", name(rank, index), one.add_to_destination ? "adds to gradients that are not there" : "overwrites gradients that were not reduced");
-        return false;
-      }
-      std::vector<uint64_t> addends;
-      for (int64_t i = 0; i < batch.num_sequences; ++i) addends.push_back(leaf(batch.batch_sequence + i));
-      slot.sum = folded_sum(one, slot.sum.value_or(0), addends);
-      if (!slot.sum) {
-        problem("{} does not fold its {} sequences into one sum", name(rank, index), batch.num_sequences);
-        return false;
-      }
-    }
-    slot.unit = use.unit, slot.round = batch.round, slot.writer = index, slot.last_op = use.last_op;
-    return true;
-  }
-
-  // The next RS of the slot is of what is there, comes behind it, and finds the node that this rank brings.
-  bool send_away(int32_t rank, GradientSlot& slot) {
-    if (slot.num_reduced == slot.reductions.size()) {
-      problem("{} writes gradients of unit {} that are not reduced", name(rank, slot.writer), slot.unit);
-      return false;
-    }
-    const int32_t index = slot.reductions[slot.num_reduced++];
-    const Action& one = action(rank, index);
-    const std::vector<int32_t> group = group_of(rank, one);
-    const auto member = static_cast<size_t>(std::find(group.begin(), group.end(), rank) - group.begin());
-    const ReductionRound& round = schedule(rank).rounds[static_cast<size_t>(one.round)];
-    const LaneRange piece = member < round.pieces.size() ? round.pieces[member] : LaneRange{};
-    std::optional<uint64_t> wanted;
-    if (piece.count > 0) wanted = lane_tree(piece.first, piece.count, schedule(rank).sequences_per_lane);
-    const bool right = one.unit == slot.unit && one.round == slot.round && round.pieces.size() == group.size() && slot.sum == wanted;
-    const bool behind = graph_->before(graph_->behind_op({rank, slot.writer}, slot.last_op), graph_->start({rank, index}));
-    if (!right) problem("{} does not find the sum over lanes [{}, {}) in its slot", name(rank, index), piece.first, piece.first + piece.count);
-    else if (!behind) problem("{} does not wait for {}", name(rank, index), name(rank, slot.writer));
-    slot.writer = -1;
-    return right && behind;
-  }
-
-  static bool are_halves(const LaneRange& lower, const LaneRange& upper) {
-    return lower.count == upper.count && lower.first % (2 * lower.count) == 0 && lower.first + lower.count == upper.first;
-  }
-
-  // What owners keep: each unit is reduced once a round, in order; a round's sums are those of the round before and its pieces, halves of nodes
-  // joined; at the end they are the lanes of the group, and where shards have replicas AR joins those. All this before the norm is taken.
-  void check_reductions(int32_t rank) {
-    const Schedule& mine = schedule(rank);
-    std::map<int32_t, std::vector<int32_t>> rounds;  // by unit: its reductions
-    std::map<int32_t, int32_t> replicas;             // by unit: its AR
-    int32_t update = -1;
-    for (int32_t index = 0; index < static_cast<int32_t>(mine.actions.size()); ++index) {
-      const Action& one = action(rank, index);
-      if (one.kind == ActionKind::kReduceScatterGradients) rounds[one.unit].push_back(index);
-      if (one.kind == ActionKind::kAllReduceGradients && !replicas.try_emplace(one.unit, index).second) problem("{} comes twice", name(rank, index));
-      if (update < 0 && (one.kind == ActionKind::kNorm || one.kind == ActionKind::kOptimizer)) update = index;
-    }
-    std::vector<ShardSum> sums;
-    for (size_t j = 0; j < mine.rounds.size(); ++j) {
-      if (mine.rounds[j].before != sums) return problem("rank {} round {} begins with other sums than the round before leaves", rank, j);
-      std::vector<LaneRange> nodes;
-      for (const ShardSum& sum : sums) nodes.push_back(sum.lanes);
-      for (const LaneRange& piece : mine.rounds[j].pieces)
-        if (piece.count > 0) nodes.push_back(piece);
-      for (size_t i = 0; i + 1 < nodes.size();)
-        if (are_halves(nodes[i], nodes[i + 1])) {
-          nodes[i].count *= 2;
-          nodes.erase(nodes.begin() + static_cast<ptrdiff_t>(i) + 1);
-          i -= i > 0;
-        } else {
-          ++i;
-        }
-      sums = mine.rounds[j].after;
-      std::set<int32_t> buffers;
-      bool right = sums.size() == nodes.size();
-      for (size_t i = 0; right && i < sums.size(); ++i) right = sums[i].lanes == nodes[i] && sums[i].buffer >= 0 && sums[i].buffer < mine.num_shard_sums && buffers.insert(sums[i].buffer).second;
-      // A sum that only stays, or that pieces join, stays where it is.
-      for (const ShardSum& kept : mine.rounds[j].before)
-        for (const ShardSum& sum : sums) right = right && (kept.lanes.first != sum.lanes.first || kept.buffer == sum.buffer);
-      if (!right) return problem("rank {} round {} does not end with the largest nodes of the lane tree that it completes", rank, j);
-    }
-    const LaneRange held = lanes(rank);
-    int64_t lane = held.first;
-    for (const ShardSum& sum : sums) lane = sum.lanes.first == lane ? lane + sum.lanes.count : -1;
-    if (sums.empty() || sums.front().buffer != 0 || lane != held.first + held.count)
-      return problem("rank {}: the sums in its shards are not those of lanes [{}, {})", rank, held.first, held.first + held.count);
-    const auto num_units = static_cast<int32_t>(unit_uses(rank).gradient_slot.size());
-    for (int32_t unit = 0; unit < num_units; ++unit) {
-      const std::vector<int32_t>& reductions = rounds[unit];
-      bool right = reductions.size() == mine.rounds.size();
-      for (size_t j = 0; right && j < reductions.size(); ++j) right = action(rank, reductions[j]).round == static_cast<int32_t>(j);
-      if (!right) return problem("rank {} does not reduce unit {} once in each of {} rounds, in their order", rank, unit, mine.rounds.size());
-      for (int32_t other : group_of(rank, action(rank, reductions.front())))
-        if (schedule(other).rounds != mine.rounds) return problem("ranks {} and {} of a shard group have different rounds", rank, other);
-      int32_t last = reductions.back();
-      if (held.count < mine.lanes) {
-        const auto found = replicas.find(unit);
-        if (found == replicas.end()) return problem("rank {} never joins its sums of unit {} with those of the other lanes", rank, unit);
-        if (!ordered(rank, last, found->second)) return problem("{} does not wait for {}", name(rank, found->second), name(rank, last));
-        last = found->second;
-        int64_t next = 0;
-        for (int32_t other : group_of(rank, action(rank, last))) next = lanes(other).first == next ? next + lanes(other).count : -1;
-        if (next != mine.lanes) return problem("{}: the lanes of its ranks are not all lanes in order", name(rank, last));
-      }
-      if (!ordered(rank, last, update)) return problem("{} does not wait for {}", name(rank, update), name(rank, last));
-    }
-  }
-
-  // From the end of its AG, and before the next AG of the slot, ops may read a unit's weights there.
-  void check_gathers(int32_t rank) {
-    struct Slot {
-      std::vector<int32_t> gathers;
-      size_t next = 0;  // the first that has not ended when what is looked at starts
-    };
-    std::map<int32_t, Slot> slots;
-    const Schedule& mine = schedule(rank);
-    for (int32_t index = 0; index < static_cast<int32_t>(mine.actions.size()); ++index)
-      if (const Action& one = action(rank, index); one.kind == ActionKind::kAllGatherParameters) {
-        const int32_t slot = unit_uses(rank).weight_slot[static_cast<size_t>(one.unit)];
-        if (slot >= 0) slots[slot].gathers.push_back(index);
-      }
-    for (int32_t index = 0; index < static_cast<int32_t>(mine.actions.size()); ++index) {
-      const Action& one = action(rank, index);
-      if (!is_compute_of_batch(one.kind)) continue;
-      for (const UnitUse& use : uses_of(rank, one)) {
-        if (use.writes) continue;
-        Slot& slot = slots[unit_uses(rank).weight_slot[static_cast<size_t>(use.unit)]];
-        const int32_t begins = graph_->before_op({rank, index}, use.first_op), ends = graph_->behind_op({rank, index}, use.last_op);
-        while (slot.next < slot.gathers.size() && graph_->before(graph_->end({rank, slot.gathers[slot.next]}), begins)) ++slot.next;
-        if (slot.next == 0 || action(rank, slot.gathers[slot.next - 1]).unit != use.unit) return problem("{} reads weights of unit {} that are not gathered", name(rank, index), use.unit);
-        if (slot.next < slot.gathers.size() && !graph_->before(ends, graph_->start({rank, slot.gathers[slot.next]})))
-          return problem("{} takes the place of weights that {} may still read", name(rank, slot.gathers[slot.next]), name(rank, index));
-      }
-    }
   }
 
   const std::vector<Schedule>& ranks_;
