@@ -4,12 +4,9 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <cstring>
-#include <map>
 
 #include "base/error.h"
-#include "ir/op_table.h"
 #include "parallel/shard.h"
 #include "planner/shared_layers.h"
 #include "runtime/initialize.h"
@@ -135,27 +132,6 @@ void TrainingEngine::connect() {
   });
 }
 
-// Which nodes of the lane tree meet in a reduction, as the schedule says.
-void TrainingEngine::plan_reductions() {
-  const DataParallel& data = plan_.options.data;
-  const Schedule& schedule = plan_.schedule;
-  const auto node = [](const LaneRange& lanes) { return lane_nodes(lanes.first, lanes.first + lanes.count).front(); };
-  if (schedule.rounds.empty()) {
-    reductions_ = {contiguous_lanes_plan(static_cast<int>(data.size), plan_.options.lanes)};
-    for (const std::vector<int32_t>& pieces : schedule.piece_buffers)
-      ORRERY_CHECK(reductions_[0].outputs.size() == 1 && reductions_[0].pieces[static_cast<size_t>(data.rank)].size() == pieces.size(), "{} pieces planned", pieces.size());
-    return;
-  }
-  for (const ReductionRound& round : schedule.rounds) {
-    std::vector<std::vector<LaneNode>> pieces;
-    std::vector<LaneNode> carried;
-    for (const LaneRange& lanes : round.pieces) pieces.push_back(lanes.count > 0 ? std::vector<LaneNode>{node(lanes)} : std::vector<LaneNode>());
-    for (const ShardSum& sum : round.before) carried.push_back(node(sum.lanes));
-    reductions_.push_back(make_reduction_plan(std::move(pieces), std::move(carried)));
-  }
-  if (data.num_replicas() > 1) replica_reduction_ = contiguous_lanes_plan(static_cast<int>(data.num_replicas()), plan_.options.lanes);
-}
-
 std::vector<const Communicator*> TrainingEngine::communicators() const {
   std::vector<const Communicator*> all;
   for (const Communicator* one : {static_cast<const Communicator*>(world_), static_cast<const Communicator*>(slice_group_.get()), static_cast<const Communicator*>(data_group_.get()), static_cast<const Communicator*>(pipeline_group_.get()),
@@ -266,21 +242,6 @@ std::span<double> TrainingEngine::exchanged() const {
   return {reinterpret_cast<double*>(step_data(StepField::kSquaredSums)), static_cast<size_t>(plan_.num_norm_blocks + plan_.options.num_losses() + 1)};
 }
 
-std::byte* TrainingEngine::gradient_data(const ParameterUnit& unit, int32_t buffer) const {
-  return arena_.data() + plan_.memory.gradient_buffer_offset[static_cast<size_t>(unit.chunk)][static_cast<size_t>(buffer)] +
-         plan_.memory.gradient_offset[static_cast<size_t>(unit.first)][static_cast<size_t>(unit.accumulator)];
-}
-
-std::byte* TrainingEngine::shard_sum(int32_t unit, int32_t sum) const { return arena_.data() + plan_.memory.shard_sum_offset[static_cast<size_t>(unit)][static_cast<size_t>(sum)]; }
-
-// What each rank owns of the unit's elements [origin, end), counted from `origin` and multiplied by `scale`.
-std::span<const ElementRange> TrainingEngine::owners(const ParameterUnit& unit, int64_t origin, int64_t end, int64_t scale) {
-  const size_t num_shards = unit.cuts.size() - 1;
-  for (size_t shard = 0; shard < num_shards; ++shard)
-    ranges_[shard] = {(std::clamp(unit.cuts[shard], origin, end) - origin) * scale, (std::clamp(unit.cuts[shard + 1], origin, end) - origin) * scale};
-  return {ranges_.data(), num_shards};
-}
-
 void TrainingEngine::compute(int copy, const std::function<void()>& before_update) {
   const Schedule& schedule = plan_.schedule;
   const std::span<double> sums = exchanged();
@@ -327,141 +288,6 @@ void TrainingEngine::compute(int copy, const std::function<void()>& before_updat
     action_seconds_[i] += seconds_since(begin);
     progress_.mark_done(i);
   }
-}
-
-void TrainingEngine::run_collective(const Action& action) {
-  const std::string_view label = labels_[static_cast<size_t>(&action - plan_.schedule.actions.data())];
-  if (action.kind == ActionKind::kExchangeSums) {
-    world_->all_reduce(std::as_writable_bytes(exchanged()), DType::kF64, label);
-    return;
-  }
-  Communicator& group = *data_;
-  const ParameterUnit& unit = plan_.units[static_cast<size_t>(action.unit)];
-  switch (action.kind) {
-    case ActionKind::kReduceScatterGradients: return reduce_scatter(action, unit, label);
-    case ActionKind::kAllReduceGradients: return all_reduce_shards(action, unit, label);
-    case ActionKind::kAllGatherGradients:
-      group.all_gather_ranges({gradient_data(unit, action.gradient_buffer), static_cast<size_t>(unit.size()) * 4}, owners(unit, unit.begin(), unit.cuts.back(), 4), label);
-      return;
-    case ActionKind::kAllGatherParameters: {
-      if (plan_.options.data.shards_weights()) return gather_weights(action.unit, label);
-      const int64_t width = dtype_bytes(plan_.stage.compute_dtype);
-      for (size_t i = 0; i < unit.starts.size(); ++i) {
-        const auto parameter = static_cast<size_t>(unit.first) + i;
-        const int64_t first = unit.starts[i], count = plan_.stage.parameters[parameter].num_elements();
-        group.all_gather_ranges({parameter_data(parameter), static_cast<size_t>(count * width)}, owners(unit, first, first + count, width), label);
-      }
-      return;
-    }
-    default: ORRERY_CHECK(false, "{} is no collective", label);
-  }
-}
-
-void TrainingEngine::reduce_scatter(const Action& action, const ParameterUnit& unit, std::string_view label) {
-  Communicator& group = *data_;
-  const std::span<const ElementRange> shards = owners(unit, unit.begin(), unit.cuts.back(), 1);
-  if (action.round >= 0) {
-    const ReductionRound& round = plan_.schedule.rounds[static_cast<size_t>(action.round)];
-    const ReductionPlan& reduction = reductions_[static_cast<size_t>(action.round)];
-    const std::byte* const piece = gradient_data(unit, action.gradient_buffer);
-    std::array<const std::byte*, GradFold::kMaxDepth> carried;
-    std::array<std::byte*, GradFold::kMaxDepth> sums;
-    for (size_t i = 0; i < round.before.size(); ++i) carried[i] = shard_sum(action.unit, round.before[i].buffer);
-    size_t num_sums = 0;
-    for (const ShardSum& sum : round.after)
-      if (std::find(round.before.begin(), round.before.end(), sum) == round.before.end()) sums[num_sums++] = shard_sum(action.unit, sum.buffer);
-    group.reduce_scatter(reduction, DType::kF32, {&piece, round.pieces[static_cast<size_t>(group.rank())].count > 0 ? size_t{1} : size_t{0}}, shards, {sums.data(), num_sums}, label,
-                         {carried.data(), round.before.size()});
-    return;
-  }
-  if (plan_.options.data.fast_reduction) {
-    group.reduce_scatter_fast({gradient_data(unit, action.gradient_buffer), static_cast<size_t>(unit.size()) * 4}, DType::kF32, shards, label);
-    return;
-  }
-  std::array<const std::byte*, GradFold::kMaxDepth> pieces;
-  const std::vector<int32_t>& buffers = plan_.schedule.piece_buffers[static_cast<size_t>(unit.chunk)];
-  for (size_t i = 0; i < buffers.size(); ++i) pieces[i] = gradient_data(unit, buffers[i]);
-  std::byte* const sum = gradient_data(unit, action.gradient_buffer) + (unit.cuts[static_cast<size_t>(group.rank())] - unit.begin()) * 4;
-  group.reduce_scatter(reductions_[0], DType::kF32, {pieces.data(), buffers.size()}, shards, {&sum, 1}, label);
-}
-
-// Each replica of the shard makes an equal part of the sum, in place of its own piece of it, and all gather the parts.
-void TrainingEngine::all_reduce_shards(const Action& action, const ParameterUnit& unit, std::string_view label) {
-  Communicator& group = *replica_group_;
-  const int64_t count = unit.shard_size(plan_.options.data.shard());
-  const std::span<ElementRange> parts(ranges_.data(), static_cast<size_t>(group.size()));
-  equal_ranges(count, 1, parts);
-  std::array<const std::byte*, GradFold::kMaxDepth> pieces;
-  const std::vector<ShardSum>& held = plan_.schedule.rounds.back().after;
-  for (size_t i = 0; i < held.size(); ++i) pieces[i] = shard_sum(action.unit, held[i].buffer);
-  std::byte* const whole = shard_sum(action.unit, 0);
-  std::byte* const sum = whole + parts[static_cast<size_t>(group.rank())].begin * 4;
-  group.reduce_scatter(replica_reduction_, DType::kF32, {pieces.data(), held.size()}, parts, {&sum, 1}, label);
-  for (ElementRange& part : parts) part = {part.begin * 4, part.end * 4};
-  group.all_gather_ranges({whole, static_cast<size_t>(count) * 4}, parts, label);
-}
-
-void TrainingEngine::gather_weights(int32_t index, std::string_view label) {
-  const ParameterUnit& unit = plan_.units[static_cast<size_t>(index)];
-  const int64_t width = dtype_bytes(plan_.stage.compute_dtype);
-  std::byte* const slot = arena_.data() + plan_.memory.parameter_offset[static_cast<size_t>(unit.first)];
-  const std::span<const ElementRange> shards = owners(unit, unit.begin(), unit.cuts.back(), width);
-  const ElementRange& own = shards[static_cast<size_t>(data_->rank())];
-  const std::byte* const kept = arena_.data() + plan_.memory.unit_shard_offset[static_cast<size_t>(index)];
-  if (own.size() > 0 && kept != slot + own.begin) std::memcpy(slot + own.begin, kept, static_cast<size_t>(own.size()));
-  data_->all_gather_ranges({slot, static_cast<size_t>(unit.size() * width)}, shards, label);
-}
-
-void TrainingEngine::run_collectives() {
-  for (size_t i = 0; i < plan_.schedule.actions.size(); ++i) {
-    const Action& action = plan_.schedule.actions[i];
-    if (stream_of(action.kind) != Stream::kCollective) continue;
-    if (!progress_.wait_for(action)) return;
-    const auto begin = std::chrono::steady_clock::now();
-    run_collective(action);
-    action_seconds_[i] += seconds_since(begin);
-    progress_.mark_done(i);
-  }
-}
-
-// Where a message's bytes are; a slot's place never changes, so this is asked once.
-std::span<std::byte> TrainingEngine::message_buffer(const Action& action) {
-  const auto bytes = static_cast<size_t>(payload_bytes(plan_, action));
-  if (is_boundary_message(action.kind)) {
-    const StageBoundary& boundary = plan_.stage.boundaries[static_cast<size_t>(action.chunk)];
-    ActionBinding binding;
-    const auto num_chunks = static_cast<size_t>(plan_.stage.num_chunks());
-    binding.slots = std::span(slots_).subspan(static_cast<size_t>(action.micro_batch) * num_chunks, num_chunks);
-    const ValueId value = action.kind == ActionKind::kSendActivation   ? boundary.output
-                          : action.kind == ActionKind::kRecvActivation ? boundary.input
-                          : action.kind == ActionKind::kSendGradient   ? boundary.input_gradient
-                                                                       : boundary.output_gradient;
-    return {executor_.view(value, binding).data, bytes};
-  }
-  const ParameterUnit& unit = plan_.units[static_cast<size_t>(action.unit)];
-  const auto parameter = static_cast<size_t>(plan_.shared->parameter);
-  if (action.kind == ActionKind::kSendWeight || action.kind == ActionKind::kRecvWeight) return {parameter_data(parameter), bytes};
-  // The second accumulator, of which each data-parallel rank moves what it owns of the sum.
-  if (plan_.options.data.shards_gradients()) return {arena_.data() + plan_.memory.gradient_shard_offset[parameter][1], bytes};
-  const int64_t first_owned = unit.cuts[static_cast<size_t>(plan_.options.data.rank)] - unit.cuts.front();
-  return {arena_.data() + plan_.memory.gradient_buffer_offset[static_cast<size_t>(unit.chunk)][0] + plan_.memory.gradient_offset[parameter][1] + first_owned * 4, bytes};
-}
-
-std::vector<std::span<std::byte>> TrainingEngine::message_buffers() {
-  std::vector<std::span<std::byte>> buffers;
-  for (const Action& action : plan_.schedule.actions) buffers.push_back(stream_of(action.kind) == Stream::kPoint ? message_buffer(action) : std::span<std::byte>());
-  return buffers;
-}
-
-void TrainingEngine::share_weights() {
-  if (!plan_.shared) return;
-  const auto parameter = static_cast<size_t>(plan_.shared->parameter);
-  const int peer = static_cast<int>(plan_.shared->peer / plan_.options.data.size);
-  const std::span<std::byte> weight{parameter_data(parameter), static_cast<size_t>(weight_shard(plan_, parameter).size() * dtype_bytes(plan_.stage.compute_dtype))};
-  if (plan_.shared->updated_here)
-    pipeline_group_->send(weight, peer, 0, "share weights");
-  else
-    pipeline_group_->recv(weight, peer, 0, "share weights");
 }
 
 StepResult TrainingEngine::step(int copy, const OptimizerHyper& hyper, const std::function<void()>& before_update) {
@@ -542,69 +368,6 @@ void TrainingEngine::evaluate_ops(const ActionBinding& binding) {
 
 std::span<std::byte> TrainingEngine::checkpoint_buffer() const {
   return {arena_.data() + plan_.memory.checkpoint_offset, static_cast<size_t>(plan_.memory.class_bytes[static_cast<size_t>(MemoryClass::kCheckpoint)])};
-}
-
-void TrainingEngine::reset_op_table() {
-  executor_.reset_op_times();
-  num_steps_timed_ = 0;
-  step_seconds_ = 0;
-  std::fill(action_seconds_.begin(), action_seconds_.end(), 0.0);
-}
-
-PhaseSeconds TrainingEngine::phase_seconds() const {
-  const auto sum = [this](Phase phase) {
-    double seconds = 0;
-    for (const OpTime& time : executor_.op_times(phase)) seconds += time.seconds;
-    return seconds / static_cast<double>(std::max<int64_t>(1, num_steps_timed_));
-  };
-  PhaseSeconds phases;
-  phases.forward = sum(Phase::kForward), phases.backward = sum(Phase::kBackward);
-  phases.update = sum(Phase::kZero) + sum(Phase::kMerge) + sum(Phase::kNorm) + sum(Phase::kOptimizer);
-  const std::vector<double> actions = action_seconds();
-  for (size_t i = 0; i < actions.size(); ++i)
-    if (stream_of(plan_.schedule.actions[i].kind) != Stream::kCompute) phases.communication += actions[i];
-  return phases;
-}
-
-std::vector<double> TrainingEngine::action_seconds() const {
-  std::vector<double> seconds = action_seconds_;
-  for (double& value : seconds) value /= static_cast<double>(std::max<int64_t>(1, num_steps_timed_));
-  return seconds;
-}
-
-std::string TrainingEngine::op_table() const {
-  struct Row {
-    double seconds = 0, flops = 0, bytes = 0;
-    int64_t calls = 0;
-  };
-  std::map<std::string, Row> rows;
-  double total = 0;
-  const double mean_context = static_cast<double>(plan_.options.sequence_tokens + 1) / 2;
-  for (size_t block = 0; block < plan_.stage.blocks.size(); ++block) {
-    if (Stage::phase_of(block) == Phase::kEval) continue;
-    const auto& ops = plan_.stage.blocks[block].ops;
-    const auto& times = executor_.op_times(Stage::phase_of(block), static_cast<int32_t>(block / kNumPhases));
-    for (size_t i = 0; i < ops.size(); ++i) {
-      if (times[i].calls == 0) continue;
-      Row& row = rows[fmt::format("{}{}", op_name(ops[i].kind), ops[i].recomputed ? " (again)" : "")];
-      // A call sees one micro-batch of at most the bound; short ones are rare and counted as full.
-      const OpCost cost = op_cost(plan_.stage, ops[i], plan_.micro_batch_size * plan_.options.local_tokens(), mean_context);
-      row.seconds += times[i].seconds;
-      row.flops += cost.flops * static_cast<double>(times[i].calls);
-      row.bytes += (cost.bytes_read + cost.bytes_written) * static_cast<double>(times[i].calls);
-      row.calls += times[i].calls;
-      total += times[i].seconds;
-    }
-  }
-  std::vector<std::pair<std::string, Row>> sorted(rows.begin(), rows.end());
-  std::stable_sort(sorted.begin(), sorted.end(), [](const auto& a, const auto& b) { return a.second.seconds > b.second.seconds; });
-  const double steps = static_cast<double>(std::max<int64_t>(1, num_steps_timed_));
-  std::string text = fmt::format("{:<32}{:>8}{:>11}{:>8}{:>10}{:>9}\n", "op", "calls", "ms a step", "share", "TFLOP/s", "GB/s");
-  for (const auto& [name, row] : sorted)
-    text += fmt::format("{:<32}{:>8.0f}{:>11.2f}{:>7.1f}%{:>10}{:>9.1f}\n", name, static_cast<double>(row.calls) / steps, 1e3 * row.seconds / steps, 100 * row.seconds / total,
-                        row.flops > 0 ? fmt::format("{:.2f}", row.flops / row.seconds / 1e12) : "", row.bytes / row.seconds / 1e9);
-  text += fmt::format("{:<32}{:>8}{:>11.2f}\n", "all ops", "", 1e3 * total / steps);
-  return text;
 }
 
 }  // namespace orrery

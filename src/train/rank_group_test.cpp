@@ -203,10 +203,14 @@ TEST_F(GroupTest, PlannedBytesOfShardsAreThoseOfTheFormulas) {
       }
       const int64_t rounds = 16 / 4 / micro_batch;
       EXPECT_EQ(reduced, whole * 4 * 3 * rounds);
-      if (!reshard) EXPECT_EQ(gathered, whole * 2 * 3);
+      if (!reshard) {
+        EXPECT_EQ(gathered, whole * 2 * 3);
+      }
       // Head and final norm are there still when the backward begins.
-      if (reshard) EXPECT_LE(gathered, (2 * whole - layers_there - embedding) * 2 * 3 * rounds);
-      if (reshard) EXPECT_GE(gathered, (2 * whole - 2 * layers_there - 3 * embedding) * 2 * 3 * rounds);
+      if (reshard) {
+        EXPECT_LE(gathered, (2 * whole - layers_there - embedding) * 2 * 3 * rounds);
+        EXPECT_GE(gathered, (2 * whole - 2 * layers_there - 3 * embedding) * 2 * 3 * rounds);
+      }
     }
   }
 }
