@@ -8,6 +8,7 @@
 // tensors (reading a source, writing a chunk) may make none.
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cmath>
 #include <condition_variable>
 #include <mutex>
@@ -217,7 +218,11 @@ TEST_F(AllocationTest, CallsOfEveryThreadAreCounted) {
   ThreadPool pool(2);
   void* kept[2] = {};
   heap_calls::start();
-  pool.run([&](int thread_index, int) { kept[thread_index] = ::operator new(1000 + static_cast<size_t>(thread_index)); });
+  std::atomic<int> begun = 0;
+  pool.run([&](int thread_index, int) {
+    for (++begun; begun < 2;) std::this_thread::yield();  // or the caller might do the worker's part too
+    kept[thread_index] = ::operator new(1000 + static_cast<size_t>(thread_index));
+  });
   {
     const heap_calls::Strict strict;
     free(kept[0]);
