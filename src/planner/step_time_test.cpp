@@ -138,7 +138,7 @@ TEST(StepTrace, ComesBackAndCalibrates) {
   trace.ops = {{"linear@c|a", {0.5, 100, 10}}};
   const StepTrace back = trace_from_json(trace_to_json(trace), "t");
   EXPECT_EQ(trace_to_json(back), trace_to_json(trace));
-  EXPECT_NE(trace_to_text(back).find("above of the 90 % interval"), std::string::npos);
+  EXPECT_NE(trace_to_text(back).find("above the 90 % interval"), std::string::npos);
   OpTimes times;
   times.add("linear@c|a", {0.25, 100, 10});
   EXPECT_EQ(calibrate(times, back), 1);

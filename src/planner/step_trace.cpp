@@ -65,7 +65,7 @@ std::string trace_phases_to_text(const StepTrace& t) {
   if (t.measured.communication > 0) text += line("collectives", t.predicted.communication, t.measured.communication);
   text += line("step", t.predicted_seconds, t.measured_seconds);
   if (t.predicted_seconds > 0)
-    text += fmt::format("{:<16}{} of the 90 % interval, {:.2f} to {:.2f} ms\n", "", t.measured_seconds < t.low ? "below" : t.measured_seconds > t.high ? "above" : "inside", 1e3 * t.low, 1e3 * t.high);
+    text += fmt::format("{:<16}{} the 90 % interval, {:.2f} to {:.2f} ms\n", "", t.measured_seconds < t.low ? "below" : t.measured_seconds > t.high ? "above" : "inside", 1e3 * t.low, 1e3 * t.high);
   return text;
 }
 
