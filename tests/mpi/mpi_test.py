@@ -83,7 +83,7 @@ for library, (launcher, compiler) in LAUNCHERS.items():
                     words, where = ["rank 1 is late", "computes B1 of step 3"], where + ", post mortem"
                 for word in words + ["step 3", "AG3"]:
                     check(word in log, f"{where}: the report does not say '{word}'", log)
-                check(wall < DEADLINE_S + 10, where, log)
+                check(wall < DEADLINE_S + 60, where, log)  # it ends by itself; on a busy machine the launcher alone takes seconds
             print(where)
     leaked = segments() - before
     check(not leaked, f"{library}: segments left: {sorted(leaked)}", "")
