@@ -6,9 +6,6 @@
 //   gemm_bench [--rounds=7] [--threads=2] [--only=substring] [--dtype=bf16|f32] [--clock=wall|cpu]
 #include <fmt/core.h>
 
-#include <sys/mman.h>
-#include <time.h>
-
 #include <algorithm>
 #include <cstdlib>
 #include <functional>
@@ -21,6 +18,7 @@
 #include "base/philox.h"
 #include "base/bfloat16.h"
 #include "gemm_loops.h"
+#include "timed_rounds.h"
 
 namespace orrery::bench {
 namespace {
@@ -45,24 +43,6 @@ struct Case {
   double bytes = 0;  // read by one run
   std::function<void()> run;
   std::vector<double> seconds = {};
-  double median() const {
-    std::vector<double> sorted = seconds;
-    std::sort(sorted.begin(), sorted.end());
-    return sorted[sorted.size() / 2];
-  }
-};
-
-// Huge pages, as the arena of a run has them.
-struct Buffer {
-  std::unique_ptr<std::byte, decltype(&std::free)> memory;
-  explicit Buffer(int64_t size) : memory(allocate(static_cast<size_t>(size)), &std::free) {}
-  static std::byte* allocate(size_t size) {
-    constexpr size_t kPage = size_t{2} << 20;
-    const size_t bytes = (size + 2 * kPage - 1) / kPage * kPage;
-    void* p = std::aligned_alloc(kPage, bytes);
-    madvise(p, bytes, MADV_HUGEPAGE);
-    return static_cast<std::byte*>(p);
-  }
 };
 
 // All tensors of a case live as long as the program; values are small and normal.
@@ -76,7 +56,7 @@ class Bench {
 
   const KernelContext& context() const { return context_; }
 
-  std::byte* allocate(int64_t bytes) { return buffers_.emplace_back(bytes).memory.get(); }
+  std::byte* allocate(int64_t bytes) { return buffers_.emplace_back(allocate_huge(bytes), &std::free).get(); }
 
   TensorView tensor(DType dtype, int64_t rows, int64_t columns) {
     TensorView view;
@@ -133,29 +113,18 @@ class Bench {
   void run() {
     workspace_ = allocate(workspace_bytes_);
     std::fill_n(workspace_, workspace_bytes_, std::byte{0});
-    for (int round = -1; round < options_.rounds; ++round)
-      for (Case& one : cases_) {
-        const double start = now();
-        one.run();
-        if (round >= 0) one.seconds.push_back(now() - start);
-      }
-  }
-
-  double now() const {
-    timespec time{};
-    clock_gettime(options_.cpu_clock ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC, &time);
-    return (static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec)) / (options_.cpu_clock ? options_.threads : 1);
+    run_rounds(cases_, options_.rounds, {options_.cpu_clock, options_.threads});
   }
 
   void print() const {
     double peak = 0;
     for (const Case& one : cases_)
-      if (one.name == "peak") peak = one.flop / one.median();
+      if (one.name == "peak") peak = one.flop / median(one.seconds);
     fmt::print("processor: {}\narithmetic {}, {} threads, {} time, median of {} interleaved rounds\n\n", cpu_features().model_name,
                arithmetic_name(context_.arithmetic), options_.threads, options_.cpu_clock ? "processor" : "wall", options_.rounds);
     fmt::print("| case | ms | TFLOP/s | of peak | GB/s |\n|---|---|---|---|---|\n");
     for (const Case& one : cases_) {
-      const double s = one.median();
+      const double s = median(one.seconds);
       fmt::print("| {} | {:.3f} | {} | {} | {} |\n", one.name, s * 1e3, one.flop > 0 ? fmt::format("{:.2f}", one.flop / s * 1e-12) : "",
                  one.flop > 0 && peak > 0 ? fmt::format("{:.0f} %", 100 * one.flop / s / peak) : "",
                  one.bytes > 0 ? fmt::format("{:.1f}", one.bytes / s * 1e-9) : "");
@@ -166,7 +135,7 @@ class Bench {
   Options options_;
   ThreadPool pool_;
   KernelContext context_;
-  std::vector<Buffer> buffers_;
+  std::vector<std::unique_ptr<std::byte, decltype(&std::free)>> buffers_;
   std::vector<Case> cases_;
   std::byte* workspace_ = nullptr;
   int64_t workspace_bytes_ = 64;
@@ -247,13 +216,6 @@ void add_peak(Bench& bench, const Options& options) {
                    keep(dp ? dp_register_loop(steps) : fma_register_loop(steps));
                });
              }});
-}
-
-bool take(const std::string& argument, const char* name, std::string& value) {
-  const std::string prefix = fmt::format("--{}=", name);
-  if (argument.rfind(prefix, 0) != 0) return false;
-  value = argument.substr(prefix.size());
-  return true;
 }
 
 int run(int argc, char** argv) {

@@ -5,9 +5,6 @@
 // Processor time by default, for machines that others use too: what was preempted is not counted, what memory made it wait is.
 #include <fmt/core.h>
 
-#include <sys/mman.h>
-#include <time.h>
-
 #include <algorithm>
 #include <cstdlib>
 #include <functional>
@@ -18,6 +15,7 @@
 #include "base/philox.h"
 #include "gemm_loops.h"
 #include "ir/weight_format.h"
+#include "timed_rounds.h"
 
 namespace orrery::bench {
 namespace {
@@ -37,25 +35,12 @@ constexpr Shape kShapes[] = {{960, 576}, {576, 576}, {3072, 576}, {576, 1536}};
 constexpr Shape kShapesOf256[] = {{960, 512}, {576, 512}, {3072, 512}, {576, 1536}};
 constexpr int64_t kLayers = 30, kMostRows = 512;
 
-std::byte* allocate(int64_t bytes) {
-  constexpr int64_t kPage = int64_t{2} << 20;
-  const auto size = static_cast<size_t>((bytes + 2 * kPage - 1) / kPage * kPage);
-  auto* p = static_cast<std::byte*>(std::aligned_alloc(kPage, size));
-  madvise(p, size, MADV_HUGEPAGE);
-  return p;
-}
-
 struct Case {
   std::string name;
   int64_t rows;
   double multiply_adds, bytes;
   std::function<void()> run;
   std::vector<double> seconds = {};
-  double median() const {
-    std::vector<double> sorted = seconds;
-    std::sort(sorted.begin(), sorted.end());
-    return sorted[sorted.size() / 2];
-  }
 };
 
 class Bench {
@@ -81,7 +66,7 @@ class Bench {
     }
     const int64_t bytes = layer_bytes * kLayers;
     // Small scales whatever the bytes mean: halves of 0x1c1c are 0.004.
-    std::byte* weights = allocate(bytes);
+    std::byte* weights = allocate_huge(bytes);
     std::fill_n(weights, bytes, std::byte{0x1c});
     cases_.push_back({fmt::format("{} read loop", info.name), 0, 0, static_cast<double>(bytes), [this, weights, bytes] {
                         pool_.run([&](int thread, int threads) {
@@ -100,25 +85,18 @@ class Bench {
                         }});
   }
 
-  void run() {
-    for (int round = -1; round < options_.rounds; ++round)
-      for (Case& one : cases_) {
-        const double begin = now();
-        one.run();
-        if (round >= 0) one.seconds.push_back(now() - begin);
-      }
-  }
+  void run() { run_rounds(cases_, options_.rounds, {options_.cpu_clock, options_.threads}); }
 
   void print() const {
     double peak = 0;
     for (const Case& one : cases_)
-      if (one.name == "peak") peak = one.multiply_adds / one.median();
+      if (one.name == "peak") peak = one.multiply_adds / median(one.seconds);
     fmt::print("processor: {}\n{} threads, {} time, median of {} interleaved rounds; peak {:.0f} G multiply-adds/s\n\n", cpu_features().model_name, options_.threads,
                options_.cpu_clock ? "processor" : "wall", options_.rounds, peak * 1e-9);
     fmt::print("| case | rows | ms | us a row | of peak | GB/s |\n|---|---|---|---|---|---|\n");
     for (const Case& one : cases_) {
       if (one.name == "peak") continue;
-      const double s = one.median();
+      const double s = median(one.seconds);
       fmt::print("| {} | {} | {:.2f} | {} | {} | {:.1f} |\n", one.name, one.rows > 0 ? std::to_string(one.rows) : "", 1e3 * s,
                  one.rows > 0 ? fmt::format("{:.0f}", 1e6 * s / static_cast<double>(one.rows)) : "", one.rows > 0 ? fmt::format("{:.0f} %", 100 * one.multiply_adds / s / peak) : "",
                  one.bytes / s * 1e-9);
@@ -145,7 +123,7 @@ class Bench {
     const int64_t bytes = entry.workspace_bytes({context_.isa, context_.arithmetic, true, options_.threads}, call);
     if (bytes > workspace_bytes_) {
       std::free(workspace_);
-      workspace_ = allocate(bytes);
+      workspace_ = allocate_huge(bytes);
       workspace_bytes_ = bytes;
     }
     call.workspace = {workspace_, static_cast<size_t>(bytes)};
@@ -160,35 +138,23 @@ class Bench {
     view.row_stride = columns;
     return view;
   }
-  double now() const {
-    timespec time{};
-    clock_gettime(options_.cpu_clock ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC, &time);
-    return (static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec)) / (options_.cpu_clock ? options_.threads : 1);
-  }
 
   Options options_;
   ThreadPool pool_;
   KernelContext context_;
   std::vector<Case> cases_;
-  std::byte *x_ = filled(kMostRows * 1536 * 2), *y_ = allocate(kMostRows * 3072 * 2), *workspace_ = nullptr;
+  std::byte *x_ = filled(kMostRows * 1536 * 2), *y_ = allocate_huge(kMostRows * 3072 * 2), *workspace_ = nullptr;
   int64_t workspace_bytes_ = 0;
   volatile int64_t sink_ = 0;
 
   // bf16 numbers about 1.
   static std::byte* filled(int64_t bytes) {
-    std::byte* memory = allocate(bytes);
+    std::byte* memory = allocate_huge(bytes);
     const PhiloxStream stream(1, RandomPurpose::kInit, 0, 0);
     for (int64_t i = 0; i < bytes / 2; ++i) reinterpret_cast<uint16_t*>(memory)[i] = static_cast<uint16_t>(0x3f00 + static_cast<int>(256 * stream.uniform(static_cast<uint64_t>(i))));
     return memory;
   }
 };
-
-bool take(const std::string& argument, const char* name, std::string& value) {
-  const std::string prefix = fmt::format("--{}=", name);
-  if (argument.rfind(prefix, 0) != 0) return false;
-  value = argument.substr(prefix.size());
-  return true;
-}
 
 int run(int argc, char** argv) {
   Options options;

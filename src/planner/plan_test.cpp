@@ -8,6 +8,7 @@
 #include "ir/op_table.h"
 #include "ir/verify.h"
 #include "ir/verify_schedules.h"
+#include "planner/plan_testing.h"
 
 namespace orrery {
 namespace {
@@ -15,20 +16,8 @@ namespace {
 int64_t fake_workspace(const Stage&, const Op& op) { return op.kind == OpKind::kLinear ? 1000 : 0; }
 
 TrainingPlanOptions small_options(ModelFamily family) {
-  TrainingPlanOptions options;
-  options.model = default_model_config(family);
-  options.model.hidden_size = 64;
-  options.model.num_layers = 3;
-  options.model.num_heads = 4;
-  options.model.num_kv_heads = family == ModelFamily::kGpt2 ? 4 : 2;
-  options.model.intermediate_size = 96;
-  options.model.vocab_size = 100;
-  options.model.max_seq_len = 32;
-  resolve(options.model);
-  options.sequence_tokens = 32;
-  options.global_batch_size = 8;
+  TrainingPlanOptions options = small_plan_options(family, 3, 100);
   options.segments_per_sequence = 4;
-  options.evaluates = true;
   return options;
 }
 

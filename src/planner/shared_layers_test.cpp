@@ -6,24 +6,14 @@
 
 #include "base/error.h"
 #include "ir/op_table.h"
+#include "planner/plan_testing.h"
 
 namespace orrery {
 namespace {
 
 std::vector<Plan> plans_of(ModelFamily family, const ParallelContext& parallel) {
-  TrainingPlanOptions options;
-  options.model = default_model_config(family);
-  options.model.hidden_size = 64;
-  options.model.num_layers = 2;
-  options.model.num_heads = 4;
-  options.model.num_kv_heads = family == ModelFamily::kGpt2 ? 4 : 2;
-  options.model.intermediate_size = 96;
-  options.model.vocab_size = 101;
-  options.model.max_seq_len = options.sequence_tokens = 32;
+  TrainingPlanOptions options = small_plan_options(family, 2, 101);
   options.model.qk_norm = family == ModelFamily::kLlama;
-  resolve(options.model);
-  options.global_batch_size = 8;
-  options.evaluates = true;
   options.parallel = parallel;
   options.data = {2, 0, 1};
   return make_training_plans(options, [](const Stage&, const Op&) { return 64; });

@@ -24,10 +24,6 @@ struct Case {
   Ids inner_starts;  // of documents, besides those of the sequences
 };
 
-AttentionAttributes heads(int64_t N, int64_t K, int64_t H, int64_t window = 0) {
-  return {.num_heads = N, .num_kv_heads = K, .head_dim = H, .scale = 1.0f / std::sqrt(static_cast<float>(H)), .window = window};
-}
-
 constexpr int64_t kSequences = 2;
 
 const Case kCases[] = {

@@ -20,10 +20,6 @@ struct Case {
   Ids cu_seqlens;
 };
 
-AttentionAttributes heads(int64_t N, int64_t K, int64_t H, int64_t window = 0) {
-  return {.num_heads = N, .num_kv_heads = K, .head_dim = H, .scale = 1.0f / std::sqrt(static_cast<float>(H)), .window = window};
-}
-
 const Case kCases[] = {
     {heads(1, 1, 2), {0, 1}},          {heads(2, 2, 64), {0, 64}},    {heads(3, 1, 32), {0, 65, 65, 66, 129}},
     {heads(4, 2, 80), {0, 7, 200}},    {heads(2, 1, 16, 1), {0, 70}}, {heads(2, 2, 64, 50), {0, 130, 200}},

@@ -255,6 +255,11 @@ inline std::vector<uint8_t> chain_merges(int count, bool onto_destination) {
   return merges;
 }
 
+/// N query heads over K of keys and values, H wide, with the usual scale.
+inline AttentionAttributes heads(int64_t N, int64_t K, int64_t H, int64_t window = 0) {
+  return {.num_heads = N, .num_kv_heads = K, .head_dim = H, .scale = 1.0f / std::sqrt(static_cast<float>(H)), .window = window};
+}
+
 inline const DType kComputeTypes[] = {DType::kBF16, DType::kF32};
 
 }  // namespace orrery::test
