@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
+#include <utility>
 
 #include "base/error.h"
 
@@ -91,10 +93,11 @@ TEST(Finalists, MapsAreThoseOfTheRunsPlans) {
   const TrainingPlanOptions run = small_run();
   const SearchResult result = refined(request_of(run), run);
   int64_t compared = 0, refused = 0;
+  std::map<std::pair<PipelineSchedule, double>, int> of_kind;  // a few of each schedule and number of stages a rank
   for (const Candidate& c : result.best) {
     EXPECT_NE(c.mapped_bytes > 0, !c.not_mapped.empty());
     refused += c.mapped_bytes == 0;
-    if (c.mapped_bytes == 0 || compared == 12) continue;
+    if (c.mapped_bytes == 0 || of_kind[{c.job.layout.schedule, c.job.layout.virtual_stages}]++ >= 4) continue;
     TrainingPlanOptions options = run;
     const JobLayout& l = c.job.layout;
     options.data.size = static_cast<int64_t>(l.dp), options.data.zero_stage = static_cast<int>(l.zero), options.lanes = std::max<int64_t>(options.lanes, options.data.size);
@@ -109,7 +112,7 @@ TEST(Finalists, MapsAreThoseOfTheRunsPlans) {
     EXPECT_EQ(c.mapped_bytes, most) << layout_text(l);
     ++compared;
   }
-  EXPECT_EQ(compared, 12);
+  EXPECT_GE(compared, 12);
   EXPECT_EQ(static_cast<int64_t>(result.best.size()) - refused, result.mapped);
 }
 
