@@ -31,6 +31,66 @@ double quantile(std::vector<double> values, double q) {
   return values[low] + (at - static_cast<double>(low)) * (values[std::min(low + 1, values.size() - 1)] - values[low]);
 }
 
+/// Of values with weights: the smallest that has a share `q` of the weight at or below it.
+double weighted_quantile(std::vector<std::pair<double, double>> values, double q) {
+  std::sort(values.begin(), values.end());
+  double total = 0, below = 0;
+  for (const auto& [value, weight] : values) total += weight;
+  for (const auto& [value, weight] : values)
+    if ((below += weight) >= q * total) return value;
+  return values.back().first;
+}
+
+struct Residual {
+  std::string source, layout;
+  JobClass kind;
+  double log_ratio;  // measured over predicted, with constants that never saw the source
+};
+using Residuals = std::vector<Residual>;
+
+// Quantiles of few rows are too narrow for others, so those of 90 % intervals lie a little further out.
+constexpr double kTail = 0.035;
+
+/// Where the logarithm of measured over predicted lies for a source that `known` has nothing of: each source counts the same, those of
+/// other kinds of job little.
+std::pair<double, double> unseen_interval(const Residuals& known, JobClass kind) {
+  constexpr double kOtherKind = 0.15;
+  std::map<std::pair<std::string, JobClass>, double> count;
+  for (const Residual& r : known) count[{r.source, r.kind}] += 1;
+  std::vector<std::pair<double, double>> values;
+  for (const Residual& r : known) values.emplace_back(r.log_ratio, (r.kind == kind ? 1 : kOtherKind) / count[{r.source, r.kind}]);
+  return {weighted_quantile(values, kTail), weighted_quantile(values, 1 - kTail)};
+}
+
+/// Of a source of which other layouts are known.
+std::pair<double, double> known_interval(const Residuals& known, JobClass kind) {
+  std::vector<double> values;
+  for (const Residual& r : known)
+    if (r.kind == kind) values.push_back(r.log_ratio);
+  return {quantile(values, kTail), quantile(values, 1 - kTail)};
+}
+
+/// Prints the share of each kind's rows that an interval holds which was made without the row's source, and without its fold of layouts.
+void print_coverage(const Residuals& all) {
+  constexpr size_t kFolds = 5;
+  for (size_t kind = 0; kind < static_cast<size_t>(JobClass::kCount); ++kind) {
+    double rows = 0, without_source = 0, without_layouts = 0;
+    for (const Residual& row : all) {
+      if (row.kind != static_cast<JobClass>(kind)) continue;
+      Residuals other_sources, other_layouts;
+      const auto fold_of = [](const Residual& r) { return hash_name(r.layout) % kFolds; };
+      for (const Residual& r : all) {
+        if (r.source != row.source) other_sources.push_back(r);
+        if (fold_of(r) != fold_of(row)) other_layouts.push_back(r);
+      }
+      const auto holds = [&](const std::pair<double, double>& interval) { return interval.first <= row.log_ratio && row.log_ratio <= interval.second; };
+      rows += 1, without_source += holds(unseen_interval(other_sources, row.kind)), without_layouts += holds(known_interval(other_layouts, row.kind));
+    }
+    fmt::print(stderr, "90 % interval holds {:4.1f} % without the row's source, {:4.1f} % without its layouts: {}\n", 100 * without_source / rows, 100 * without_layouts / rows,
+               job_class_name(static_cast<JobClass>(kind)));
+  }
+}
+
 double mean_error(const Rows& rows, const CostConstants& constants) {
   double sum = 0;
   for (const PublishedRun* run : rows) sum += std::abs(predict_step(run->job, constants).seconds / run->step_seconds - 1);
@@ -50,7 +110,8 @@ int main(int argc, char** argv) {
 
   const CostConstants full = fit_constants(all, prior_constants());
   std::map<std::string, CostConstants> without;
-  std::map<JobClass, std::vector<double>> frozen, calibrated;
+  Residuals frozen;
+  std::map<JobClass, std::vector<double>> calibrated;
   double row_sum = 0, source_sum = 0;
   std::vector<double> errors;
   for (const auto& [source, rows] : sources) {
@@ -64,7 +125,7 @@ int main(int argc, char** argv) {
       const double ratio = run->step_seconds / predict_step(run->job, constants).seconds;
       bias += 1 / ratio - 1;
       errors.push_back(std::abs(1 / ratio - 1));
-      frozen[classify(run->job)].push_back(std::log(ratio));
+      frozen.push_back({source, run->layout_key, classify(run->job), std::log(ratio)});
     }
     const double error = mean_error(rows, constants);
     row_sum += error * static_cast<double>(rows.size()), source_sum += error;
@@ -74,6 +135,7 @@ int main(int argc, char** argv) {
              source_sum / static_cast<double>(sources.size()), mean_error(all, full));
   for (size_t i = 0; i < kNumConstants; ++i)
     fmt::print(stderr, "{:20} {:10.4g} (prior {:.4g})\n", constant_priors()[i].name, full.value[i], constant_priors()[i].value);
+  print_coverage(frozen);
   if (quick) return 0;
 
   // Corrections with the layout's fold left out, in their own standard deviations.
@@ -110,9 +172,10 @@ int main(int argc, char** argv) {
   fmt::print("}};\n\nconstexpr ShippedResidual kResiduals[] = {{\n{}", residuals);
   fmt::print("}};\n\nconstexpr ClassIntervals kIntervals[] = {{\n");
   for (size_t kind = 0; kind < static_cast<size_t>(JobClass::kCount); ++kind) {
-    const auto& f = frozen[static_cast<JobClass>(kind)];
+    const auto [low, high] = known_interval(frozen, static_cast<JobClass>(kind));
+    const auto [unseen_low, unseen_high] = unseen_interval(frozen, static_cast<JobClass>(kind));
     const auto& c = calibrated[static_cast<JobClass>(kind)];
-    fmt::print("    {{{{{:.3f}, {:.3f}}}, {:.3f}, {:.3f}}},\n", std::exp(quantile(f, 0.05)), std::exp(quantile(f, 0.95)), quantile(c, 0.05), quantile(c, 0.95));
+    fmt::print("    {{{{{:.3f}, {:.3f}}}, {{{:.3f}, {:.3f}}}, {:.3f}, {:.3f}}},\n", std::exp(low), std::exp(high), std::exp(unseen_low), std::exp(unseen_high), quantile(c, kTail), quantile(c, 1 - kTail));
   }
   fmt::print("}};\n\n}}  // namespace\n\nstd::span<const SourceConstants> shipped_constants() {{ return kConstants; }}\n"
              "std::span<const ShippedResidual> shipped_residuals() {{ return kResiduals; }}\n"

@@ -31,9 +31,12 @@ struct IntervalFactors {
   double low = 1, high = 1;
 };
 struct ClassIntervals {
-  IntervalFactors frozen;
+  IntervalFactors known;   // frozen, of a source whose other rows were measured
+  IntervalFactors unseen;  // of a source that no residual is of: sources differ, so it is wider
   double calibrated_low = -1.645, calibrated_high = 1.645;  // in the correction's own standard deviations (layout_residuals.h)
 };
 const ClassIntervals& shipped_intervals(JobClass kind);
+/// Of a prediction with frozen_constants(source).
+const IntervalFactors& frozen_interval(JobClass kind, std::string_view source);
 
 }  // namespace orrery

@@ -13,6 +13,8 @@ using enum Constant;
 constexpr double kTileElements = 128.0 * 128.0;  // of the output of a product, what one unit makes at a time
 constexpr double kBackwardElement = 1.6;         // bytes moved backward over forward
 constexpr double kFlashBackward = 2.6;           // attention recomputes its scores
+constexpr double kSoftmaxBackward = 1.2;         // bytes of an unfused softmax with dropout: 11 a score backward, 9 forward
+constexpr double kCastShare = 0.25;              // more bytes for casts to eight bits
 
 /// max(a, b) with a soft corner: what the host issues and what the device does overlap, but not perfectly where they are equal.
 double soft_max(double a, double b) {
@@ -47,6 +49,21 @@ void add(Passes& sum, const Passes& part, double scale = 1) {
   sum.forward += scale * part.forward, sum.input += scale * part.input, sum.weight += scale * part.weight;
 }
 
+/// How much deeper a product must be than on an A100 to lose the same share: filling a unit's pipeline takes a time, not a number of
+/// steps, so a faster unit loses more. Systolic arrays fill in as many steps as they have rows.
+double depth_scale(const AcceleratorSpec& device) {
+  if (device.generation == DeviceGeneration::kTpu || device.generation == DeviceGeneration::kCpu) return 1;
+  constexpr double kAmpereUnit = 312e12 / 108;
+  return device.bf16_flops / device.num_units / kAmpereUnit;
+}
+
+/// Bytes moved per logit by the loss, forward and backward. Early programs widen to f32 and take maximum, exponential, sum, quotient and
+/// gradient in a kernel each; Megatron-core and FSDP's fuse some of them, a compiler nearly all.
+double logit_bytes(SoftwareStack stack) {
+  if (has_unfused_attention(stack)) return 48;
+  return stack == SoftwareStack::kFsdp2023 || stack == SoftwareStack::kMegatronCore ? 32 : 14;
+}
+
 double generation_share(const CostConstants& k, DeviceGeneration generation) {
   switch (generation) {
     case DeviceGeneration::kVolta: return k[kGemmVolta];
@@ -66,8 +83,7 @@ double product_flops(const TrainingJob& job, const CostConstants& k, NumberForma
   if (format == NumberFormat::kBf16 || device.fp8_flops <= 0) return device.bf16_flops * share;
   if (format == NumberFormat::kFp4 && device.fp4_flops > 0) return device.fp4_flops * share * k[kFp4];
   const bool hopper = device.generation == DeviceGeneration::kHopper;
-  const double factor = k[hopper ? kFp8Hopper : kFp8Blackwell] * (format == NumberFormat::kFp8Blocks ? k[kFp8Blocks] : 1);
-  return device.fp8_flops * share * factor;
+  return device.fp8_flops * share * k[hopper ? kFp8Hopper : kFp8Blackwell];
 }
 
 double attention_flops(const TrainingJob& job, const CostConstants& k) {
@@ -143,7 +159,7 @@ class StepModel {
       : job_(job), k_(constants), m_(job.model), l_(job.layout), old_(has_unfused_attention(job.stack)), fp8_(job.format != NumberFormat::kBf16), fsdp_(l_.zero == ZeroStage::kFull && l_.dp > 1),
         tokens_(l_.micro_batch * m_.seq_len / l_.cp), q_(m_.num_heads * m_.head_dim), kv_(m_.num_kv_heads * m_.head_dim), memory_(job.cluster.device->memory_bytes_per_second),
         domain_(job.cluster.domain_size), moe_share_(m_.num_experts > 0 ? (m_.num_layers - m_.dense_layers) / m_.num_layers : 0),
-        rates_{product_flops(job, k_, job.format), static_cast<double>(job.cluster.device->num_units), k_[kGemmDepth], k_[kGemmWaves], memory_}, bf16_(rates_),
+        rates_{product_flops(job, k_, job.format), static_cast<double>(job.cluster.device->num_units), k_[kGemmDepth] * depth_scale(*job.cluster.device), k_[kGemmWaves], memory_}, bf16_(rates_),
         links_{job.cluster.link_bytes_per_second * k_[kLinkShare], job.cluster.network_bytes_per_second * k_[kNetworkShare], k_[old_ ? kHopOld : kHopModern], k_[kNetworkLatency]},
         count_(count_parameters(m_)) {
     bf16_.product_flops = product_flops(job, k_, NumberFormat::kBf16);
@@ -164,6 +180,7 @@ class StepModel {
     // FSDP gathers a layer's weights forward and backward and scatters its gradients, beside the computing.
     const double layer_params = (count_.attention + (1 - moe_share_) * count_.dense_ffn + moe_share_ * count_.shared) / t;
     const double expert_params = moe_share_ * count_.experts / l_.ep / (l_.ep > 1 ? 1 : t);
+    if (old_ && l_.num_micro_batches > 1) layer += accumulation_seconds(layer_params + expert_params);
     double gather = 0;
     if (fsdp_) {
       gather = ring(links_, domain_, l_.shard_size, t * l_.cp, layer_params * 6) + ring(links_, domain_, std::max(1.0, l_.shard_size / l_.ep), t * l_.cp * l_.ep, expert_params * 6);
@@ -171,7 +188,7 @@ class StepModel {
     }
 
     // --- the head on the last stage, embedding on the first ---
-    const double head = linear(bf16_, tokens_, m_.vocab / t, m_.hidden).total() + 14 * tokens_ * m_.vocab / t / memory_;
+    const double head = linear(bf16_, tokens_, m_.vocab / t, m_.hidden).total() + logit_bytes(job_.stack) * tokens_ * m_.vocab / t / memory_;
     const double embed = 6 * tokens_ * m_.hidden * 2 / memory_ / (l_.sequence_parallel ? t : 1);
 
     // --- pipeline ---
@@ -195,9 +212,7 @@ class StepModel {
     const double reduce = gradient_reduction(rank_params, rank_experts), optimizer = optimizer_seconds(rank_params, rank_experts);
 
     StepCost cost;
-    const double nodes = std::max(1.0, job_.cluster.num_devices / std::min(domain_, 8.0));
-    double scale = 1 + k_[kJitter] * std::log2(nodes);
-    if (job_.stack == SoftwareStack::kDeterministic) scale *= k_[kDeterministic];
+    const double scale = job_.stack == SoftwareStack::kDeterministic ? k_[kDeterministic] : 1;
     const double tail = reduce + optimizer + k_[kStepSeconds];
     cost.seconds = (steady + fill + tail) * scale;
     const double layer_count = l_.num_micro_batches * layers_per_stage;
@@ -245,8 +260,9 @@ class StepModel {
     Passes part;
     if (old_) {
       const double bytes = k_[kSoftmaxBytes] * tokens_ * m_.seq_len * m_.num_heads / t;
-      part.forward = flops / attention_flops(job_, k_) + bytes / memory_;
-      part.input = 2 * part.forward;
+      const double products = flops / attention_flops(job_, k_);
+      part.forward = products + bytes / memory_;
+      part.input = 2 * products + kSoftmaxBackward * bytes / memory_;
     } else {
       part.forward = flops / 2 * window_share / attention_flops(job_, k_);
       part.input = kFlashBackward * part.forward;
@@ -279,7 +295,7 @@ class StepModel {
 
   // What the device does for a layer, forward and backward; what is computed again counts as the backward's first half.
   Passes device_layer(const Passes& attention, const Passes& feed, double permute) const {
-    const double width = k_[job_.stack == SoftwareStack::kFsdpCompiled ? kElementCompiled : old_ ? kElementOld : kElementModern] * (fp8_ ? 1 + k_[kCastShare] : 1);
+    const double width = k_[job_.stack == SoftwareStack::kFsdpCompiled ? kElementCompiled : old_ ? kElementOld : kElementModern] * (fp8_ ? 1 + kCastShare : 1);
     // Without sequence parallelism a share of the element-wise work (norms, dropout, residuals) is the same on every tensor rank.
     const double t = l_.tp, split = l_.sequence_parallel || t == 1 ? 1 / t : k_[kReplicatedShare] + (1 - k_[kReplicatedShare]) / t;
     const double active_ffn = m_.num_experts > 0 ? m_.expert_ffn * m_.top_k + m_.shared_ffn : m_.ffn_hidden;
@@ -293,6 +309,10 @@ class StepModel {
     }
     return part;
   }
+
+  // Adding a micro-batch's gradients to those before it, in kernels of their own: read, read and write, in the accumulator's type. Later
+  // programs do it in the epilogue of the product that makes them.
+  double accumulation_seconds(double params) const { return (job_.gradient_bytes > 4 ? 10 : 6) * params / memory_; }
 
   double num_collectives() const { return l_.tp > 1 ? 2 * forwards() + 2 : 0; }
   double message_bytes() const { return tokens_ * m_.hidden * 2; }

@@ -14,18 +14,18 @@ namespace orrery {
 /// Effective values: host and library time are folded into them, so they are not microbenchmarks.
 enum class Constant : uint8_t {
   kGemmVolta, kGemmAmpere, kGemmHopper, kGemmBlackwell, kGemmCdna, kGemmTpu,  // share of peak that large products approach
-  kFp8Hopper, kFp8Blackwell, kFp8Blocks, kFp4,                                // factor on that share
-  kGemmDepth,      // K at which the share is half
+  kFp8Hopper, kFp8Blackwell, kFp4,                                            // factor on that share
+  kGemmDepth,      // K at which the share is half, on an A100
   kGemmWaves,      // waves of tiles lost per product
   kAttentionAmpere, kAttentionHopper, kAttention2023, kAttentionBlackwell, kAttentionUnfused,
   kElementOld, kElementModern, kElementCompiled,  // bytes per token and hidden element
-  kSoftmaxBytes, kCastShare, kReplicatedShare,
+  kSoftmaxBytes, kReplicatedShare,
   kLinkShare, kNetworkShare,
   kHopOld, kHopModern, kNetworkLatency,  // seconds
   kTpExposedOld, kTpExposedModern, kDpExposed, kPpExposed, kEpExposed, kCpExposed, kFsdpContention,
   kHostDeepSpeed, kHostMegatron2020, kHostCore, kHostFsdp, kHostCollective, kHostMoe,  // seconds a layer and pass
   kHandoffOld, kHandoffModern,                                                         // seconds
-  kPermuteBytes, kGroupedSlowdown, kMisaligned, kStepSeconds, kJitter, kDeterministic,
+  kPermuteBytes, kGroupedSlowdown, kMisaligned, kStepSeconds, kDeterministic,
   kCount
 };
 inline constexpr size_t kNumConstants = static_cast<size_t>(Constant::kCount);

@@ -243,7 +243,7 @@ class Search {
     std::sort_heap(best.begin(), best.end(), is_better);
     if (best.empty()) fail();
     for (Candidate& c : best) {
-      const IntervalFactors interval = shipped_intervals(classify(c.job)).frozen;
+      const IntervalFactors interval = shipped_intervals(classify(c.job)).unseen;
       c.low_seconds = c.step.seconds * interval.low, c.high_seconds = c.step.seconds * interval.high;
     }
     for (const auto& [n, c] : pareto_) result_.pareto.push_back(c);

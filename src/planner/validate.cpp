@@ -140,11 +140,12 @@ ModeReport score_mode(ValidateMode mode, const std::vector<PublishedRun>& runs, 
   for (const PublishedRun& run : runs) {
     if (!tells_time(run) || !run.skipped.empty()) continue;
     RowScore score{&run};
-    const ClassIntervals& width = shipped_intervals(classify(run.job));
     score.predicted = predict_step(run.job, frozen_constants(run.source)).seconds;
     if (mode == ValidateMode::kFrozen) {
-      score.low = score.predicted * width.frozen.low, score.high = score.predicted * width.frozen.high;
+      const IntervalFactors& interval = frozen_interval(classify(run.job), run.source);
+      score.low = score.predicted * interval.low, score.high = score.predicted * interval.high;
     } else {
+      const ClassIntervals& width = shipped_intervals(classify(run.job));
       const LayoutResiduals::Estimate& correction = corrections.at(&run);
       score.predicted *= std::exp(correction.log_ratio);
       score.low = score.predicted * std::exp(width.calibrated_low * correction.sigma), score.high = score.predicted * std::exp(width.calibrated_high * correction.sigma);
