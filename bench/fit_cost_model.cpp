@@ -51,23 +51,28 @@ using Residuals = std::vector<Residual>;
 // Quantiles of few rows are too narrow for others, so those of 90 % intervals lie a little further out.
 constexpr double kTail = 0.035;
 
-/// Where the logarithm of measured over predicted lies for a source that `known` has nothing of: each source counts the same, those of
-/// other kinds of job little.
-std::pair<double, double> unseen_interval(const Residuals& known, JobClass kind) {
-  constexpr double kOtherKind = 0.15;
-  std::map<std::pair<std::string, JobClass>, double> count;
-  for (const Residual& r : known) count[{r.source, r.kind}] += 1;
-  std::vector<std::pair<double, double>> values;
-  for (const Residual& r : known) values.emplace_back(r.log_ratio, (r.kind == kind ? 1 : kOtherKind) / count[{r.source, r.kind}]);
-  return {weighted_quantile(values, kTail), weighted_quantile(values, 1 - kTail)};
-}
-
-/// Of a source of which other layouts are known.
+/// Where the logarithm of measured over predicted lies for a source of which other layouts are known.
 std::pair<double, double> known_interval(const Residuals& known, JobClass kind) {
   std::vector<double> values;
   for (const Residual& r : known)
     if (r.kind == kind) values.push_back(r.log_ratio);
+  if (values.empty()) return {0, 0};
   return {quantile(values, kTail), quantile(values, 1 - kTail)};
+}
+
+/// For a source that `known` has nothing of: each source counts the same, those of other kinds of job less. Wider by what the next of n
+/// draws differs more than the n from their mean, and no narrower than for a source that is known.
+std::pair<double, double> unseen_interval(const Residuals& known, JobClass kind) {
+  constexpr double kOtherKind = 0.3;
+  std::map<std::pair<std::string, JobClass>, double> count;
+  for (const Residual& r : known) count[{r.source, r.kind}] += 1;
+  std::vector<std::pair<double, double>> values;
+  for (const Residual& r : known) values.emplace_back(r.log_ratio, (r.kind == kind ? 1 : kOtherKind) / count[{r.source, r.kind}]);
+  double sources = 0;
+  for (const auto& [key, rows] : count) sources += key.second == kind ? 1 : kOtherKind;
+  const double widening = std::sqrt(1 + 1 / sources);
+  const auto [low, high] = known_interval(known, kind);
+  return {std::min(low, widening * weighted_quantile(values, kTail)), std::max(high, widening * weighted_quantile(values, 1 - kTail))};
 }
 
 /// Prints the share of each kind's rows that an interval holds which was made without the row's source, and without its fold of layouts.

@@ -27,6 +27,7 @@ assert calibrated["total"]["regret_mean"] <= 2.5 and calibrated["total"]["regret
 assert calibrated["total"]["spearman"] >= 0.95, calibrated["total"]
 for entry in frozen["classes"] + calibrated["classes"]:
     assert 0.85 <= entry["interval_coverage"] <= 0.95, entry
+assert frozen["total"]["memory_mape"] <= 5 and all(s["memory_mape"] <= 8 for s in frozen["sources"]), frozen["sources"]
 assert report["out_of_memory"]["rows"] > 0 and report["out_of_memory"]["called_fitting"] == 0, report["out_of_memory"]
 assert all(row["reason"] for row in report["not_scored"])
 assert [source["mape"] for source in frozen["sources"]] == sorted((s["mape"] for s in frozen["sources"]), reverse=True)

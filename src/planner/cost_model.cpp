@@ -89,7 +89,7 @@ double product_flops(const TrainingJob& job, const CostConstants& k, NumberForma
 double attention_flops(const TrainingJob& job, const CostConstants& k) {
   double share = k[kAttentionAmpere];
   const DeviceGeneration generation = job.cluster.device->generation;
-  if (has_unfused_attention(job.stack)) share = k[kAttentionUnfused];
+  if (has_unfused_attention(job)) share = k[kAttentionUnfused];
   else if (generation == DeviceGeneration::kBlackwell) share = k[kAttentionBlackwell];
   else if (generation == DeviceGeneration::kHopper) share = k[job.stack == SoftwareStack::kFsdp2023 ? kAttention2023 : kAttentionHopper];
   return job.cluster.device->bf16_flops * share * job.cluster.power_scale;
@@ -258,7 +258,7 @@ class StepModel {
     const double window_share = m_.window > 0 ? m_.window_layers * std::min(1.0, 2 * m_.window / m_.seq_len) + (1 - m_.window_layers) : 1;
     const double flops = 4 * tokens_ * m_.seq_len * m_.num_heads * score_dim() / t;
     Passes part;
-    if (old_) {
+    if (has_unfused_attention(job_)) {
       const double bytes = k_[kSoftmaxBytes] * tokens_ * m_.seq_len * m_.num_heads / t;
       const double products = flops / attention_flops(job_, k_);
       part.forward = products + bytes / memory_;

@@ -6,6 +6,8 @@
 
 namespace orrery {
 
+constexpr double kCoreLogitBytes = 10;
+
 MemoryCost predict_memory(const TrainingJob& job) {
   const ModelShape& m = job.model;
   const JobLayout& l = job.layout;
@@ -47,8 +49,10 @@ MemoryCost predict_memory(const TrainingJob& job) {
       const double ffn = m.num_experts > 0 ? moe_share * (m.expert_ffn * m.top_k + m.shared_ffn) + (1 - moe_share) * m.ffn_hidden : m.ffn_hidden;
       const double ffn_bytes = (m.gated ? 6 : 4) * ffn;
       split_part = h * (4 * q_share + 4 * q_share * kv_share) + ffn_bytes + (m.num_experts > 0 ? moe_share * m.top_k * 4 * h : 0);
+      if (has_unfused_attention(job)) split_part += 2 * m.num_heads * m.seq_len;
       if (m.kv_lora > 0) split_part += 2 * (m.q_lora + m.kv_lora) + 4 * m.num_heads * m.rope_dim;
       shared_part = 8 * h;
+      if (job.stack == SoftwareStack::kDeterministic && !m.gated) shared_part += 2 * h;  // Megatron's default dropout after both halves: masks of a byte
     }
     double layer_bytes = tokens * (split_part / t + shared_part / (l.sequence_parallel ? t : 1));
     double working = 0;
@@ -60,9 +64,10 @@ MemoryCost predict_memory(const TrainingJob& job) {
       else if (job.stack == SoftwareStack::kFsdpCompiled) layer_bytes *= 0.36;  // products and attention are kept, what lies between is made again
     }
     cost.activations = in_flight * layers * layer_bytes + working;
-    // Logits and their gradient; PyTorch's own loss holds an f32 copy, its softmax and its gradient beside the bf16 logits.
+    // bf16 logits beside what the loss holds: PyTorch's an f32 copy, its softmax and its gradient; Megatron-core's a softmax and a
+    // gradient in f32, unless they are fused; compiled, little more than the gradient.
     const bool own_loss = job.stack == SoftwareStack::kFsdpCompiled || job.stack == SoftwareStack::kFsdp2023;
-    if (has_head) cost.temporary += tokens * m.vocab / t * (own_loss ? 14 : old ? 8 : 6);
+    if (has_head) cost.temporary += tokens * m.vocab / t * (job.compiled_loss ? 7 : own_loss ? 14 : old ? 8 : kCoreLogitBytes);
     if (l.zero == ZeroStage::kFull && l.dp > 1) cost.temporary += 2 * 2 * std::max(layer_params + moe_share * count.experts / l.ep, one_embedding);
     return cost;
   };

@@ -63,7 +63,11 @@ struct TrainingJob {
   JobCluster cluster;
   SoftwareStack stack = SoftwareStack::kMegatronCore;
   NumberFormat format = NumberFormat::kBf16;
+  bool compiled_loss = false;  // the loss in few kernels, without f32 copies of the logits
   double gradient_bytes = 4;  // of a parameter where gradients are not sharded with weights: an f32 accumulator, or that beside a bf16 one
 };
+
+/// Whether attention moves every score through memory. Megatron-core's deterministic mode has no fused kernel for latent attention.
+inline bool has_unfused_attention(const TrainingJob& job) { return has_unfused_attention(job.stack) || (job.stack == SoftwareStack::kDeterministic && job.model.kv_lora > 0); }
 
 }  // namespace orrery
