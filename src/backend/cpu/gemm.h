@@ -236,16 +236,16 @@ class ThreadProduct {
       return;
     }
     if constexpr (sizeof(T) == 2) {
-      if (tile_.table.finish_bf16 != nullptr) {
-        const GemmBlock part = destination_block<T>(to_, i, rows, j, columns, c_, ldc);
-        tile_.table.finish_bf16(rows, padded_columns, depth, a, p_.lda, panels, stride(), c_, ldc, d > 0, to_.kind, part);
+      if (cached_ && tile_.table.cached_rows_bf16 != nullptr && d == 0 && rows <= blocks_.c_rows) {
+        tile_.table.cached_rows_bf16(rows, padded_columns, depth, a, p_.lda, panels, stride(), c_, ldc, false);
+        functions_.finish[static_cast<int>(to_.kind)](destination_block<T>(to_, i, rows, j, columns, c_, ldc));
         return;
       }
     }
     if constexpr (sizeof(T) == 2) {
-      if (cached_ && tile_.table.cached_rows_bf16 != nullptr && d == 0 && rows <= blocks_.c_rows) {
-        tile_.table.cached_rows_bf16(rows, padded_columns, depth, a, p_.lda, panels, stride(), c_, ldc, false);
-        functions_.finish[static_cast<int>(to_.kind)](destination_block<T>(to_, i, rows, j, columns, c_, ldc));
+      if (tile_.table.finish_bf16 != nullptr) {
+        const GemmBlock part = destination_block<T>(to_, i, rows, j, columns, c_, ldc);
+        tile_.table.finish_bf16(rows, padded_columns, depth, a, p_.lda, panels, stride(), c_, ldc, d > 0, to_.kind, part);
         return;
       }
     }

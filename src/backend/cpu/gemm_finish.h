@@ -31,4 +31,28 @@ ORRERY_INLINE void finish_lanes(const GemmBlock& b, int64_t row, int64_t i, int6
   }
 }
 
+template <typename T, FinishKind kKind>
+void finish_block(const GemmBlock& block) {
+  for (int64_t row = 0; row < block.rows; ++row)
+    for_lanes(block.columns, [&](int64_t i, int64_t n) { finish_lanes<T, kKind>(block, row, i, n); });
+}
+
+/// The part of a block of bf16 at (row, column); c and ldc are those of the part.
+ORRERY_INLINE GemmBlock part_of(const GemmBlock& whole, FinishKind kind, int64_t row, int64_t rows, int64_t column, int64_t columns, const float* c,
+                                int64_t ldc) {
+  const auto moved = [&](const void* p, int64_t stride, int64_t bytes) {
+    return p == nullptr ? nullptr : const_cast<char*>(static_cast<const char*>(p)) + (row * stride + column) * bytes;
+  };
+  GemmBlock part = whole;
+  part.rows = rows;
+  part.columns = columns;
+  part.c = c;
+  part.ldc = ldc;
+  part.bias = whole.bias == nullptr ? nullptr : static_cast<const uint16_t*>(whole.bias) + column;
+  part.y = moved(whole.y, whole.ldy, kind == FinishKind::kF32 ? 4 : 2);
+  part.u = moved(whole.u, whole.ldu, 2);
+  part.gelu_y = moved(whole.gelu_y, whole.ld_gelu, 2);
+  return part;
+}
+
 }  // namespace orrery::ORRERY_SIMD

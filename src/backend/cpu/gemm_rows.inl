@@ -4,12 +4,6 @@
 namespace orrery::ORRERY_SIMD {
 namespace {
 
-template <typename T, FinishKind kKind>
-void finish(const GemmBlock& block) {
-  for (int64_t row = 0; row < block.rows; ++row)
-    for_lanes(block.columns, [&](int64_t i, int64_t n) { finish_lanes<T, kKind>(block, row, i, n); });
-}
-
 void add_blocks(int64_t rows, int64_t columns, float* lower, int64_t ld_lower, const float* upper, int64_t ld_upper) {
   for (int64_t row = 0; row < rows; ++row) {
     float* to = lower + row * ld_lower;
@@ -70,7 +64,7 @@ void softmax_grad(void* block, int64_t ld, int64_t rows, int64_t columns, const 
 
 template <typename T>
 constexpr GemmRows kTable = {
-    {finish<T, FinishKind::kPlain>, finish<T, FinishKind::kF32>, finish<T, FinishKind::kGelu>, finish<T, FinishKind::kGeluGrad>},
+    {finish_block<T, FinishKind::kPlain>, finish_block<T, FinishKind::kF32>, finish_block<T, FinishKind::kGelu>, finish_block<T, FinishKind::kGeluGrad>},
     add_blocks,
     softmax_sums<T>,
     log_sums,

@@ -248,8 +248,15 @@ ORRERY_INLINE F32x16 round_to_bf16(F32x16 a) { return as_f32(shift_left<16>(to_b
 
 ORRERY_INLINE F32x16 load(const uint16_t* p) { return as_f32(shift_left<16>(load_u16(p))); }
 ORRERY_INLINE F32x16 load_first(const uint16_t* p, int64_t n) { return as_f32(shift_left<16>(load_u16_first(p, n))); }
+#if defined(__AVX512BF16__)
+// One instruction; it differs in denormals alone, which it reads as 0, as all arithmetic in kernels' mode does.
+ORRERY_INLINE __m256i bf16_bits_of(F32x16 a) { return (__m256i)_mm512_cvtneps_pbh(a.v); }
+ORRERY_INLINE void store(uint16_t* p, F32x16 a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bf16_bits_of(a)); }
+ORRERY_INLINE void store_first(uint16_t* p, F32x16 a, int64_t n) { _mm256_mask_storeu_epi16(p, first_lanes(n).v, bf16_bits_of(a)); }
+#else
 ORRERY_INLINE void store(uint16_t* p, F32x16 a) { store_u16(p, to_bf16_bits(a)); }
 ORRERY_INLINE void store_first(uint16_t* p, F32x16 a, int64_t n) { store_u16_first(p, to_bf16_bits(a), n); }
+#endif
 
 /// What a store to a T and a load again give: identity for f32, bf16 rounding for uint16_t.
 template <typename T>

@@ -283,28 +283,9 @@ void last_rows(const Operands& o, int64_t rest, int64_t row, int64_t n, int64_t 
   if (odd_rows) configure(16, 16);
 }
 
-// A part of a block that is to be finished.
+// The part of a block that is to be finished, whose sums stand in c.
 GemmBlock part_of(const GemmBlock& whole, const Operands& o, FinishKind kind, int64_t row, int64_t rows, int64_t column, int64_t columns) {
-  const auto moved = [&](const void* p, int64_t stride, int64_t bytes) {
-    return p == nullptr ? nullptr : const_cast<char*>(static_cast<const char*>(p)) + (row * stride + column) * bytes;
-  };
-  GemmBlock part = whole;
-  part.rows = rows;
-  part.columns = columns;
-  part.c = o.c + row * o.ldc + column;
-  part.ldc = o.ldc;
-  part.bias = whole.bias == nullptr ? nullptr : static_cast<const uint16_t*>(whole.bias) + column;
-  part.y = moved(whole.y, whole.ldy, kind == FinishKind::kF32 ? 4 : 2);
-  part.u = moved(whole.u, whole.ldu, 2);
-  part.gelu_y = moved(whole.gelu_y, whole.ld_gelu, 2);
-  return part;
-}
-
-template <FinishKind kKind>
-void finish(const GemmBlock& part) {
-  for (int64_t row = 0; row < part.rows; ++row)
-    simd_avx512::for_lanes(part.columns,
-                           [&](int64_t i, int64_t n) { simd_avx512::finish_lanes<uint16_t, kKind>(part, row, i, n); });
+  return simd_avx512::part_of(whole, kind, row, rows, column, columns, o.c + row * o.ldc + column, o.ldc);
 }
 
 // 32 x 32 accumulators that wait to be finished during the next block's products: a few rows per step of K.
@@ -355,7 +336,7 @@ void multiply_and_finish(const Operands& o, int64_t m, int64_t n, int64_t k, con
     edge.c = band.c + paired;
     row_band(edge, 32, i, 0, n - paired, k);
     __asm__ volatile("" : : : "memory");
-    finish<kKind>(part_of(whole, band, kKind, i, 32, paired, whole.columns - paired));
+    simd_avx512::finish_block<uint16_t, kKind>(part_of(whole, band, kKind, i, 32, paired, whole.columns - paired));
   }
   pending.advance(32);
   if (rows == m) return;
@@ -363,7 +344,7 @@ void multiply_and_finish(const Operands& o, int64_t m, int64_t n, int64_t k, con
   if (!o.accumulate) band.c = o.c + (rows % 64 - rows) * o.ldc;
   last_rows(band, m - rows, rows, n, k);
   __asm__ volatile("" : : : "memory");
-  finish<kKind>(part_of(whole, band, kKind, rows, m - rows, 0, whole.columns));
+  simd_avx512::finish_block<uint16_t, kKind>(part_of(whole, band, kKind, rows, m - rows, 0, whole.columns));
 }
 
 }  // namespace

@@ -1,25 +1,23 @@
 // dp2 by vdpbf16ps, which adds the odd product of a pair and then the even one to the accumulator, each with one rounding, and
 // flushes denormals whatever the mode: what tile_gemm.inl emulates with FMAs.
 //
-// Blocks   R rows by P panels of accumulators in registers, R * P = 24: Zen 4 starts one vdpbf16ps of 64 bytes and one such load a
-//          cycle, so one panel alone (13 loads for 12 products) waits for loads, 8 rows by 3 panels (11 for 24) do not, nor 6 by 4
-//          for what threes leave over. From L2
-//          that runs at 225 to 230 of 232 GFLOP/s a core. Slices of 256 of K, whose panels stay in L1, were slower with panels
-//          behind L2: the prefetchers follow long streams. Rows a multiple of 1 KiB apart share few cache sets and are copied
-//          side by side first, in slices of 1,024; c goes through memory between slices, exactly.
-#include <immintrin.h>
-
-#include <algorithm>
-
+// Blocks   8 rows by 3 panels of accumulators in registers: Zen 4 starts one vdpbf16ps of 64 bytes and one such load a cycle, so one
+//          panel alone (13 loads for 12 products) waits for loads, 8 rows by 3 panels (11 for 24) do not, nor 6 by 4 for what threes
+//          leave over. From L2 that runs at 99.7 % of a loop on registers.
+// Bands    of 24 rows pass all panels. What would cost time is memory behind L2: the rows of the next band are requested while
+//          a band multiplies, and sums are finished block by block, so that the stores of one wait while the next multiplies.
+#include "backend/cpu/gemm_finish.h"
 #include "backend/cpu/tile_gemm_isa.h"
 
 namespace orrery {
 namespace {
 
-constexpr int64_t kSlice = 1024, kBand = 64, kCopyStride = kSlice + 32;  // elements, rows, elements
+using simd_avx512::F32x16;
 
-struct Slice {
-  int64_t k;  // even
+constexpr int64_t kPanel = 16, kBand = 24, kFewRows = 4;
+
+struct Operands {
+  int64_t k;  // a multiple of 32
   const uint16_t* a;
   int64_t lda;
   const uint16_t* b;  // the first panel
@@ -29,106 +27,198 @@ struct Slice {
   bool accumulate;
 };
 
-template <int R, int P>
-inline __attribute__((always_inline)) void block(const Slice& s, int64_t row, int64_t panel) {
-  const uint16_t* a = s.a + row * s.lda;
-  const uint16_t* b = s.b + panel * s.panel_stride;
-  float* c = s.c + row * s.ldc + panel * 16;
-  __m512 sum[R][P];
-#pragma GCC unroll 12
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 12
-    for (int p = 0; p < P; ++p) sum[r][p] = s.accumulate ? _mm512_loadu_ps(c + r * s.ldc + p * 16) : _mm512_setzero_ps();
-  for (int64_t i = 0; i < s.k; i += 2) {
-    __m512bh columns[P];
-#pragma GCC unroll 12
-    for (int p = 0; p < P; ++p) columns[p] = (__m512bh)_mm512_loadu_si512(b + p * s.panel_stride + i * 16);
-#pragma GCC unroll 12
-    for (int r = 0; r < R; ++r) {
-      int pair;
-      __builtin_memcpy(&pair, a + r * s.lda + i, 4);
-      const auto both = (__m512bh)_mm512_set1_epi32(pair);
-#pragma GCC unroll 12
-      for (int p = 0; p < P; ++p) sum[r][p] = _mm512_dpbf16_ps(sum[r][p], both, columns[p]);
+// Rows of a that are wanted next, requested 32 elements at a time while a block goes through its K.
+struct NextRows {
+  const uint16_t* first = nullptr;
+  int64_t stride = 0, count = 0;
+
+  __attribute__((always_inline)) void request(int64_t k) const {
+    for (int64_t i = 0; i < count; ++i) _mm_prefetch(reinterpret_cast<const char*>(first + i * stride + k), _MM_HINT_T1);
+  }
+};
+
+// What is done with sums.
+struct Finish {
+  FinishKind kind = FinishKind::kPlain;
+  const GemmBlock* whole = nullptr;  // null: they stay in c
+
+  // Whether columns [column, column + count) are rounded, with a bias perhaps, and no more.
+  bool only_rounds(int64_t column, int64_t count) const { return kind == FinishKind::kPlain && column + count <= whole->columns; }
+
+  void operator()(int64_t row, int64_t rows, int64_t column, int64_t columns, const float* c, int64_t ldc) const {
+    const int64_t rest = whole->columns - column;
+    if (rest <= 0) return;
+    const GemmBlock part = simd_avx512::part_of(*whole, kind, row, rows, column, rest < columns ? rest : columns, c, ldc);
+    switch (kind) {
+      case FinishKind::kPlain: return simd_avx512::finish_block<uint16_t, FinishKind::kPlain>(part);
+      case FinishKind::kF32: return simd_avx512::finish_block<uint16_t, FinishKind::kF32>(part);
+      case FinishKind::kGelu: return simd_avx512::finish_block<uint16_t, FinishKind::kGelu>(part);
+      case FinishKind::kGeluGrad: return simd_avx512::finish_block<uint16_t, FinishKind::kGeluGrad>(part);
     }
   }
+};
+
+template <int R, int P>
+ORRERY_INLINE void store_sums(const __m512 (&sum)[R][P], float* c, int64_t ldc) {
 #pragma GCC unroll 12
-  for (int r = 0; r < R; ++r)
+  for (int r = 0; r < R; ++r, c += ldc)
 #pragma GCC unroll 12
-    for (int p = 0; p < P; ++p) _mm512_storeu_ps(c + r * s.ldc + p * 16, sum[r][p]);
+    for (int p = 0; p < P; ++p) _mm512_storeu_ps(c + p * kPanel, sum[r][p]);
 }
 
-// P panels of all rows, in blocks of R rows and then fewer.
+// FinishKind::kPlain of whole panels, without a way through memory.
 template <int R, int P>
-void panels(const Slice& s, int64_t m, int64_t panel) {
-  int64_t row = 0;
-  for (; row + R <= m; row += R) block<R, P>(s, row, panel);
-  for (; row + 4 <= m; row += 4) block<4, P>(s, row, panel);
-  for (; row < m; ++row) block<1, P>(s, row, panel);
+ORRERY_INLINE void round_sums(const __m512 (&sum)[R][P], const GemmBlock& whole, int64_t row, int64_t column) {
+  F32x16 bias[P];
+  uint16_t* y = static_cast<uint16_t*>(whole.y) + row * whole.ldy + column;
+  if (whole.bias != nullptr) {
+#pragma GCC unroll 12
+    for (int p = 0; p < P; ++p) bias[p] = simd_avx512::load(static_cast<const uint16_t*>(whole.bias) + column + p * kPanel);
+#pragma GCC unroll 12
+    for (int r = 0; r < R; ++r, y += whole.ldy)
+#pragma GCC unroll 12
+      for (int p = 0; p < P; ++p) simd_avx512::store(y + p * kPanel, F32x16{sum[r][p]} + bias[p]);
+    return;
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < R; ++r, y += whole.ldy)
+#pragma GCC unroll 12
+    for (int p = 0; p < P; ++p) simd_avx512::store(y + p * kPanel, F32x16{sum[r][p]});
+}
+
+// R rows by P panels, finished.
+template <int R, int P>
+void block(const Operands& o, int64_t row, int64_t panel, const Finish& finish, const NextRows& next) {
+  const uint16_t* a = o.a + row * o.lda;
+  const uint16_t* b = o.b + panel * o.panel_stride;
+  float* c = o.c + row * o.ldc + panel * kPanel;
+  __m512 sum[R][P];
+  if (o.accumulate) {
+    const float* from = c;
+#pragma GCC unroll 12
+    for (int r = 0; r < R; ++r, from += o.ldc)
+#pragma GCC unroll 12
+      for (int p = 0; p < P; ++p) sum[r][p] = _mm512_loadu_ps(from + p * kPanel);
+  } else {
+#pragma GCC unroll 12
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 12
+      for (int p = 0; p < P; ++p) sum[r][p] = _mm512_setzero_ps();
+  }
+  const int64_t k = o.k;
+  for (int64_t k0 = 0; k0 < k; k0 += kGranuleK) {
+    next.request(k0);
+    for (int64_t i = k0; i < k0 + kGranuleK; i += 2) {
+      __m512bh columns[P];
+#pragma GCC unroll 12
+      for (int p = 0; p < P; ++p) columns[p] = (__m512bh)_mm512_loadu_si512(b + p * o.panel_stride + i * kPanel);
+#pragma GCC unroll 12
+      for (int r = 0; r < R; ++r) {
+        int pair;
+        __builtin_memcpy(&pair, a + r * o.lda + i, 4);
+        const auto both = (__m512bh)_mm512_set1_epi32(pair);
+#pragma GCC unroll 12
+        for (int p = 0; p < P; ++p) sum[r][p] = _mm512_dpbf16_ps(sum[r][p], both, columns[p]);
+      }
+    }
+  }
+  // Addresses are made here, not before the loop, which needs all registers.
+  __asm__("" : "+r"(c));
+  if (finish.whole == nullptr) return store_sums(sum, c, o.ldc);
+  const int64_t column = panel * kPanel;
+  if (finish.only_rounds(column, P * kPanel)) return round_sums(sum, *finish.whole, row, column);
+  // Sums that need not stay take turns in one place, which stays in L1.
+  const int64_t ldc = o.accumulate ? o.ldc : P * kPanel;
+  if (!o.accumulate) c = o.c;
+  store_sums(sum, c, ldc);
+  finish(row, R, column, P * kPanel, c, ldc);
 }
 
 // Few rows read b once, at the speed of memory: one panel after the other is one stream, which the prefetchers follow as they follow a
 // read loop; two or four panels side by side are a fifth slower, and requests ahead by instruction a tenth. Its chain of sums takes 64
 // bytes in six cycles, no more than memory gives; from cache, and where the rows take most of L1, four panels are passed at once.
 template <int R>
-void few_rows(const Slice& s, int64_t num_panels, bool cached) {
+void few_rows(const Operands& o, int64_t num_panels, bool cached) {
   constexpr int64_t kRowElements = 8 << 10;  // 16 KiB
   int64_t panel = 0;
-  if (cached || R * s.k > kRowElements)
-    for (; panel + 4 <= num_panels; panel += 4) block<R, 4>(s, 0, panel);
-  for (; panel < num_panels; ++panel) block<R, 1>(s, 0, panel);
+  if (cached || R * o.k > kRowElements)
+    for (; panel + 4 <= num_panels; panel += 4) block<R, 4>(o, 0, panel, {}, {});
+  for (; panel < num_panels; ++panel) block<R, 1>(o, 0, panel, {}, {});
 }
 
-void slice_product(const Slice& s, int64_t m, int64_t num_panels, bool cached = false) {
+void few_rows(const Operands& o, int64_t m, int64_t num_panels, bool cached) {
   switch (m) {
-    case 1: return few_rows<1>(s, num_panels, cached);
-    case 2: return few_rows<2>(s, num_panels, cached);
-    case 3: return few_rows<3>(s, num_panels, cached);
-    case 4: return few_rows<4>(s, num_panels, cached);
-    default: break;
-  }
-  int64_t panel = 0;
-  for (; num_panels - panel >= 5 || num_panels - panel == 3; panel += 3) panels<8, 3>(s, m, panel);
-  switch (num_panels - panel) {
-    case 4: return panels<6, 4>(s, m, panel);
-    case 2: return panels<12, 2>(s, m, panel);
-    case 1: return panels<12, 1>(s, m, panel);
-    default: return;
+    case 1: return few_rows<1>(o, num_panels, cached);
+    case 2: return few_rows<2>(o, num_panels, cached);
+    case 3: return few_rows<3>(o, num_panels, cached);
+    default: return few_rows<4>(o, num_panels, cached);
   }
 }
 
-constexpr int64_t kFewRows = 4;
+// P panels of a band, in blocks of R rows and then fewer.
+template <int R, int P, typename Request>
+void panels(const Operands& o, int64_t row, int64_t end, int64_t panel, const Finish& finish, Request&& next) {
+  for (; row + R <= end; row += R) block<R, P>(o, row, panel, finish, next());
+  for (; row + 4 <= end; row += 4) block<4, P>(o, row, panel, finish, next());
+  for (; row < end; ++row) block<1, P>(o, row, panel, finish, next());
+}
+
+// Blocks of a product of so many rows, about.
+int64_t num_blocks(int64_t rows, int64_t num_panels) { return (rows + 7) / 8 * ((num_panels + 2) / 3); }
+
+void multiply(const Operands& o, int64_t m, int64_t num_panels, const Finish& finish, const TilePrefetch& wanted) {
+  const int64_t wanted_rows = (wanted.rows + num_blocks(m, num_panels) - 1) / num_blocks(m, num_panels);
+  int64_t wanted_row = 0;
+  for (int64_t row = 0; row < m; row += kBand) {
+    const int64_t end = row + kBand < m ? row + kBand : m;
+    const int64_t count = (kBand + num_blocks(kBand, num_panels) - 1) / num_blocks(kBand, num_panels);
+    int64_t next_row = end;
+    const auto next = [&]() -> NextRows {
+      for (int64_t i = 0; i < wanted_rows && wanted_row < wanted.rows; ++i, ++wanted_row)
+        for (int64_t byte = 0; byte < wanted.row_bytes; byte += 64)
+          _mm_prefetch(static_cast<const char*>(wanted.begin) + wanted_row * wanted.stride_bytes + byte, _MM_HINT_T1);
+      const int64_t first = next_row, last = end + kBand < m ? end + kBand : m;
+      next_row += count;
+      return {o.a + first * o.lda, o.lda, next_row <= last ? count : first < last ? last - first : 0};
+    };
+    int64_t panel = 0;
+    for (; num_panels - panel >= 5 || num_panels - panel == 3; panel += 3) panels<8, 3>(o, row, end, panel, finish, next);
+    switch (num_panels - panel) {
+      case 4: panels<6, 4>(o, row, end, panel, finish, next); break;
+      case 2: panels<12, 2>(o, row, end, panel, finish, next); break;
+      case 1: panels<12, 1>(o, row, end, panel, finish, next); break;
+      default: break;
+    }
+  }
+}
 
 }  // namespace
 
+void tile_gemm_ahead_dp2_native(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b_panels,
+                                int64_t panel_stride, float* c, int64_t ldc, bool accumulate, const TilePrefetch& next) {
+  const Operands o{k, a, lda, b_panels, panel_stride, c, ldc, accumulate};
+  if (m <= kFewRows) return few_rows(o, m, n / kPanel, false);
+  multiply(o, m, n / kPanel, {}, next);
+}
+
 void tile_gemm_dp2_native(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b_panels,
                           int64_t panel_stride, float* c, int64_t ldc, bool accumulate) {
-  constexpr int64_t kShallow = 64;
-  const int64_t num_panels = n / 16;
-  if (m <= kFewRows || k <= kShallow) return slice_product({k, a, lda, b_panels, panel_stride, c, ldc, accumulate}, m, num_panels);
-  alignas(64) uint16_t copy[kBand * kCopyStride];
-  const bool copies = lda % 512 == 0;
-  for (int64_t row = 0; row < m; row += kBand) {
-    const int64_t rows = std::min(kBand, m - row);
-    for (int64_t d = 0; d < k; d += kSlice) {
-      const int64_t depth = std::min(kSlice, k - d);
-      Slice s{depth, a + row * lda + d, lda, b_panels + d * 16, panel_stride, c + row * ldc, ldc, accumulate || d > 0};
-      if (copies) {
-        for (int64_t r = 0; r < rows; ++r)
-          for (int64_t i = 0; i < depth; i += 32)
-            _mm512_store_si512(copy + r * kCopyStride + i, _mm512_loadu_si512(s.a + r * lda + i));
-        s.a = copy;
-        s.lda = kCopyStride;
-      }
-      slice_product(s, rows, num_panels);
-    }
-  }
+  tile_gemm_ahead_dp2_native(m, n, k, a, lda, b_panels, panel_stride, c, ldc, accumulate, {});
+}
+
+void tile_gemm_finish_dp2_native(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b_panels,
+                                 int64_t panel_stride, float* c, int64_t ldc, bool accumulate, FinishKind kind, const GemmBlock& block) {
+  const Operands o{k, a, lda, b_panels, panel_stride, c, ldc, accumulate};
+  const Finish finish{kind, &block};
+  if (m > kFewRows) return multiply(o, m, n / kPanel, finish, {});
+  few_rows(o, m, n / kPanel, false);
+  finish(0, m, 0, n, c, ldc);
 }
 
 void tile_gemm_cached_rows_dp2_native(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b_panels,
                                       int64_t panel_stride, float* c, int64_t ldc, bool accumulate) {
   if (m > kFewRows) return tile_gemm_dp2_native(m, n, k, a, lda, b_panels, panel_stride, c, ldc, accumulate);
-  slice_product({k, a, lda, b_panels, panel_stride, c, ldc, accumulate}, m, n / 16, true);
+  few_rows({k, a, lda, b_panels, panel_stride, c, ldc, accumulate}, m, n / kPanel, true);
 }
 
 }  // namespace orrery
