@@ -136,6 +136,7 @@ struct Memory {
     tiles = FoldTiles<T>::of(head.width, head.fold);
     tiles.x = workspace.take<T>(head.fold.num_sequences * tiles.sequence_elements);
     tiles.dy_stride = head.stride;
+    tiles.dy_sequence = tiles.padded_tokens;
     constexpr int64_t kDyBytes = 1 << 20, kTileRowsMax = 256;  // stay in L2 while all of x passes
     tile_rows_max = std::min(kTileRowsMax, round_up((head.chunk_rows + num_threads - 1) / num_threads, kUnit));
     tiles.rows =

@@ -1,5 +1,5 @@
 // The weight gradient's fold inside a cache: tiles of dweight, each the fold over sequences of dy^T x, with dy already
-// transposed and x in panels (NUMERICS rules 3 and 4). Used by the weight gradients of linear layers and of the head.
+// transposed or packed and x in panels (NUMERICS rules 3 and 4). Used by the weight gradients of linear layers and of the head.
 #pragma once
 
 #include <cstring>
@@ -15,7 +15,9 @@ struct FoldTiles {
   int64_t k = 0;              // columns of dweight
   int64_t padded_tokens = 0;  // of a sequence
   int64_t panel_stride = 0, sequence_elements = 0;
-  int64_t dy_stride = 0;          // elements from one row of the transposed dy to the next
+  int64_t dy_stride = 0;          // elements from one row of the transposed dy to the next; packed: from one panel to the next
+  int64_t dy_sequence = 0;        // from one sequence to the next
+  bool dy_is_packed = false;      // in panels, as TileFoldBf16 takes it
   int64_t rows = 0, columns = 0;  // of a tile
   T* x = nullptr;                 // [sequences][panels]
 
@@ -66,16 +68,27 @@ void fold_tile(const TileOf<T>& tile, const GemmRows& functions, const FoldTiles
     if (!in_place) copy_block(rows, columns, destination, ldw, entry(0), stride(0));
     depth = 1;
   }
-  const int64_t summed = round_up(fold.sequence_tokens, TileOf<T>::kGranule);
+  const int64_t summed = round_up(fold.sequence_tokens, TileOf<T>::kGranule), padded_columns = round_up(columns, kPanelColumns);
   for (int64_t s = 0; s < fold.num_sequences; ++s) {
     ORRERY_CHECK(depth < kFoldEntries, "fold deeper than {}", kFoldEntries);
+    const T* dy = transposed + s * tiles.dy_sequence;
+    const T* x = tiles.x + s * tiles.sequence_elements + column / kPanelColumns * tiles.panel_stride;
     // The first product fetches what the sums will be added to.
     const TilePrefetch next{destination, ldw * 4, columns * 4, s == 0 ? rows : 0};
-    tile.multiply(rows, round_up(columns, kPanelColumns), summed, transposed + s * tiles.padded_tokens, tiles.dy_stride,
-                  tiles.x + s * tiles.sequence_elements + column / kPanelColumns * tiles.panel_stride, tiles.panel_stride,
-                  entry(depth), stride(depth), false, next);
-    ++depth;
-    for (int merge = 0; merge < fold.merges[s]; ++merge) {
+    int merges = fold.merges[s];
+    if (tile.has_fold()) {
+      // The first merge is in the product.
+      const bool adds = merges > 0;
+      ORRERY_CHECK(!adds || depth >= 1, "merge of {} entries", depth + 1);
+      const int64_t at = adds ? depth - 1 : depth;
+      tile.fold(rows, padded_columns, summed, dy, tiles.dy_stride, tiles.dy_is_packed, x, tiles.panel_stride, entry(at), stride(at), adds, next);
+      depth = at + 1;
+      merges -= adds;
+    } else {
+      tile.multiply(rows, padded_columns, summed, dy, tiles.dy_stride, x, tiles.panel_stride, entry(depth), stride(depth), false, next);
+      ++depth;
+    }
+    for (; merges > 0; --merges) {
       ORRERY_CHECK(depth >= 2, "merge of {} entries", depth);
       functions.add_blocks(rows, columns, entry(depth - 2), stride(depth - 2), entry(depth - 1), stride(depth - 1));
       --depth;

@@ -49,6 +49,11 @@ struct TileOf {
     }
     multiply(m, n, k, a, lda, panels, stride, c, ldc, accumulate);
   }
+  bool has_fold() const { return kBf16 && table.fold_bf16 != nullptr; }
+  void fold(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, bool a_is_packed, const T* panels, int64_t stride, float* c, int64_t ldc, bool adds,
+            const TilePrefetch& next) const {
+    if constexpr (kBf16) table.fold_bf16(m, n, k, a, lda, a_is_packed, panels, stride, c, ldc, adds, next);
+  }
   void pack_transposed(int64_t n, int64_t k, const T* src, int64_t ld, T* panels, int64_t stride) const {
     if constexpr (kBf16)
       table.pack_transposed_bf16(n, k, src, ld, panels, stride);

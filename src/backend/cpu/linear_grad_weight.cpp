@@ -1,4 +1,4 @@
-// kLinearGradWeight. A thread owns a range of dweight's rows: it transposes its columns of dy, and for every tile of output sums
+// kLinearGradWeight. A thread owns a range of dweight's rows: it transposes or packs its columns of dy, and for every tile of output sums
 // each sequence from +0 and folds the sums on a small stack of tiles that stays in its cache (NUMERICS rules 3 and 4). x is packed
 // once and shared.
 #include <cstring>
@@ -25,6 +25,7 @@ struct FoldMemory {
     const int64_t stride = round_up(fold.num_sequences * sequences.padded_tokens, 2 * line) + line;
     const int64_t rows_max = std::min<int64_t>(kRowsMax, round_up((p.n + num_threads - 1) / num_threads, 32));
     sequences.dy_stride = stride;
+    sequences.dy_sequence = sequences.padded_tokens;
     sequences.rows = std::clamp<int64_t>(kTransposedBytes / (stride * static_cast<int64_t>(sizeof(T))) / 32 * 32, 32, rows_max);
     sequences.x = workspace.take<T>(fold.num_sequences * sequences.sequence_elements);
     // Sized without the number of tokens where possible: a shorter micro-batch, with more rows to a block, must not need more.
@@ -53,7 +54,15 @@ void fold_product(const KernelContext& context, const FoldProduct<T>& p, const G
   const TileOf<T> tile{tile_gemm(context)};
   const GemmRows& functions = gemm_rows(context.isa, sizeof(T) == 2 ? DType::kBF16 : DType::kF32);
   const FoldMemory<T> memory(workspace, p, fold, context.pool->num_threads());
-  const FoldTiles<T>& tiles = memory.sequences;
+  FoldTiles<T> tiles = memory.sequences;
+  if (tile.has_fold()) {
+    // A quarter of the L2 for dy in panels, the rest for x and the sums.
+    constexpr int64_t kPackedRows = 128;
+    tiles.rows = std::min(tiles.rows, kPackedRows);
+    tiles.dy_is_packed = true;
+    tiles.dy_stride = tiles.panel_stride;
+    tiles.dy_sequence = tiles.rows / kPanelColumns * tiles.panel_stride;
+  }
   pack_sequences(context, tiles, p.x, p.ldx, fold);
   constexpr int64_t kUnit = 32;
   const int64_t num_units = (p.n + kUnit - 1) / kUnit;
@@ -65,9 +74,13 @@ void fold_product(const KernelContext& context, const FoldProduct<T>& p, const G
     tile.table.begin_thread();
     for (int64_t row = first; row < last; row += tiles.rows) {
       const int64_t rows = std::min(tiles.rows, last - row);
-      for (int64_t s = 0; s < fold.num_sequences; ++s)
-        tile.transpose(fold.sequence_tokens, rows, p.dy + s * fold.sequence_tokens * p.ldy + row, p.ldy, transposed + s * tiles.padded_tokens,
-                       tiles.dy_stride);
+      for (int64_t s = 0; s < fold.num_sequences; ++s) {
+        const T* dy = p.dy + s * fold.sequence_tokens * p.ldy + row;
+        if (tiles.dy_is_packed)
+          tile.pack_rows(fold.sequence_tokens, rows, dy, p.ldy, transposed + s * tiles.dy_sequence, tiles.dy_stride);
+        else
+          tile.transpose(fold.sequence_tokens, rows, dy, p.ldy, transposed + s * tiles.dy_sequence, tiles.dy_stride);
+      }
       fold_rows(tile, functions, tiles, fold, transposed, rows, p.dweight + row * p.ldw, p.ldw, stack);
     }
     tile.table.end_thread();

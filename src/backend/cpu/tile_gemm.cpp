@@ -23,6 +23,7 @@ TileGemm native(VectorIsa isa, Arithmetic arithmetic) {
     table.bf16 = tile_gemm_dp2_native;
     table.ahead_bf16 = tile_gemm_ahead_dp2_native;
     table.finish_bf16 = tile_gemm_finish_dp2_native;
+    table.fold_bf16 = tile_gemm_fold_dp2_native;
     table.cached_rows_bf16 = tile_gemm_cached_rows_dp2_native;
   }
   return table;

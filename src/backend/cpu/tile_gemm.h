@@ -43,12 +43,18 @@ struct TilePrefetch {
 using TileGemmAheadBf16 = void (*)(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b_panels,
                                    int64_t panel_stride, float* c, int64_t ldc, bool accumulate, const TilePrefetch& next);
 
+/// The weight gradient's product: c = or, where `adds`, c += the product summed from +0. Where a_is_packed, a stands as b does, in panels
+/// of 16 of its rows lda apart, and m counts from their first row.
+using TileFoldBf16 = void (*)(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, bool a_is_packed, const uint16_t* b_panels,
+                              int64_t panel_stride, float* c, int64_t ldc, bool adds, const TilePrefetch& next);
+
 struct TileGemm {
   TileGemmBf16 bf16 = nullptr;
   TileGemmAheadBf16 ahead_bf16 = nullptr;    // null: bf16 does as well
   TileGemmBf16 cached_rows_bf16 = nullptr;   // few rows past panels that this core's cache holds; null: bf16 does as well
   TileGemmFinishBf16 finish_bf16 = nullptr;  // null: the caller finishes
-  TileGemmF32 f32 = nullptr;  // chains of kChainF32, for every arithmetic id
+  TileFoldBf16 fold_bf16 = nullptr;          // null: a is transposed for bf16, and what it adds is added afterwards
+  TileGemmF32 f32 = nullptr;                 // chains of kChainF32, for every arithmetic id
   /// Around the products of one thread: loads and releases the AMX tile configuration; does nothing elsewhere.
   void (*begin_thread)() = nullptr;
   void (*end_thread)() = nullptr;

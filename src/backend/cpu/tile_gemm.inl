@@ -145,6 +145,7 @@ ORRERY_INLINE void transpose_16x16(const int32_t* const* rows, int32_t* dst, int
 
 // Sixteen or more rows are read side by side, which the hardware's prefetchers do not follow.
 constexpr int64_t kPackAhead = 256;  // elements
+constexpr int64_t kRowsAhead = 8;
 ORRERY_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 // Up to 16 rows of 32-bit lanes, transposed, with zero rows for those that are missing.
@@ -204,14 +205,38 @@ ORRERY_INLINE void interleave_16(const uint16_t* low, const uint16_t* high, uint
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(dst + 16), _mm256_permute2x128_si256(lo, hi, 0x31));
 }
 
+#if ORRERY_SIMD_AVX512
+// The same for 32 columns, two panels.
+ORRERY_INLINE void interleave_32(const uint16_t* low, const uint16_t* high, uint16_t* left, uint16_t* right) {
+  alignas(64) static constexpr uint16_t kPlaces[64] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
+                                                       11, 43, 12, 44, 13, 45, 14, 46, 15, 47, 16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53,
+                                                       22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63};
+  const __m512i a = _mm512_loadu_si512(low), b = _mm512_loadu_si512(high);
+  _mm512_storeu_si512(left, _mm512_permutex2var_epi16(a, _mm512_load_si512(kPlaces), b));
+  _mm512_storeu_si512(right, _mm512_permutex2var_epi16(a, _mm512_load_si512(kPlaces + 32), b));
+}
+#else
+ORRERY_INLINE void interleave_32(const uint16_t* low, const uint16_t* high, uint16_t* left, uint16_t* right) {
+  interleave_16(low, high, left);
+  interleave_16(low + 16, high + 16, right);
+}
+#endif
+
 void pack_rows_bf16(int64_t k, int64_t n, const uint16_t* src, int64_t ld, uint16_t* panels, int64_t panel_stride) {
-  static const uint16_t kZeros[16] = {};
+  static const uint16_t kZeros[32] = {};
   const int64_t padded = (k + kGranule - 1) / kGranule * kGranule;
-  for (int64_t i = 0; i < padded; i += 2)
-    for (int64_t j = 0; j < n; j += kPanel) {
+  for (int64_t i = 0; i < padded; i += 2) {
+    const auto row = [&](int64_t r, int64_t j) { return r < k ? src + r * ld + j : kZeros; };
+    int64_t j = 0;
+    for (; j + 2 * kPanel <= n; j += 2 * kPanel) {
+      for (int64_t r = 0; r < 2; ++r) prefetch(src + (i + r + kRowsAhead) * ld + j);
+      uint16_t* dst = panels + j / kPanel * panel_stride + i * kPanel;
+      interleave_32(row(i, j), row(i + 1, j), dst, dst + panel_stride);
+    }
+    for (; j < n; j += kPanel) {
       uint16_t* dst = panels + j / kPanel * panel_stride + i * kPanel;
       if (j + kPanel <= n) {
-        interleave_16(i < k ? src + i * ld + j : kZeros, i + 1 < k ? src + (i + 1) * ld + j : kZeros, dst);
+        interleave_16(row(i, j), row(i + 1, j), dst);
         continue;
       }
       for (int64_t r = 0; r < kPanel; ++r) {
@@ -219,6 +244,7 @@ void pack_rows_bf16(int64_t k, int64_t n, const uint16_t* src, int64_t ld, uint1
         dst[2 * r + 1] = i + 1 < k && j + r < n ? src[(i + 1) * ld + j + r] : uint16_t{0};
       }
     }
+  }
 }
 
 void pack_rows_f32(int64_t k, int64_t n, const float* src, int64_t ld, float* panels, int64_t panel_stride) {

@@ -4,6 +4,7 @@
 // Blocks   8 rows by 3 panels of accumulators in registers: Zen 4 starts one vdpbf16ps of 64 bytes and one such load a cycle, so one
 //          panel alone (13 loads for 12 products) waits for loads, 8 rows by 3 panels (11 for 24) do not, nor 6 by 4 for what threes
 //          leave over. From L2 that runs at 99.7 % of a loop on registers.
+//          Rows of a stand as they lie, or packed as b is.
 // Bands    of 24 rows pass all panels. What would cost time is memory behind L2: the rows of the next band are requested while
 //          a band multiplies, and sums are finished block by block, so that the stores of one wait while the next multiplies.
 #include "backend/cpu/gemm_finish.h"
@@ -16,6 +17,9 @@ using simd_avx512::F32x16;
 
 constexpr int64_t kPanel = 16, kBand = 24, kFewRows = 4;
 
+// What c was counts from the beginning, not at all, or is added to the sum in the end.
+enum class Start { kZero, kSum, kZeroThenAdd };
+
 struct Operands {
   int64_t k;  // a multiple of 32
   const uint16_t* a;
@@ -24,7 +28,17 @@ struct Operands {
   int64_t panel_stride;
   float* c;
   int64_t ldc;
-  bool accumulate;
+  Start start;
+};
+
+// How a stands: row by row, or in panels of 16 rows.
+struct Rows {
+  static constexpr bool kPacked = false;
+  static const uint16_t* at(const Operands& o, int64_t row) { return o.a + row * o.lda; }
+};
+struct PackedRows {
+  static constexpr bool kPacked = true;
+  static const uint16_t* at(const Operands& o, int64_t row) { return o.a + row / kPanel * o.lda + row % kPanel * 2; }
 };
 
 // Rows of a that are wanted next, requested 32 elements at a time while a block goes through its K.
@@ -66,6 +80,14 @@ ORRERY_INLINE void store_sums(const __m512 (&sum)[R][P], float* c, int64_t ldc) 
     for (int p = 0; p < P; ++p) _mm512_storeu_ps(c + p * kPanel, sum[r][p]);
 }
 
+template <int R, int P>
+ORRERY_INLINE void add_sums(const __m512 (&sum)[R][P], float* c, int64_t ldc) {
+#pragma GCC unroll 12
+  for (int r = 0; r < R; ++r, c += ldc)
+#pragma GCC unroll 12
+    for (int p = 0; p < P; ++p) _mm512_storeu_ps(c + p * kPanel, _mm512_add_ps(_mm512_loadu_ps(c + p * kPanel), sum[r][p]));
+}
+
 // FinishKind::kPlain of whole panels, without a way through memory.
 template <int R, int P>
 ORRERY_INLINE void round_sums(const __m512 (&sum)[R][P], const GemmBlock& whole, int64_t row, int64_t column) {
@@ -87,13 +109,14 @@ ORRERY_INLINE void round_sums(const __m512 (&sum)[R][P], const GemmBlock& whole,
 }
 
 // R rows by P panels, finished.
-template <int R, int P>
+template <int R, int P, typename A>
 void block(const Operands& o, int64_t row, int64_t panel, const Finish& finish, const NextRows& next) {
-  const uint16_t* a = o.a + row * o.lda;
+  const uint16_t* a = A::at(o, row);
+  const int64_t row_step = A::kPacked ? 2 : o.lda, k_step = A::kPacked ? kPanel : 1;
   const uint16_t* b = o.b + panel * o.panel_stride;
   float* c = o.c + row * o.ldc + panel * kPanel;
   __m512 sum[R][P];
-  if (o.accumulate) {
+  if (o.start == Start::kSum) {
     const float* from = c;
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r, from += o.ldc)
@@ -115,7 +138,7 @@ void block(const Operands& o, int64_t row, int64_t panel, const Finish& finish, 
 #pragma GCC unroll 12
       for (int r = 0; r < R; ++r) {
         int pair;
-        __builtin_memcpy(&pair, a + r * o.lda + i, 4);
+        __builtin_memcpy(&pair, a + r * row_step + i * k_step, 4);
         const auto both = (__m512bh)_mm512_set1_epi32(pair);
 #pragma GCC unroll 12
         for (int p = 0; p < P; ++p) sum[r][p] = _mm512_dpbf16_ps(sum[r][p], both, columns[p]);
@@ -124,12 +147,13 @@ void block(const Operands& o, int64_t row, int64_t panel, const Finish& finish, 
   }
   // Addresses are made here, not before the loop, which needs all registers.
   __asm__("" : "+r"(c));
+  if (o.start == Start::kZeroThenAdd) return add_sums(sum, c, o.ldc);
   if (finish.whole == nullptr) return store_sums(sum, c, o.ldc);
   const int64_t column = panel * kPanel;
   if (finish.only_rounds(column, P * kPanel)) return round_sums(sum, *finish.whole, row, column);
   // Sums that need not stay take turns in one place, which stays in L1.
-  const int64_t ldc = o.accumulate ? o.ldc : P * kPanel;
-  if (!o.accumulate) c = o.c;
+  const int64_t ldc = o.start == Start::kSum ? o.ldc : P * kPanel;
+  if (o.start == Start::kZero) c = o.c;
   store_sums(sum, c, ldc);
   finish(row, R, column, P * kPanel, c, ldc);
 }
@@ -142,8 +166,8 @@ void few_rows(const Operands& o, int64_t num_panels, bool cached) {
   constexpr int64_t kRowElements = 8 << 10;  // 16 KiB
   int64_t panel = 0;
   if (cached || R * o.k > kRowElements)
-    for (; panel + 4 <= num_panels; panel += 4) block<R, 4>(o, 0, panel, {}, {});
-  for (; panel < num_panels; ++panel) block<R, 1>(o, 0, panel, {}, {});
+    for (; panel + 4 <= num_panels; panel += 4) block<R, 4, Rows>(o, 0, panel, {}, {});
+  for (; panel < num_panels; ++panel) block<R, 1, Rows>(o, 0, panel, {}, {});
 }
 
 void few_rows(const Operands& o, int64_t m, int64_t num_panels, bool cached) {
@@ -156,39 +180,68 @@ void few_rows(const Operands& o, int64_t m, int64_t num_panels, bool cached) {
 }
 
 // P panels of a band, in blocks of R rows and then fewer.
-template <int R, int P, typename Request>
-void panels(const Operands& o, int64_t row, int64_t end, int64_t panel, const Finish& finish, Request&& next) {
-  for (; row + R <= end; row += R) block<R, P>(o, row, panel, finish, next());
-  for (; row + 4 <= end; row += 4) block<4, P>(o, row, panel, finish, next());
-  for (; row < end; ++row) block<1, P>(o, row, panel, finish, next());
+template <int R, int P, typename A, typename Next>
+void panels(const Operands& o, int64_t row, int64_t end, int64_t panel, const Finish& finish, Next&& next) {
+  for (; row + R <= end; row += R) block<R, P, A>(o, row, panel, finish, next());
+  for (; row + 4 <= end; row += 4) block<4, P, A>(o, row, panel, finish, next());
+  for (; row < end; ++row) block<1, P, A>(o, row, panel, finish, next());
 }
 
 // Blocks of a product of so many rows, about.
 int64_t num_blocks(int64_t rows, int64_t num_panels) { return (rows + 7) / 8 * ((num_panels + 2) / 3); }
 
-void multiply(const Operands& o, int64_t m, int64_t num_panels, const Finish& finish, const TilePrefetch& wanted) {
-  const int64_t wanted_rows = (wanted.rows + num_blocks(m, num_panels) - 1) / num_blocks(m, num_panels);
-  int64_t wanted_row = 0;
+// Rows of memory, some of them requested with each of so many blocks.
+class WantedRows {
+ public:
+  WantedRows(const TilePrefetch& wanted, int64_t blocks) : wanted_(wanted), rows_(wanted.rows == 0 ? 0 : (wanted.rows + blocks - 1) / blocks) {}
+  void request() {
+    for (const int64_t end = row_ + rows_ < wanted_.rows ? row_ + rows_ : wanted_.rows; row_ < end; ++row_)
+      for (int64_t byte = 0; byte < wanted_.row_bytes; byte += 64)
+        _mm_prefetch(static_cast<const char*>(wanted_.begin) + row_ * wanted_.stride_bytes + byte, _MM_HINT_T1);
+  }
+
+ private:
+  TilePrefetch wanted_;
+  int64_t rows_, row_ = 0;
+};
+
+void multiply(const Operands& o, int64_t m, int64_t num_panels, const Finish& finish, const TilePrefetch& next) {
+  WantedRows wanted(next, num_blocks(m, num_panels));
+  const int64_t blocks = num_blocks(kBand, num_panels), rows_a_block = (kBand + blocks - 1) / blocks;
   for (int64_t row = 0; row < m; row += kBand) {
-    const int64_t end = row + kBand < m ? row + kBand : m;
-    const int64_t count = (kBand + num_blocks(kBand, num_panels) - 1) / num_blocks(kBand, num_panels);
+    const int64_t end = row + kBand < m ? row + kBand : m, next_end = end + kBand < m ? end + kBand : m;
     int64_t next_row = end;
-    const auto next = [&]() -> NextRows {
-      for (int64_t i = 0; i < wanted_rows && wanted_row < wanted.rows; ++i, ++wanted_row)
-        for (int64_t byte = 0; byte < wanted.row_bytes; byte += 64)
-          _mm_prefetch(static_cast<const char*>(wanted.begin) + wanted_row * wanted.stride_bytes + byte, _MM_HINT_T1);
-      const int64_t first = next_row, last = end + kBand < m ? end + kBand : m;
-      next_row += count;
-      return {o.a + first * o.lda, o.lda, next_row <= last ? count : first < last ? last - first : 0};
+    const auto following = [&]() -> NextRows {
+      wanted.request();
+      const int64_t first = next_row, rest = next_end - first;
+      next_row += rows_a_block;
+      return {o.a + first * o.lda, o.lda, rest < rows_a_block ? rest : rows_a_block};
     };
     int64_t panel = 0;
-    for (; num_panels - panel >= 5 || num_panels - panel == 3; panel += 3) panels<8, 3>(o, row, end, panel, finish, next);
+    for (; num_panels - panel >= 5 || num_panels - panel == 3; panel += 3) panels<8, 3, Rows>(o, row, end, panel, finish, following);
     switch (num_panels - panel) {
-      case 4: panels<6, 4>(o, row, end, panel, finish, next); break;
-      case 2: panels<12, 2>(o, row, end, panel, finish, next); break;
-      case 1: panels<12, 1>(o, row, end, panel, finish, next); break;
+      case 4: panels<6, 4, Rows>(o, row, end, panel, finish, following); break;
+      case 2: panels<12, 2, Rows>(o, row, end, panel, finish, following); break;
+      case 1: panels<12, 1, Rows>(o, row, end, panel, finish, following); break;
       default: break;
     }
+  }
+}
+
+// Packed rows follow each other in memory, as the prefetchers like it.
+void multiply_packed(const Operands& o, int64_t m, int64_t num_panels, const TilePrefetch& next) {
+  constexpr int64_t kPackedBand = 2 * kPanel;
+  WantedRows wanted(next, num_blocks(m, num_panels));
+  const auto following = [&]() -> NextRows {
+    wanted.request();
+    return {};
+  };
+  for (int64_t row = 0; row < m; row += kPackedBand) {
+    const int64_t end = row + kPackedBand < m ? row + kPackedBand : m;
+    int64_t panel = 0;
+    for (; num_panels - panel >= 3 && num_panels - panel != 4; panel += 3) panels<8, 3, PackedRows>(o, row, end, panel, {}, following);
+    for (; num_panels - panel >= 2; panel += 2) panels<8, 2, PackedRows>(o, row, end, panel, {}, following);
+    if (panel < num_panels) panels<8, 1, PackedRows>(o, row, end, panel, {}, following);
   }
 }
 
@@ -196,7 +249,7 @@ void multiply(const Operands& o, int64_t m, int64_t num_panels, const Finish& fi
 
 void tile_gemm_ahead_dp2_native(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b_panels,
                                 int64_t panel_stride, float* c, int64_t ldc, bool accumulate, const TilePrefetch& next) {
-  const Operands o{k, a, lda, b_panels, panel_stride, c, ldc, accumulate};
+  const Operands o{k, a, lda, b_panels, panel_stride, c, ldc, accumulate ? Start::kSum : Start::kZero};
   if (m <= kFewRows) return few_rows(o, m, n / kPanel, false);
   multiply(o, m, n / kPanel, {}, next);
 }
@@ -208,17 +261,24 @@ void tile_gemm_dp2_native(int64_t m, int64_t n, int64_t k, const uint16_t* a, in
 
 void tile_gemm_finish_dp2_native(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b_panels,
                                  int64_t panel_stride, float* c, int64_t ldc, bool accumulate, FinishKind kind, const GemmBlock& block) {
-  const Operands o{k, a, lda, b_panels, panel_stride, c, ldc, accumulate};
+  const Operands o{k, a, lda, b_panels, panel_stride, c, ldc, accumulate ? Start::kSum : Start::kZero};
   const Finish finish{kind, &block};
   if (m > kFewRows) return multiply(o, m, n / kPanel, finish, {});
   few_rows(o, m, n / kPanel, false);
   finish(0, m, 0, n, c, ldc);
 }
 
+void tile_gemm_fold_dp2_native(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, bool a_is_packed, const uint16_t* b_panels,
+                               int64_t panel_stride, float* c, int64_t ldc, bool adds, const TilePrefetch& next) {
+  const Operands o{k, a, lda, b_panels, panel_stride, c, ldc, adds ? Start::kZeroThenAdd : Start::kZero};
+  if (a_is_packed) return multiply_packed(o, m, n / kPanel, next);
+  multiply(o, m, n / kPanel, {}, next);
+}
+
 void tile_gemm_cached_rows_dp2_native(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b_panels,
                                       int64_t panel_stride, float* c, int64_t ldc, bool accumulate) {
   if (m > kFewRows) return tile_gemm_dp2_native(m, n, k, a, lda, b_panels, panel_stride, c, ldc, accumulate);
-  few_rows({k, a, lda, b_panels, panel_stride, c, ldc, accumulate}, m, n / kPanel, true);
+  few_rows({k, a, lda, b_panels, panel_stride, c, ldc, accumulate ? Start::kSum : Start::kZero}, m, n / kPanel, true);
 }
 
 }  // namespace orrery

@@ -18,6 +18,8 @@ void tile_gemm_ahead_dp2_native(int64_t m, int64_t n, int64_t k, const uint16_t*
                                 int64_t panel_stride, float* c, int64_t ldc, bool accumulate, const TilePrefetch& next);
 void tile_gemm_finish_dp2_native(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b_panels,
                                  int64_t panel_stride, float* c, int64_t ldc, bool accumulate, FinishKind kind, const GemmBlock& block);
+void tile_gemm_fold_dp2_native(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, bool a_is_packed, const uint16_t* b_panels,
+                               int64_t panel_stride, float* c, int64_t ldc, bool adds, const TilePrefetch& next);
 void tile_gemm_cached_rows_dp2_native(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b_panels,
                                       int64_t panel_stride, float* c, int64_t ldc, bool accumulate);
 void tile_gemm_amx_native(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b_panels,
