@@ -73,8 +73,9 @@ void fold_tile(const TileOf<T>& tile, const GemmRows& functions, const FoldTiles
     ORRERY_CHECK(depth < kFoldEntries, "fold deeper than {}", kFoldEntries);
     const T* dy = transposed + s * tiles.dy_sequence;
     const T* x = tiles.x + s * tiles.sequence_elements + column / kPanelColumns * tiles.panel_stride;
-    // The first product fetches what the sums will be added to.
-    const TilePrefetch next{destination, ldw * 4, columns * 4, s == 0 ? rows : 0};
+    // The first product fetches what the sums will be added to, the others the first rows of the next sequence.
+    TilePrefetch next{destination, ldw * 4, columns * 4, rows};
+    if (s > 0) next = {dy + tiles.dy_sequence, tiles.dy_stride * int64_t{sizeof(T)}, summed * int64_t{sizeof(T)}, tiles.dy_is_packed || s + 1 == fold.num_sequences ? 0 : std::min<int64_t>(rows, 24)};
     int merges = fold.merges[s];
     if (tile.has_fold()) {
       // The first merge is in the product.

@@ -95,7 +95,7 @@ struct Product {
 /// Sizes of one thread's blocks. Pure in the shape and the number of threads; a smaller m never needs more memory.
 ///
 /// A core reads its L2 cache (1 to 2 MiB) at tile speed, but memory behind it at some 15 GB/s, where 1.5 TFLOP/s need at least 100
-/// operations for each byte. K up to 4,096: 1 MiB of B (512 columns at K = 1,024, 128 at 4,096) stays in L2 and all rows of a
+/// operations for each byte. K up to 4,096: 1 MiB of B (480 columns at K = 1,024, 128 at 4,096) stays in L2 and all rows of a
 /// pass by, as many operations per byte of a as there are columns. A deeper K: 512 x 512 accumulators stay in L2, slices of 512 of
 /// K pass by, 256 operations per byte of a and b; then B is packed once for all rows. Measured, the first way is faster by a
 /// quarter at K = 2,048, because accumulators do not pass through L2, and by a tenth at 4,096.
@@ -107,7 +107,7 @@ struct ProductBlocks {
   int64_t c_rows;                       // of the accumulators
 
   static ProductBlocks of(int64_t m, int64_t n, int64_t k, int64_t element_bytes, int num_threads) {
-    constexpr int64_t kPackedBytes = 1 << 20, kColumnsMax = 512, kDeepRows = 512, kBandRows = 64;
+    constexpr int64_t kPackedBytes = 1 << 20, kColumnsMax = 512, kThrees = 6 * kPanelColumns, kDeepRows = 512, kBandRows = 64;
     constexpr int64_t kDepthBytesMax = 8192, kSliceBytes = 1024;
     const int64_t padded = round_up(std::max<int64_t>(k, 1), kGranuleK);
     const bool deep = padded * element_bytes > kDepthBytesMax && m > kGranuleK;
@@ -116,7 +116,9 @@ struct ProductBlocks {
     blocks.depth = deep ? kSliceBytes / element_bytes : padded;
     blocks.rows = deep ? std::min(m, kDeepRows) : m;
     blocks.c_rows = deep ? blocks.rows : std::min(m, kBandRows);
-    const int64_t columns_max = deep ? kColumnsMax : std::clamp<int64_t>(kPackedBytes / (padded * element_bytes) / 32 * 32, 32, kColumnsMax);
+    int64_t columns_max = deep ? kColumnsMax : std::clamp<int64_t>(kPackedBytes / (padded * element_bytes) / 32 * 32, 32, kColumnsMax);
+    // Threes of panels fill the registers of dp2 best.
+    if (columns_max >= 2 * kThrees) columns_max -= columns_max % kThrees;
     const int64_t per_thread = round_up((n + num_threads - 1) / num_threads, kUnit);
     const int64_t pieces = (per_thread + columns_max - 1) / columns_max;
     blocks.columns = round_up((per_thread + pieces - 1) / pieces, kUnit);

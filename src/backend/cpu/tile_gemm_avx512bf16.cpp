@@ -59,6 +59,14 @@ struct Finish {
   // Whether columns [column, column + count) are rounded, with a bias perhaps, and no more.
   bool only_rounds(int64_t column, int64_t count) const { return kind == FinishKind::kPlain && column + count <= whole->columns; }
 
+  // Requests the lines that a block's results will be written to, so that its stores do not wait for them.
+  __attribute__((always_inline)) void expect(int64_t row, int64_t rows, int64_t column, int64_t columns) const {
+    const int64_t bytes = kind == FinishKind::kF32 ? 4 : 2;
+    const char* y = static_cast<const char*>(whole->y) + (row * whole->ldy + column) * bytes;
+    for (int64_t r = 0; r < rows; ++r, y += whole->ldy * bytes)
+      for (int64_t i = 0; i < columns * bytes; i += 64) __builtin_prefetch(y + i, 1);
+  }
+
   void operator()(int64_t row, int64_t rows, int64_t column, int64_t columns, const float* c, int64_t ldc) const {
     const int64_t rest = whole->columns - column;
     if (rest <= 0) return;
@@ -128,9 +136,11 @@ void block(const Operands& o, int64_t row, int64_t panel, const Finish& finish, 
 #pragma GCC unroll 12
       for (int p = 0; p < P; ++p) sum[r][p] = _mm512_setzero_ps();
   }
+  if (finish.whole != nullptr) finish.expect(row, R, panel * kPanel, P * kPanel);
   const int64_t k = o.k;
   for (int64_t k0 = 0; k0 < k; k0 += kGranuleK) {
     next.request(k0);
+#pragma GCC unroll 4
     for (int64_t i = k0; i < k0 + kGranuleK; i += 2) {
       __m512bh columns[P];
 #pragma GCC unroll 12
