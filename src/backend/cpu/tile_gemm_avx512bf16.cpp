@@ -59,12 +59,17 @@ struct Finish {
   // Whether columns [column, column + count) are rounded, with a bias perhaps, and no more.
   bool only_rounds(int64_t column, int64_t count) const { return kind == FinishKind::kPlain && column + count <= whole->columns; }
 
-  // Requests the lines that a block's results will be written to, so that its stores do not wait for them.
+  // Requests the lines that a block's results will be written to and made of, so that neither stores nor loads wait for them.
   __attribute__((always_inline)) void expect(int64_t row, int64_t rows, int64_t column, int64_t columns) const {
-    const int64_t bytes = kind == FinishKind::kF32 ? 4 : 2;
-    const char* y = static_cast<const char*>(whole->y) + (row * whole->ldy + column) * bytes;
-    for (int64_t r = 0; r < rows; ++r, y += whole->ldy * bytes)
-      for (int64_t i = 0; i < columns * bytes; i += 64) __builtin_prefetch(y + i, 1);
+    request<true>(whole->y, whole->ldy, kind == FinishKind::kF32 ? 4 : 2, row, rows, column, columns);
+    if (kind == FinishKind::kGelu) request<true>(whole->gelu_y, whole->ld_gelu, 2, row, rows, column, columns);
+    if (kind == FinishKind::kGeluGrad) request<false>(whole->u, whole->ldu, 2, row, rows, column, columns);
+  }
+  template <bool kForWriting>
+  __attribute__((always_inline)) static void request(const void* p, int64_t stride, int64_t bytes, int64_t row, int64_t rows, int64_t column, int64_t columns) {
+    const char* line = static_cast<const char*>(p) + (row * stride + column) * bytes;
+    for (int64_t r = 0; r < rows; ++r, line += stride * bytes)
+      for (int64_t i = 0; i < columns * bytes; i += 64) __builtin_prefetch(line + i, kForWriting);
   }
 
   void operator()(int64_t row, int64_t rows, int64_t column, int64_t columns, const float* c, int64_t ldc) const {

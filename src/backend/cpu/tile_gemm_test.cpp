@@ -1,5 +1,5 @@
 // The in-cache product: every way to compute one arithmetic id gives identical bits (native AMX and vdpbf16ps against FMA
-// emulation on both instruction sets), cutting K at the granule changes nothing, and the result is close to f64.
+// emulation on both instruction sets), cutting K at the granule or taking a in panels changes nothing, and the result is close to f64.
 #include "backend/cpu/tile_gemm.h"
 
 #include <gtest/gtest.h>
@@ -89,6 +89,35 @@ TEST_F(TileGemmTest, OneArithmeticOneResult) {
         EXPECT_TRUE(same_bits(reference, multiply(native, problem, accumulate, shape[2] > 32 ? 32 : 0)));
       }
   if (num_native == 0) GTEST_SKIP() << "no AMX or vdpbf16ps here: native arithmetic was not compared with its emulation";
+}
+
+// The weight gradient's product: a row by row or in panels, stored or added, is the plain product, with one addition after it.
+TEST_F(TileGemmTest, FoldTakesRowsAndPanels) {
+  int num_folds = 0;
+  for (Arithmetic arithmetic : {Arithmetic::kAmx32, Arithmetic::kDp2, Arithmetic::kFma1})
+    for (const auto& shape : kShapes) {
+      const TileGemm& gemm = tile_gemm({nullptr, cpu_features().best_isa(), arithmetic, true});
+      if (gemm.fold_bf16 == nullptr) continue;
+      ++num_folds;
+      const Problem problem = make_problem(shape[0], shape[1], shape[2]);
+      const int64_t m = problem.m, padded = round_up(problem.k, kGranuleK), columns = round_up(problem.n, 16), stride = panel_elements_bf16(padded);
+      std::vector<uint16_t> b(columns / 16 * stride), a(round_up(m, 16) / 16 * stride);
+      gemm.pack_transposed_bf16(problem.n, problem.k, problem.b.data(), problem.k, b.data(), stride);
+      gemm.pack_transposed_bf16(m, padded, problem.a.data(), padded, a.data(), stride);
+      const std::vector<float> product = multiply(gemm, problem, false);
+      std::vector<float> sum = problem.c0;
+      for (size_t i = 0; i < sum.size(); ++i) sum[i] += product[i];
+      gemm.begin_thread();
+      for (bool packed : {false, true})
+        for (bool adds : {false, true}) {
+          std::vector<float> c = problem.c0;
+          gemm.fold_bf16(m, columns, padded, packed ? a.data() : problem.a.data(), packed ? stride : padded, packed, b.data(), stride, c.data(), columns,
+                         adds, {problem.c0.data(), columns * 4, columns * 4, m});
+          EXPECT_TRUE(same_bits(adds ? sum : product, c)) << m << "x" << columns << "x" << padded << (packed ? " packed" : "") << (adds ? " added" : "");
+        }
+      gemm.end_thread();
+    }
+  if (num_folds == 0) GTEST_SKIP() << "no vdpbf16ps here: the product that adds was not compared";
 }
 
 // |error| <= (k + 3) * eps * sum |a b|: each of the k products and sums rounds once, eps = 2^-24.
