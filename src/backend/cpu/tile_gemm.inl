@@ -145,7 +145,7 @@ ORRERY_INLINE void transpose_16x16(const int32_t* const* rows, int32_t* dst, int
 
 // Sixteen or more rows are read side by side, which the hardware's prefetchers do not follow.
 constexpr int64_t kPackAhead = 256;  // elements
-constexpr int64_t kRowsAhead = 8;
+constexpr int64_t kRowsAhead = 32;
 ORRERY_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 // Up to 16 rows of 32-bit lanes, transposed, with zero rows for those that are missing.
@@ -222,18 +222,21 @@ ORRERY_INLINE void interleave_32(const uint16_t* low, const uint16_t* high, uint
 }
 #endif
 
+// Pairs of panels one after the other: two streams are written, and whole lines of src are read, row after row.
 void pack_rows_bf16(int64_t k, int64_t n, const uint16_t* src, int64_t ld, uint16_t* panels, int64_t panel_stride) {
   static const uint16_t kZeros[32] = {};
   const int64_t padded = (k + kGranule - 1) / kGranule * kGranule;
-  for (int64_t i = 0; i < padded; i += 2) {
-    const auto row = [&](int64_t r, int64_t j) { return r < k ? src + r * ld + j : kZeros; };
-    int64_t j = 0;
-    for (; j + 2 * kPanel <= n; j += 2 * kPanel) {
+  const auto row = [&](int64_t r, int64_t j) { return r < k ? src + r * ld + j : kZeros; };
+  int64_t j = 0;
+  for (; j + 2 * kPanel <= n; j += 2 * kPanel) {
+    uint16_t* dst = panels + j / kPanel * panel_stride;
+    for (int64_t i = 0; i < padded; i += 2) {
       for (int64_t r = 0; r < 2; ++r) prefetch(src + (i + r + kRowsAhead) * ld + j);
-      uint16_t* dst = panels + j / kPanel * panel_stride + i * kPanel;
-      interleave_32(row(i, j), row(i + 1, j), dst, dst + panel_stride);
+      interleave_32(row(i, j), row(i + 1, j), dst + i * kPanel, dst + i * kPanel + panel_stride);
     }
-    for (; j < n; j += kPanel) {
+  }
+  for (; j < n; j += kPanel)
+    for (int64_t i = 0; i < padded; i += 2) {
       uint16_t* dst = panels + j / kPanel * panel_stride + i * kPanel;
       if (j + kPanel <= n) {
         interleave_16(row(i, j), row(i + 1, j), dst);
@@ -244,7 +247,6 @@ void pack_rows_bf16(int64_t k, int64_t n, const uint16_t* src, int64_t ld, uint1
         dst[2 * r + 1] = i + 1 < k && j + r < n ? src[(i + 1) * ld + j + r] : uint16_t{0};
       }
     }
-  }
 }
 
 void pack_rows_f32(int64_t k, int64_t n, const float* src, int64_t ld, float* panels, int64_t panel_stride) {
