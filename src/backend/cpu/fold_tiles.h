@@ -73,15 +73,18 @@ void fold_tile(const TileOf<T>& tile, const GemmRows& functions, const FoldTiles
     ORRERY_CHECK(depth < kFoldEntries, "fold deeper than {}", kFoldEntries);
     const T* dy = transposed + s * tiles.dy_sequence;
     const T* x = tiles.x + s * tiles.sequence_elements + column / kPanelColumns * tiles.panel_stride;
-    // The first product fetches what the sums will be added to, the others the first rows of the next sequence.
-    TilePrefetch next{destination, ldw * 4, columns * 4, rows};
-    if (s > 0) next = {dy + tiles.dy_sequence, tiles.dy_stride * int64_t{sizeof(T)}, summed * int64_t{sizeof(T)}, tiles.dy_is_packed || s + 1 == fold.num_sequences ? 0 : std::min<int64_t>(rows, 24)};
+    // The first product fetches what the sums will be added to.
+    TilePrefetch next{destination, ldw * 4, columns * 4, s == 0 ? rows : 0};
     int merges = fold.merges[s];
     if (tile.has_fold()) {
       // The first merge is in the product.
       const bool adds = merges > 0;
       ORRERY_CHECK(!adds || depth >= 1, "merge of {} entries", depth + 1);
       const int64_t at = adds ? depth - 1 : depth;
+      // The others fetch the first rows of the next sequence.
+      constexpr int64_t kRowsAhead = 24;
+      if (s > 0 && s + 1 < fold.num_sequences && !tiles.dy_is_packed)
+        next = {dy + tiles.dy_sequence, tiles.dy_stride * int64_t{sizeof(T)}, summed * int64_t{sizeof(T)}, std::min(rows, kRowsAhead)};
       tile.fold(rows, padded_columns, summed, dy, tiles.dy_stride, tiles.dy_is_packed, x, tiles.panel_stride, entry(at), stride(at), adds, next);
       depth = at + 1;
       merges -= adds;

@@ -1,5 +1,5 @@
 // Sixteen accumulators on their way out: the one text of the FinishKinds, included by files compiled for one instruction set
-// (gemm_rows.inl, and the AMX product, which does it in the shadow of the next block's tile products).
+// (gemm_rows.inl, and the native products, which finish block by block).
 #pragma once
 
 #include "backend/cpu/gemm_rows.h"
