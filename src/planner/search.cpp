@@ -72,6 +72,12 @@ class Search {
     parameters_ = count_parameters(request.model);
   }
 
+  /// Whether some layout of all the devices fits, whatever it takes.
+  bool fits() {
+    visit_devices(request_.cluster.devices.count);
+    return !result_.best.empty();
+  }
+
   void run() {
     const int64_t all = request_.cluster.devices.count;
     // Fewer devices may cost less or draw less; for time every device counts, so halves are tried only where they could win.
@@ -263,15 +269,36 @@ class Search {
                   request_.deadline_seconds > 0 ? "at most " + format_duration(request_.deadline_seconds) : "", request_.deadline_seconds > 0 && request_.budget > 0 ? " and " : "",
                   request_.budget > 0 ? fmt::format("at most {:.0f}", request_.budget) : "", format_duration(fastest_seconds_), least_money_, n);
     if (std::isfinite(least_total_)) {
-      // Fully sharded, a parameter takes 16 bytes in all; half of a device is left for activations and gathered layers.
-      const double needed = std::ceil(parameters_.total * 16 / (capacity_ * 0.5));
-      const int64_t node = request_.cluster.devices.per_node;
-      const int64_t devices = std::max<int64_t>(n + 1, (whole(needed) + node - 1) / node * node);
-      throw Error(ErrorCode::kInvalidConfig, "the model does not fit: {:.1f} B parameters need {} on the fullest of {} {} devices, each has {} for tensors; about {} such devices would hold it",
-                  parameters_.total / 1e9, format_bytes(least_total_), n, result_.device.name, format_bytes(std::max(0.0, capacity_)), devices);
+      const int64_t devices = smallest_that_fits();
+      throw Error(ErrorCode::kInvalidConfig, "the model does not fit: {:.1f} B parameters need {} on the fullest of {} {} devices, each has {} for tensors; {}",
+                  parameters_.total / 1e9, format_bytes(least_total_), n, result_.device.name, format_bytes(std::max(0.0, capacity_)),
+                  devices > 0 ? fmt::format("the smallest cluster of them that would hold it has {}", devices)
+                              : fmt::format("no number of them that global_batch_size = {} can use would hold it: more sequences, shorter ones, or devices with more memory", request_.global_batch));
     }
     throw Error(ErrorCode::kInvalidConfig, "no layout divides global_batch_size = {} over {} devices with {} heads and {} layers; a batch that is a multiple of a power of two helps", request_.global_batch, n,
                 request_.model.num_heads, request_.model.num_layers);
+  }
+
+  /// The fewest devices in whole hosts that some layout fits on: twice as many until one does, then by halves between. 0: none.
+  int64_t smallest_that_fits() const {
+    SearchRequest more = request_;
+    more.objective = Objective::kTime, more.deadline_seconds = more.budget = 0;
+    SearchResult other;
+    const auto fits_on = [&](int64_t hosts) {
+      more.cluster.devices.count = hosts * more.cluster.devices.per_node;
+      return Search(more, other).fits();
+    };
+    constexpr int kDoublings = 20;
+    int64_t low = std::max<int64_t>(1, more.cluster.devices.count / more.cluster.devices.per_node), high = low;
+    for (int i = 0; i < kDoublings; ++i, low = high)
+      if (fits_on(high *= 2)) {
+        while (high - low > 1) {
+          const int64_t middle = low + (high - low) / 2;
+          (fits_on(middle) ? high : low) = middle;
+        }
+        return high * more.cluster.devices.per_node;
+      }
+    return 0;
   }
 
   const SearchRequest& request_;

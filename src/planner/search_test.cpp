@@ -80,7 +80,15 @@ TEST(Search, ImpossibleWishesSayTheWayOut) {
   EXPECT_NE(message_of(request).find("cheapest costs"), std::string::npos);
   request = small_request();
   request.model.num_layers = 400, request.model.hidden = 32768, request.model.num_heads = 256, request.model.ffn_hidden = 131072;
-  EXPECT_NE(message_of(request).find("such devices would hold it"), std::string::npos) << message_of(request);
+  EXPECT_NE(message_of(request).find("smallest cluster of them that would hold it has"), std::string::npos) << message_of(request);
+  // That many devices hold it, one host fewer do not.
+  const std::string message = message_of(request);
+  const int64_t devices = std::stoll(message.substr(message.rfind(' ') + 1));
+  request.front = false;
+  request.cluster.devices.count = devices;
+  EXPECT_EQ(message_of(request), "");
+  request.cluster.devices.count = devices - request.cluster.devices.per_node;
+  EXPECT_NE(message_of(request), "");
   request = small_request();
   request.global_batch = 0;
   EXPECT_NE(message_of(request), "");

@@ -23,7 +23,7 @@ Recompute recompute_of(RecomputeKind kind) {
 // The candidate's layout as a run of this program. Errors: kUnsupported with what is missing.
 TrainingPlanOptions run_options(const Candidate& candidate, TrainingPlanOptions run) {
   const JobLayout& l = candidate.job.layout;
-  if (l.ep > 1) throw Error(ErrorCode::kUnsupported, "expert parallelism");
+  if (candidate.job.model.num_experts > 0) throw Error(ErrorCode::kUnsupported, "a mixture of experts");
   if (l.offload_optimizer) throw Error(ErrorCode::kUnsupported, "an optimizer on the host");
   auto whole = [](double value) { return static_cast<int64_t>(value); };
   run.data = {};
@@ -158,6 +158,10 @@ void refine_finalists(const SearchRequest& request, const TrainingPlanOptions& r
                 "give the run more time, money or devices",
                 result.dropped, layout_text(closest.job.layout), format_duration(closest.run_seconds), closest.money, format_bytes(static_cast<double>(closest.mapped_bytes)), format_bytes(result.capacity_bytes));
   std::sort(result.best.begin(), result.best.end(), is_better);
+  // A point was the best of its number of devices in closed form; another finalist may be by now.
+  for (Candidate& point : result.pareto)
+    for (const Candidate& c : result.best)
+      if (c.job.cluster.num_devices == point.job.cluster.num_devices && c.run_seconds < point.run_seconds) point = c;
   std::sort(result.pareto.begin(), result.pareto.end(), [](const Candidate& a, const Candidate& b) { return a.run_seconds < b.run_seconds; });
   // Slower is worth a point only where it is cheaper than all before.
   double least_money = std::numeric_limits<double>::infinity();

@@ -127,6 +127,9 @@ TEST(Finalists, AreSortedAndExplained) {
     if (std::find(winners.begin(), winners.end(), verdict.family) != winners.end()) EXPECT_EQ(verdict.reason, "holds the best layout");
     else EXPECT_NE(verdict.reason, "holds the best layout");
   for (size_t i = 1; i < result.pareto.size(); ++i) EXPECT_LT(result.pareto[i].money, result.pareto[i - 1].money);
+  for (const Candidate& point : result.pareto)
+    for (const Candidate& c : result.best)
+      if (c.job.cluster.num_devices == point.job.cluster.num_devices) EXPECT_LE(point.run_seconds, c.run_seconds) << layout_text(c.job.layout);
 }
 
 TEST(Finalists, WhatIsTooLateIsDroppedWithTheWayOut) {

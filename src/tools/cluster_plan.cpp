@@ -45,6 +45,12 @@ ClusterRequest cluster_request(const ClusterPlanOptions& options) {
   request.model = {.num_layers = number(model.num_layers), .hidden = number(model.hidden_size), .num_heads = number(model.num_heads), .num_kv_heads = number(model.num_kv_heads),
                    .head_dim = number(model.head_dim), .ffn_hidden = number(model.intermediate_size), .vocab = number(model.vocab_size), .gated = model.family != ModelFamily::kGpt2,
                    .tied_head = model.tie_embeddings};
+  const ModelSection& keys = config.model;
+  if (keys.num_experts) {
+    request.model.num_experts = number(*keys.num_experts), request.model.top_k = number(*keys.num_experts_per_tok);
+    request.model.expert_ffn = number(keys.moe_intermediate_size.value_or(model.intermediate_size));
+    request.model.shared_ffn = number(keys.shared_expert_intermediate_size.value_or(0)), request.model.dense_layers = number(keys.first_k_dense_replace.value_or(0));
+  }
   const int64_t seq_len = config.data.seq_len.value_or(model.max_seq_len);
   request.model.seq_len = number(seq_len);
   if (model.sliding_window > 0) request.model.window_layers = 1, request.model.window = number(model.sliding_window);

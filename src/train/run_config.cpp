@@ -100,7 +100,18 @@ void add_model_keys(TomlSchema<RunConfig>& schema) {
       .key("mlp_bias", &S::mlp_bias, {.help = "biases in the MLP", .default_text = kOff})
       .key("qk_norm", &S::qk_norm, {.help = "RMSNorm on each query and key head (Qwen3)", .default_text = "false"})
       .key("sliding_window", &S::sliding_window,
-           at_least(0, "tokens", "keys a token sees, itself included; 0 for all", "0", {"window", "window_size"}));
+           at_least(0, "tokens", "keys a token sees, itself included; 0 for all", "0", {"window", "window_size"}))
+      .key("num_experts", &S::num_experts,
+           at_least(2, "", "experts of a layer, for plan --cluster and simulate; no training yet", "none",
+                    {"num_local_experts", "n_routed_experts", "num_moe_experts"}))
+      .key("num_experts_per_tok", &S::num_experts_per_tok,
+           at_least(1, "", "experts that a token goes to", "required with num_experts", {"top_k", "moe_router_topk", "num_experts_per_token"}))
+      .key("moe_intermediate_size", &S::moe_intermediate_size,
+           at_least(1, "", "width of an expert", "intermediate_size", {"moe_ffn_hidden_size", "expert_ffn"}))
+      .key("shared_expert_intermediate_size", &S::shared_expert_intermediate_size,
+           at_least(0, "", "width of what every token goes through beside its experts", "0", {"moe_shared_expert_intermediate_size"}))
+      .key("first_k_dense_replace", &S::first_k_dense_replace,
+           at_least(0, "layers", "first layers without experts", "0"));
 }
 
 void add_data_keys(TomlSchema<RunConfig>& schema) {
@@ -338,6 +349,23 @@ void check_model(const ModelSection& model, const ConfigText& text) {
               fmt::format("num_heads = {} does not divide hidden_size = {}", *model.num_heads, *model.hidden_size),
               "choose a divisor, or give head_dim");
   }
+  if (!model.num_experts) {
+    const auto needs_experts = [&](const char* key, bool given) {
+      if (given) text.fail(key, fmt::format("`{}` is given without `model.num_experts`", key), "add num_experts = ... to [model], or leave it out");
+    };
+    needs_experts("model.num_experts_per_tok", model.num_experts_per_tok.has_value());
+    needs_experts("model.moe_intermediate_size", model.moe_intermediate_size.has_value());
+    needs_experts("model.shared_expert_intermediate_size", model.shared_expert_intermediate_size.has_value());
+    needs_experts("model.first_k_dense_replace", model.first_k_dense_replace.has_value());
+  } else if (!model.num_experts_per_tok) {
+    text.fail("model.num_experts", fmt::format("num_experts = {} needs `model.num_experts_per_tok`", *model.num_experts), "how many of them a token goes to");
+  } else if (*model.num_experts_per_tok > *model.num_experts) {
+    text.fail("model.num_experts_per_tok", fmt::format("num_experts_per_tok = {} is above num_experts = {}", *model.num_experts_per_tok, *model.num_experts),
+              "a token goes to some of the experts");
+  }
+  if (model.first_k_dense_replace && model.num_layers && *model.first_k_dense_replace >= *model.num_layers)
+    text.fail("model.first_k_dense_replace", fmt::format("first_k_dense_replace = {} leaves none of num_layers = {} with experts", *model.first_k_dense_replace, *model.num_layers),
+              "leave out num_experts for a model without");
   if (model.num_heads && model.num_kv_heads && *model.num_heads % *model.num_kv_heads != 0) {
     text.fail("model.num_kv_heads",
               fmt::format("num_kv_heads = {} does not divide num_heads = {}", *model.num_kv_heads, *model.num_heads),

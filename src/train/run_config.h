@@ -50,6 +50,8 @@ struct ModelSection {
   std::optional<int64_t> rope_original_max_seq_len;
   std::optional<bool> tie_embeddings, attention_bias, attention_output_bias, mlp_bias, qk_norm;
   std::optional<int64_t> sliding_window;
+  // Mixtures of experts: for plans and simulations; training refuses them.
+  std::optional<int64_t> num_experts, num_experts_per_tok, moe_intermediate_size, shared_expert_intermediate_size, first_k_dense_replace;
   bool operator==(const ModelSection&) const = default;
 };
 

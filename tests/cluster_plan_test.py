@@ -1,0 +1,115 @@
+#!/usr/bin/env python3
+"""`orrery plan --cluster` and `orrery simulate --cluster` from files: every number of a plan is finite and its layout divides batch and
+devices, mixtures of experts are planned and simulated while training refuses them, and each contradictory or impossible wish ends with
+status 2 and a message that says the way out."""
+import json
+import math
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+program = sys.argv[1]
+MODEL = """
+[model]
+family = "llama"
+hidden_size = 4096
+num_layers = 32
+num_heads = 32
+num_kv_heads = 8
+intermediate_size = 14336
+vocab_size = 128256
+max_seq_len = 4096
+[data]
+train = ["none.txt"]
+tokenizer = "train:bpe"
+[train]
+steps = 1000
+global_batch_size = 64
+[optimizer]
+lr = 1e-4
+"""
+EXPERTS = ["num_experts=16", "num_experts_per_tok=2", "moe_intermediate_size=4096", "first_k_dense_replace=1"]
+CLUSTER = '[devices]\nkind = "H100"\ncount = 32\n[prices]\nper_device_hour = 2\n'
+
+
+def run(*arguments):
+    return subprocess.run([program, *arguments], capture_output=True, text=True)
+
+
+def sets(keys):
+    return [word for key in keys for word in ("--set", key)]
+
+
+def finite(value, path="plan"):
+    if isinstance(value, float):
+        assert math.isfinite(value), path
+    for key, child in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        finite(child, f"{path}.{key}")
+
+
+with tempfile.TemporaryDirectory() as folder:
+    folder = pathlib.Path(folder)
+    run_file, cluster_file, prices_missing = str(folder / "run.toml"), str(folder / "cluster.toml"), str(folder / "no_prices.toml")
+    pathlib.Path(run_file).write_text(MODEL)
+    pathlib.Path(cluster_file).write_text(CLUSTER)
+    pathlib.Path(prices_missing).write_text(CLUSTER.split("[prices]")[0])
+
+    def plan(*arguments, cluster=cluster_file):
+        return run("plan", run_file, "--cluster", cluster, *arguments)
+
+    def plan_of(*arguments):
+        result = plan("--json", *arguments)
+        assert result.returncode == 0, result.stderr
+        assert "nan" not in result.stdout.lower()
+        report = json.loads(result.stdout)
+        finite(report)
+        for layout in report["finalists"]:
+            size = {name: layout[f"{name}_parallel_size"] for name in ("tensor", "pipeline", "context", "data")}
+            assert math.prod(size.values()) == layout["devices"], layout
+            assert size["data"] * layout["micro_batch_size"] * layout["num_micro_batches"] == 64, layout
+            assert layout["step_seconds_low"] < layout["step_seconds"] < layout["step_seconds_high"], layout
+        return report
+
+    dense = plan_of()
+    mixture = plan_of(*sets(f"model.{key}" for key in EXPERTS))
+    assert any(layout["expert_parallel_size"] > 1 for layout in mixture["finalists"]), "no layout shares the experts"
+    for layout in mixture["finalists"]:
+        assert 16 % layout["expert_parallel_size"] == 0 and layout["not_mapped"] == "a mixture of experts", layout
+    assert any(layout["memory_map_bytes"] for layout in dense["finalists"])
+    simulated = run("simulate", run_file, "--cluster", cluster_file, *sets(f"model.{key}" for key in EXPERTS))
+    assert simulated.returncode == 0 and "step" in simulated.stdout, simulated.stderr
+
+    def refused(result, *parts):
+        assert result.returncode == 2, (result.returncode, result.stdout, result.stderr)
+        for part in parts:
+            assert part in result.stderr, (part, result.stderr)
+        assert "nan" not in result.stderr.lower(), result.stderr
+
+    refused(run("train", run_file, *sets(f"model.{key}" for key in EXPERTS)), "model.num_experts = 16", "orrery plan --cluster")
+    refused(plan("--set", "model.num_experts=16"), "num_experts_per_tok")
+    refused(plan("--set", "model.num_experts_per_tok=2"), "without `model.num_experts`")
+    refused(plan("--set", "model.num_experts=4", "--set", "model.num_experts_per_tok=5"), "above num_experts = 4")
+    refused(plan("--set", "model.num_experts=4", "--set", "model.num_experts_per_tok=2", "--set", "model.first_k_dense_replace=32"), "leaves none")
+    refused(plan("--deadline", "1s"), "the fastest layout takes")
+    refused(plan("--budget", "1"), "the cheapest costs")
+    refused(plan("--budget", "100", cluster=prices_missing), "needs prices", "prices.per_device_hour")
+    refused(plan("--objective", "cost", cluster=prices_missing), "needs prices")
+    refused(plan("--objective", "speed"), "time, cost, energy or memory")
+    refused(plan("--set", "model.hidden_size=65536", "--set", "model.num_layers=400", "--set", "model.num_heads=512", "--set", "model.num_kv_heads=512"), "does not fit", "would hold it")
+    refused(plan(cluster=str(folder / "none.toml")), "none.toml")
+    for found, text, part in (
+        ("", "[links]\nnetwork_gbytes_per_second = 0\n", "network_gbytes_per_second"),
+        ("", "[links]\nnetwork_gbytes_per_second = -5\n", "network_gbytes_per_second"),
+        ("", "[links]\ndomain_gbytes_per_second = 1\n", "slower than the network"),
+        ("", "[links]\nhost_gbytes_per_second = nan\n", "host_gbytes_per_second"),
+        ("", "[weather]\nrain = 1\n", "weather"),
+        ("count = 32", "count = 12", "multiple of devices.per_node"),
+        ("count = 32", "count = 32\nmemory_gib = 0", "memory_gib"),
+        ("H100", "H1000", "H1000"),
+        ("per_device_hour = 2", "pue = 0.5", "pue"),
+    ):
+        bad = folder / "bad.toml"
+        bad.write_text(CLUSTER.replace(found, text) if found else CLUSTER + text)
+        refused(plan(cluster=str(bad)), part, "bad.toml")
+print("ok")
