@@ -34,9 +34,6 @@ std::vector<DataEntry> data_entries(const std::vector<WeightedPath>& paths) {
 }
 
 ModelConfig model_of(const ModelSection& section, const std::optional<ModelSource>& base) {
-  if (section.num_experts)
-    throw Error(ErrorCode::kUnsupported, "model.num_experts = {}: mixtures of experts can be planned for (orrery plan --cluster, orrery simulate --cluster) but not trained yet; leave it out to train a dense model",
-                *section.num_experts);
   ModelConfig model = base ? base->config() : default_model_config(section.family.value_or(ModelFamily::kLlama));
   apply_model_keys(section, model);
   return model;
@@ -204,6 +201,9 @@ TrainingPlanOptions plan_options_of(const RunConfig& config, const ModelConfig& 
 }
 
 RunSetup prepare_run(const RunConfig& config, const RunResources& resources, const SetupNote& note) {
+  if (config.model.num_experts)
+    throw Error(ErrorCode::kUnsupported, "model.num_experts = {}: mixtures of experts can be planned for (orrery plan --cluster, orrery simulate --cluster) but not trained yet; leave it out to train a dense model",
+                *config.model.num_experts);
   RunSetup setup;
   setup.config = config;
   setup.folder = config.checkpoint.dir;
