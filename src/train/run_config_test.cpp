@@ -110,7 +110,8 @@ TEST(RunConfig, UnknownKeySnapshot) {
       "    | [model] takes family, from, hidden_size, num_layers, num_heads, num_kv_heads, head_dim, intermediate_size, "
       "vocab_size, "
       "max_seq_len, rope_theta, norm_eps, rope_scaling, rope_scaling_factor, rope_low_freq_factor, rope_high_freq_factor, "
-      "rope_original_max_seq_len, tie_embeddings, attention_bias, attention_output_bias, mlp_bias, qk_norm, sliding_window");
+      "rope_original_max_seq_len, tie_embeddings, attention_bias, attention_output_bias, mlp_bias, qk_norm, sliding_window, num_experts, "
+      "num_experts_per_tok, moe_intermediate_size, shared_expert_intermediate_size, first_k_dense_replace");
 }
 
 TEST(RunConfig, ChoiceTypeAndRangeSnapshots) {
