@@ -27,9 +27,10 @@ struct Slice {
   float* c;
   int64_t ldc;
   bool accumulate;
+  bool ahead = false;  // the panels behind those of the first rows come to L2 meanwhile
 };
 
-template <int R, int P>
+template <int R, int P, bool kAhead = false>
 inline __attribute__((always_inline)) void block(const Slice& s, int64_t row, int64_t panel) {
   const uint16_t* a = s.a + row * s.lda;
   const uint16_t* b = s.b + panel * s.panel_stride;
@@ -42,7 +43,10 @@ inline __attribute__((always_inline)) void block(const Slice& s, int64_t row, in
   for (int64_t i = 0; i < s.k; i += 2) {
     __m512bh columns[P];
 #pragma GCC unroll 12
-    for (int p = 0; p < P; ++p) columns[p] = (__m512bh)_mm512_loadu_si512(b + p * s.panel_stride + i * 16);
+    for (int p = 0; p < P; ++p) {
+      columns[p] = (__m512bh)_mm512_loadu_si512(b + p * s.panel_stride + i * 16);
+      if constexpr (kAhead) _mm_prefetch(reinterpret_cast<const char*>(b + (P + p) * s.panel_stride + i * 16), _MM_HINT_T1);
+    }
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
       int pair;
@@ -62,6 +66,10 @@ inline __attribute__((always_inline)) void block(const Slice& s, int64_t row, in
 template <int R, int P>
 void panels(const Slice& s, int64_t m, int64_t panel) {
   int64_t row = 0;
+  if (s.ahead && m >= R) {
+    block<R, P, true>(s, 0, panel);
+    row = R;
+  }
   for (; row + R <= m; row += R) block<R, P>(s, row, panel);
   for (; row + 4 <= m; row += 4) block<4, P>(s, row, panel);
   for (; row < m; ++row) block<1, P>(s, row, panel);
@@ -98,6 +106,8 @@ void slice_product(const Slice& s, int64_t m, int64_t num_panels, bool cached = 
 }
 
 constexpr int64_t kFewRows = 4;
+// So few rows do not hide the time in which panels come from memory, and three streams side by side lose the prefetchers where panels end.
+constexpr int64_t kAheadRows = 32;
 
 }  // namespace
 
@@ -112,7 +122,7 @@ void tile_gemm_dp2_native(int64_t m, int64_t n, int64_t k, const uint16_t* a, in
     const int64_t rows = std::min(kBand, m - row);
     for (int64_t d = 0; d < k; d += kSlice) {
       const int64_t depth = std::min(kSlice, k - d);
-      Slice s{depth, a + row * lda + d, lda, b_panels + d * 16, panel_stride, c + row * ldc, ldc, accumulate || d > 0};
+      Slice s{depth, a + row * lda + d, lda, b_panels + d * 16, panel_stride, c + row * ldc, ldc, accumulate || d > 0, m <= kAheadRows};
       if (copies) {
         for (int64_t r = 0; r < rows; ++r)
           for (int64_t i = 0; i < depth; i += 32)
