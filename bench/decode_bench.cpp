@@ -1,8 +1,8 @@
 // Serving speed of a model file beside llama.cpp's benchmarks: the same prompts, batches and numbers of tokens as llama-bench (pp512) and
 // llama-batched-bench (-npp 128 -ntg 64 -npl 1,8,32). Also the perplexity of a text as
 // llama-perplexity counts it: chunks of 512 tokens, the second half of each.
-//   decode_bench MODEL [--dtype bf16|f32] [--threads N] [--repeat 3] [--ops] [--only pp512|1|8|32] [--clock wall|cpu]
-//   decode_bench MODEL --perplexity TEXT [--chunks 20]
+//   decode_bench MODEL [--dtype bf16|f32] [--kv-dtype auto|int8] [--threads N] [--repeat 3] [--ops] [--only pp512|1|8|32] [--clock wall|cpu]
+//   decode_bench MODEL --perplexity TEXT [--chunks 20] [--kv-dtype auto|int8]
 //   decode_bench MODEL --generate [--dtype bf16|f32] [--threads N] [--repeat 9] [--ops]
 // The last is what `orrery generate` does after its prompt (forward pass, draw, one sequence), in rounds of 16 tokens in turns with
 // the read loop; medians.
@@ -38,7 +38,7 @@ struct Options {
   std::string model, dtype = "bf16", perplexity, only;
   int threads = 0, repeat = 3;
   int64_t chunks = 20;
-  bool ops = false, generate = false, cpu_clock = false;
+  bool ops = false, generate = false, cpu_clock = false, kv_int8 = false;
 };
 
 // Seconds of wall time, or of processor time a thread.
@@ -163,6 +163,7 @@ void run_speed(const Options& options) {
   ServingModelOptions serving;
   serving.num_threads = options.threads;
   serving.compute_dtype = *parse_dtype(options.dtype);
+  serving.kv_int8 = options.kv_int8;
   serving.max_context = 512;
   serving.max_sequences = 32;
   const auto load_begin = Clock::now();
@@ -260,6 +261,7 @@ void run_perplexity(const Options& options) {
   ServingModelOptions serving;
   serving.num_threads = options.threads;
   serving.compute_dtype = *parse_dtype(options.dtype);
+  serving.kv_int8 = options.kv_int8;
   serving.max_context = 512;
   serving.max_rows = 256;
   ServingModel model(source, serving);
@@ -303,6 +305,7 @@ int run(int argc, char** argv) {
     else if (flag == "--only") options.only = next();
     else if (flag == "--ops") options.ops = true;
     else if (flag == "--generate") options.generate = true;
+    else if (flag == "--kv-dtype") options.kv_int8 = next() == "int8";
     else if (flag == "--clock") options.cpu_clock = next() == "cpu";
     else if (!flag.starts_with("--") && options.model.empty()) options.model = flag;
     else throw Error(ErrorCode::kInvalidArgument, "{} is not known; the flags are listed at the top of decode_bench.cpp", flag);

@@ -37,7 +37,7 @@ std::string_view value_kind_name(ValueKind kind) {
 }
 
 std::string_view phase_name(Phase phase) {
-  constexpr std::array<std::string_view, kNumPhases> kNames = {"forward", "backward", "backward input", "backward weight", "merge", "zero", "norm", "optimizer", "eval"};
+  constexpr std::array<std::string_view, kNumPhases> kNames = {"forward", "backward", "backward input", "backward weight", "merge", "norm", "optimizer", "eval"};
   return kNames[static_cast<size_t>(phase)];
 }
 

@@ -89,7 +89,7 @@ struct Op {
 
 /// kBackwardInput and kBackwardWeight are the two halves of kBackward, for schedules that run them apart. kNorm and kOptimizer are of the
 /// whole rank and stand with chunk 0; the others are of a chunk.
-enum class Phase : uint8_t { kForward, kBackward, kBackwardInput, kBackwardWeight, kMerge, kZero, kNorm, kOptimizer, kEval, kCount };
+enum class Phase : uint8_t { kForward, kBackward, kBackwardInput, kBackwardWeight, kMerge, kNorm, kOptimizer, kEval, kCount };
 constexpr size_t kNumPhases = static_cast<size_t>(Phase::kCount);
 std::string_view phase_name(Phase phase);
 

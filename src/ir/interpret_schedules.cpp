@@ -22,7 +22,6 @@ struct Slot {
 
 struct Buffer {
   std::array<uint64_t, 3> parts{kNothing, kNothing, kNothing};
-  uint64_t rows = kNothing;  // what accumulators hold that are written row by row: 0 after Z
 };
 
 // What a rank keeps unit by unit.
@@ -264,7 +263,6 @@ class Interpreter {
         fold(rank, one, GradientPart::kWeight, mix_hash(mix_hash(mine.saved, last ? 1 : mine.output_gradient), mine.input_gradient));
         break;
       }
-      case ActionKind::kZero: buffer(rank, one.chunk, one.gradient_buffer).rows = 0; break;
       case ActionKind::kMerge: merge(rank, one); break;
       case ActionKind::kOptimizer: optimizer(rank); break;
       case ActionKind::kSendActivation:
@@ -317,8 +315,6 @@ class Interpreter {
     std::vector<uint64_t> addends;
     const MicroBatch& batch = ranks_[static_cast<size_t>(rank)].micro_batches[static_cast<size_t>(one.micro_batch)];
     for (int64_t i = 0; i < batch.num_sequences; ++i) addends.push_back(mix_hash(gradient, static_cast<uint64_t>(batch.first_sequence + i)));
-    // A sum that starts adds to whatever the row accumulators hold.
-    if (!one.add_to_destination && context_.needs_zero && stage(rank, one) == 0 && sums.rows != 0) addends[0] = mix_hash(addends[0], sums.rows);
     sum = folded_sum(one, sum, addends).value_or(kNothing);
   }
 
@@ -326,7 +322,6 @@ class Interpreter {
     Buffer& into = buffer(rank, one.chunk, one.gradient_buffer);
     Buffer& from = buffer(rank, one.chunk, one.source_buffer);
     for (size_t part = 0; part < into.parts.size(); ++part) into.parts[part] = sum_hash(into.parts[part], from.parts[part]);
-    from.rows = kNothing;
   }
 
   void optimizer(int32_t rank) {

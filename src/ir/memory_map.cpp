@@ -27,7 +27,6 @@ std::optional<Phase> phase_of_action(ActionKind kind) {
     case ActionKind::kBackward: return Phase::kBackward;
     case ActionKind::kBackwardInput: return Phase::kBackwardInput;
     case ActionKind::kBackwardWeight: return Phase::kBackwardWeight;
-    case ActionKind::kZero: return Phase::kZero;
     case ActionKind::kMerge: return Phase::kMerge;
     case ActionKind::kNorm: return Phase::kNorm;
     case ActionKind::kOptimizer: return Phase::kOptimizer;
@@ -292,6 +291,10 @@ class Layout {
     if (!trains()) return;
     const GradientLayout layout = gradient_layout(stage_);
     if (!options_.shards.units.empty()) return sharded_gradients(layout);
+    if (schedule_.micro_batches.size() == 1) {
+      map_.gradients_by_lifetime = true;
+      return;  // activations()
+    }
     for (const auto& offset : layout.offset) map_.gradient_offset.push_back({offset[0] < 0 ? -1 : offset[0] * 4, offset[1] < 0 ? -1 : offset[1] * 4});
     for (size_t chunk = 0; chunk < schedule_.num_gradient_buffers.size(); ++chunk) {
       auto& offsets = map_.gradient_buffer_offset.emplace_back();
@@ -342,6 +345,12 @@ class Layout {
 
   // Time is that of the compute actions, op by op. Evaluation, and the phases without activations, come at other times and share the area.
   void activations();
+  // Gradients that lie side by side, of which one buffer or message is made: f32 elements [begin, begin + size) of a chunk's gradient layout.
+  struct GradientRun {
+    int32_t parameter = 0, count = 1, accumulator = 0;
+    int64_t begin = 0, size = 0;
+  };
+  std::vector<GradientRun> gradient_runs(const GradientLayout& layout) const;
 
   const Stage& stage_;
   const Schedule& schedule_;
@@ -361,11 +370,15 @@ class Lifetimes {
     if (schedule.actions.empty())
       for (Phase phase : {Phase::kForward, Phase::kBackward}) run(phase, 0, kNoBatch, {static_cast<int32_t>(phase)});
     for (const Action& action : schedule.actions) run(action);
+    end_of_step_ = end_;
     for (int32_t chunk = 0; chunk < stage.num_chunks(); ++chunk) run(Phase::kEval, chunk, kNoBatch, {static_cast<int32_t>(Phase::kEval), chunk});
     for (const auto& [key, use] : uses_) add(key.first, key.second, use);
   }
 
   int64_t end() const { return end_; }
+  int64_t end_of_step() const { return end_of_step_; }
+  /// Of a step in which no action comes again: when the first op that writes or reads an accumulator runs.
+  int64_t first_use(int32_t parameter, int32_t accumulator) const { return first_gradient_use_.at({parameter, accumulator}); }
   /// By slot of the value's chunk; one entry when the place is the same in all.
   using Alive = std::vector<std::array<int64_t, 2>>;
   struct Value {
@@ -419,6 +432,8 @@ class Lifetimes {
       for (const std::vector<ValueId>* ids : {&ops[i].inputs, &ops[i].outputs})
         for (ValueId id : *ids) {
           const ValueId storage = stage_.storage(id);
+          if (const orrery::Value& value = stage_.value(id); value.kind == ValueKind::kGradient)
+            first_gradient_use_.try_emplace({value.index, value.sub}, known->second.begin + static_cast<int64_t>(i));
           if (stage_.value(storage).kind != ValueKind::kActivation) continue;
           Use& use = uses_.try_emplace({storage, micro_batch}, Use{instance, instance, static_cast<int64_t>(i), static_cast<int64_t>(i)}).first->second;
           use.last_instance = instance;
@@ -446,7 +461,8 @@ class Lifetimes {
   std::vector<std::vector<int64_t>> begins_;                          // by block
   std::map<std::pair<ValueId, int32_t>, Use> uses_;                   // by (value, micro-batch)
   std::map<ValueId, Value> values_;
-  int64_t end_ = 0;
+  std::map<std::pair<int32_t, int32_t>, int64_t> first_gradient_use_;  // by (parameter, accumulator)
+  int64_t end_ = 0, end_of_step_ = 0;
 };
 
 // Sorted, and overlapping ones joined.
@@ -460,6 +476,20 @@ std::vector<std::array<int64_t, 2>> joined(std::vector<std::array<int64_t, 2>> i
       result.push_back(interval);
   }
   return result;
+}
+
+std::vector<Layout::GradientRun> Layout::gradient_runs(const GradientLayout& layout) const {
+  std::vector<GradientRun> runs;
+  std::vector<std::array<bool, 2>> joined_in(stage_.parameters.size(), {false, false});
+  for (const ParameterUnit& unit : options_.reduced_units) {
+    runs.push_back({unit.first, unit.count, unit.accumulator, unit.begin(), unit.size()});
+    for (int32_t i = 0; i < unit.count; ++i) joined_in[static_cast<size_t>(unit.first + i)][static_cast<size_t>(unit.accumulator)] = true;
+  }
+  for (size_t i = 0; i < layout.offset.size(); ++i)
+    for (size_t accumulator = 0; accumulator < 2; ++accumulator)
+      if (layout.offset[i][accumulator] >= 0 && !joined_in[i][accumulator])
+        runs.push_back({static_cast<int32_t>(i), 1, static_cast<int32_t>(accumulator), layout.offset[i][accumulator], stage_.parameters[i].num_elements()});
+  return runs;
 }
 
 void Layout::activations() {
@@ -524,9 +554,34 @@ void Layout::activations() {
       buffers.push_back({align_up(bytes, kArenaAlignment), std::move(alive), 0});
     }
   }
-  const int64_t height = place_buffers(buffers);
   map_.activation_lower_bound = live_bytes_lower_bound(buffers);
-  const int64_t base = take(height, MemoryClass::kActivations);
+  const size_t first_gradient = buffers.size();
+  GradientLayout layout;
+  std::vector<GradientRun> runs;
+  if (map_.gradients_by_lifetime) {
+    layout = gradient_layout(stage_);
+    runs = gradient_runs(layout);
+    for (const GradientRun& run : runs) {
+      const GradientLayout::Size& chunk = layout.chunks[static_cast<size_t>(layout.chunk[static_cast<size_t>(run.parameter)][static_cast<size_t>(run.accumulator)])];
+      std::array<int64_t, 2> alive = {lifetimes.end_of_step(), lifetimes.end_of_step()};
+      if (run.begin >= chunk.num_summed) alive = always[0];  // what another rank sends
+      for (int32_t i = 0; i < run.count && run.begin < chunk.num_summed; ++i) alive[0] = std::min(alive[0], lifetimes.first_use(run.parameter + i, run.accumulator));
+      buffers.push_back({align_up(run.size * 4, kArenaAlignment), {alive}, 0});
+    }
+  }
+  const int64_t height = place_buffers(buffers), with_gradients = live_bytes_lower_bound(buffers) - map_.activation_lower_bound;
+  const int64_t base = take(height - with_gradients, MemoryClass::kActivations);
+  if (map_.gradients_by_lifetime) {
+    take(with_gradients, MemoryClass::kGradients);
+    map_.gradient_buffer_offset.assign(layout.chunks.size(), {base});
+    map_.gradient_buffer_bytes.assign(layout.chunks.size(), {0});
+    map_.gradient_offset.assign(stage_.parameters.size(), {-1, -1});
+    for (size_t i = 0; i < runs.size(); ++i)
+      for (auto k = static_cast<size_t>(runs[i].parameter); k < static_cast<size_t>(runs[i].parameter + runs[i].count); ++k) {
+        const auto accumulator = static_cast<size_t>(runs[i].accumulator);
+        map_.gradient_offset[k][accumulator] = buffers[first_gradient + i].offset + (layout.offset[k][accumulator] - runs[i].begin) * 4;
+      }
+  }
   for (const ValueRef& ref : values)
     for (int32_t slot = ref.first_slot; slot < ref.end_slot; ++slot)
       map_.activation_offset[static_cast<size_t>(ref.value) * num_slots + static_cast<size_t>(slot)] = base + buffers[ref.buffer].offset;

@@ -49,6 +49,9 @@ struct MemoryMap {
   std::vector<std::array<int64_t, 3>> state_offset;     // by parameter and StateField: of the first element that this rank keeps
   std::vector<std::array<int64_t, 2>> state_range;      // by parameter: elements [begin, end) whose state this rank keeps
   std::vector<std::vector<int64_t>> gradient_buffer_offset, gradient_buffer_bytes;  // by chunk and gradient buffer
+  /// A step of one micro-batch writes each gradient once, while the activations before it die: gradients then lie in the activations' area, each
+  /// from its first writer to the end of the step. gradient_buffer_bytes is 0, and gradient_offset counts from the area's start.
+  bool gradients_by_lifetime = false;
   std::vector<std::array<int64_t, 2>> gradient_offset;  // by parameter and accumulator, inside a gradient buffer of its chunk
   /// Where gradients are sharded (all chunks then have the same one gradient buffer, in which units take turns): by unit and sum, of the
   /// shard's first element; by parameter and accumulator, of the first element that this rank keeps, in the sum that is finished.
@@ -71,7 +74,9 @@ struct MemoryMap {
   int64_t activation(ValueId value, int32_t slot) const { return activation_offset[static_cast<size_t>(value) * static_cast<size_t>(num_slots) + static_cast<size_t>(slot)]; }
 
   std::array<int64_t, static_cast<size_t>(MemoryClass::kCount)> class_bytes{};
-  int64_t activation_lower_bound = 0;  // largest sum of activation and workspace bytes alive at one time
+  /// Largest sum of activation and workspace bytes alive at one time. Gradients by lifetime: class kGradients is how much more is alive with them,
+  /// class kActivations the rest of the area.
+  int64_t activation_lower_bound = 0;
   int64_t total_bytes = 0;             // the arena: all classes, rounded up to kArenaGranule
 };
 
@@ -94,6 +99,7 @@ struct MemoryMapOptions {
   int batch_copies = 2;
   int64_t checkpoint_buffer_bytes = 0;
   ShardOptions shards;
+  std::vector<ParameterUnit> reduced_units;  // whose gradients lie side by side, because ranks reduce them together; empty: none do
 };
 
 /// Lays out `stage` under `schedule`. Deterministic. Cost: quadratic in the number of activation buffers.

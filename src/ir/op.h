@@ -98,7 +98,7 @@ enum class OpKind : uint8_t {
                     //   kLinear. Quantized: x is rounded to 8 bits in blocks of 32 per row; per block an exact i32 sum, then f32 FMAs
                     //   in K order, for every number of rows (rule 13)
   kEmbeddingPacked,  // (ids [T] i32, quantized table in panels (a byte vector)) -> x [T, D]; PackedLinearAttributes, D = depth
-  kKvWrite,         // (k [T, K*H], v [T, K*H], slots [T] i32) -> k_cache, v_cache [blocks, block_tokens, K*H] in place
+  kKvWrite,         // (k [T, K*H], v [T, K*H], slots [T] i32) -> k_cache, v_cache [blocks, block_tokens, of a token: kv_format.h] in place
   kPagedAttention,  // (q [T, N*H], k_cache, v_cache, block_table [S, max_blocks] i32, context_lens [S] i32, cu_seqlens [S + 1] i32)
                     //   -> o [T, N*H]. The last rows of a sequence are its queries; keys are read from the cache only (rule 13)
   kCount,

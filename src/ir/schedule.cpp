@@ -49,7 +49,6 @@ std::string to_string(const Action& action, const Schedule& schedule) {
     case ActionKind::kBackward: return fmt::format("{}B{}", stage, action.micro_batch);
     case ActionKind::kBackwardInput: return fmt::format("{}I{}", stage, action.micro_batch);
     case ActionKind::kBackwardWeight: return fmt::format("{}W{}", stage, action.micro_batch);
-    case ActionKind::kZero: return fmt::format("{}Z{}", stage, action.gradient_buffer);
     case ActionKind::kMerge: return fmt::format("{}M{}>{}", stage, action.source_buffer, action.gradient_buffer);
     case ActionKind::kNorm: return "NORM";
     case ActionKind::kOptimizer: return "OPT";

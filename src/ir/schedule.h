@@ -23,7 +23,6 @@ enum class ActionKind : uint8_t {
   kBackward,        // B2    its gradients, of inputs and of weights
   kBackwardInput,   // I2    gradients of inputs alone; the weights' follow in W2 (zero-bubble schedules)
   kBackwardWeight,  // W2
-  kZero,            // Z0    zeroes the accumulators of gradient buffer 0 that are written row by row
   kMerge,           // M1>0  adds gradient buffer 1 to buffer 0
   kNorm,            // NORM  the second uses of tied matrices join; squared sums of the rank's part of the reduced gradients
   kOptimizer,       // OPT   clip, update

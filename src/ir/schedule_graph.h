@@ -19,7 +19,6 @@ struct ScheduleContext {
   /// Of a kPoint or kCollective action as this rank sees it; both ends have to agree. Empty function: not compared.
   std::function<int64_t(int32_t rank, const Action& action)> bytes;
   int32_t num_stages = 1;
-  bool needs_zero = false;  // stage 0 accumulates row by row
   /// By rank, the lanes it holds, or that its shard group holds in turns: the sums that reach OPT have to be theirs. Empty: every rank holds all
   /// lanes of its schedule.
   std::vector<LaneRange> lanes;

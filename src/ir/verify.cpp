@@ -63,6 +63,8 @@ class Verifier {
       if (action.kind == ActionKind::kForward) slot_of_[{action.chunk, action.micro_batch}] = action.slot;
     persistent_buffers();
     message_buffers();
+    rows_are_added_to_zero();
+    if (map_.gradients_by_lifetime) received_gradients();
     end_of_schedule();
     for (const Action& action : schedule_.actions) {
       if (problems_.size() >= kMaxProblems) break;
@@ -154,6 +156,9 @@ class Verifier {
     }
     for (const auto& [index, place] : weights) persistent(fmt::format("slot {} of gathered weights", index), place.begin, place.end - place.begin);
     for (const auto& [index, place] : gradients) persistent(fmt::format("slot {} of unit gradients", index), place.begin, place.end - place.begin);
+  }
+
+  void rows_are_added_to_zero() {
     for (size_t block = 0; block < stage_.blocks.size(); ++block) {
       const std::vector<Op>& ops = stage_.blocks[block].ops;
       for (size_t i = 0; i < ops.size(); ++i)
@@ -178,6 +183,18 @@ class Verifier {
         persistent(fmt::format("message {} in slot {}", stage_.value(id).name, slot), offset, stage_.value(id).bytes());
       }
   }
+  // The sum of another rank arrives while anything runs.
+  void received_gradients() {
+    const GradientLayout layout = gradient_layout(stage_);
+    for (size_t i = 0; i < layout.offset.size(); ++i)
+      for (size_t accumulator = 0; accumulator < 2; ++accumulator) {
+        const auto chunk = static_cast<size_t>(layout.chunk[i][accumulator]);
+        if (layout.offset[i][accumulator] < layout.chunks[chunk].num_summed) continue;
+        const int64_t begin = map_.gradient_buffer_offset[chunk].front() + map_.gradient_offset[i][accumulator], bytes = stage_.parameters[i].num_elements() * 4;
+        persistent(fmt::format("received gradient of {}", stage_.parameters[i].name), begin, bytes);
+        owners_.write({begin, begin + bytes}, gradient_content(static_cast<int32_t>(i), static_cast<int32_t>(accumulator)));
+      }
+  }
   int32_t num_slots(ValueId id) const {
     const auto chunk = static_cast<size_t>(stage_.value(id).chunk);
     return chunk < schedule_.num_slots.size() ? schedule_.num_slots[chunk] : 1;
@@ -198,6 +215,16 @@ class Verifier {
     return {begin, begin + stage_.value(storage).bytes()};
   }
   Content content(ValueId id, int32_t micro_batch) const { return {stage_.storage(id), micro_batch}; }
+  // Gradients that share the activations' area: one content an accumulator, beside those of values.
+  static Content gradient_content(int32_t parameter, int32_t accumulator) { return {kNoValue - 1 - (2 * parameter + accumulator), kNoBatch}; }
+  bool shares_area(const Value& value) const { return map_.gradients_by_lifetime && value.kind == ValueKind::kGradient; }
+  std::pair<Range, Content> gradient(const Value& value) const {
+    const auto parameter = static_cast<size_t>(value.index);
+    const int64_t begin = map_.gradient_buffer_offset[static_cast<size_t>(value.chunk)].front() + map_.gradient_offset[parameter][static_cast<size_t>(value.sub)] + value.element_offset * 4;
+    return {{begin, begin + value.bytes()}, gradient_content(value.index, value.sub)};
+  }
+  // Whether an op adds to what its outputs hold.
+  static bool adds_to_outputs(OpKind kind) { return kind == OpKind::kAccumulate || kind == OpKind::kEmbeddingGrad; }
   void write(ValueId id, int32_t micro_batch) { owners_.write(range_of(id, micro_batch), content(id, micro_batch)); }
 
   void run_ops(Phase phase, int32_t chunk, int32_t micro_batch, const std::string& where) {
@@ -206,7 +233,13 @@ class Verifier {
     for (size_t i = 0; i < ops.size(); ++i) {
       const Op& op = ops[i];
       std::vector<std::pair<Range, Content>> reads;
+      const auto reads_gradient = [&](const Value& value) {
+        const auto [range, held] = gradient(value);
+        if (!owners_.holds(range, held)) problem("{}: op {} {} reads the gradient {} whose bytes hold something else, or nothing yet", where, i, op_name(op.kind), value.name);
+        reads.push_back({range, held});
+      };
       for (ValueId id : op.inputs) {
+        if (shares_area(stage_.value(id))) reads_gradient(stage_.value(id));
         if (stage_.value(id).kind != ValueKind::kActivation) continue;
         const Range range = range_of(id, micro_batch);
         reads.push_back({range, content(id, micro_batch)});
@@ -215,8 +248,13 @@ class Verifier {
           problem("{}: op {} {} reads {} whose bytes hold something else, or nothing yet", where, i, op_name(op.kind), stage_.value(id).name);
       }
       std::vector<std::pair<Range, Content>> writes;
-      for (ValueId id : op.outputs)
-        if (stage_.value(id).kind == ValueKind::kActivation) writes.push_back({range_of(id, micro_batch), content(id, micro_batch)});
+      for (ValueId id : op.outputs) {
+        const Value& value = stage_.value(id);
+        if (value.kind == ValueKind::kActivation) writes.push_back({range_of(id, micro_batch), content(id, micro_batch)});
+        if (!shares_area(value)) continue;
+        if (adds_to_outputs(op.kind)) reads_gradient(value);
+        writes.push_back(gradient(value));
+      }
       const int64_t workspace = map_.workspace_bytes[phase_index][i];
       if (workspace > 0) {
         const int64_t begin = map_.workspace_offset[phase_index][i];

@@ -14,7 +14,8 @@ namespace orrery {
 ///   - an op reads only bytes that hold the value it means, written earlier for the same micro-batch (no read before write, no
 ///     reuse while live), and its outputs and workspace overlap none of its inputs unless they are the same value in place;
 ///   - each parameter that is gathered, and each gradient that is reduced, by its unit has its place in the unit's slot, and no slot overlaps
-///     anything else (that units take turns in time: verify_schedules.h); rows are added only to accumulators that were zeroed;
+///     anything else (that units take turns in time: verify_schedules.h); rows are added only to accumulators that were zeroed just before;
+///   - gradients that share the activations' area are held to what is said of values: read only while they hold what was written;
 ///   - NORM comes before OPT, and OPT is the last compute action, once.
 /// The order of the micro-batches, gradient sums, messages and collectives are those of all ranks together: verify_schedules.h.
 /// Cost: O(actions * operands * log(buffers)).

@@ -247,7 +247,6 @@ class SetVerifier {
   void check_sums(int32_t rank, int32_t chunk) {
     const bool last_stage = stage(rank, chunk) + 1 == context_.num_stages;
     std::array<std::map<int32_t, uint64_t>, 3> filled;  // by part: buffer -> sum
-    std::set<int32_t> zeroed;
     for (int32_t index = 0; index < static_cast<int32_t>(schedule(rank).actions.size()); ++index) {
       const Action& one = action(rank, index);
       if (one.kind == ActionKind::kOptimizer) {
@@ -256,11 +255,7 @@ class SetVerifier {
         continue;
       }
       if (one.chunk != chunk) continue;
-      if (one.kind == ActionKind::kZero) {
-        for (auto& part : filled)
-          if (part.count(one.gradient_buffer)) return problem("{} clears a sum", name(rank, index));
-        zeroed.insert(one.gradient_buffer);
-      } else if (one.kind == ActionKind::kMerge) {
+      if (one.kind == ActionKind::kMerge) {
         for (GradientPart part : {GradientPart::kForward, GradientPart::kInput, GradientPart::kWeight}) {
           if (part == GradientPart::kForward && !last_stage) continue;
           auto& sums = filled[static_cast<size_t>(part)];
@@ -268,24 +263,19 @@ class SetVerifier {
           sums[one.gradient_buffer] = sum_hash(sums[one.gradient_buffer], sums[one.source_buffer]);
           sums.erase(one.source_buffer);
         }
-        zeroed.erase(one.source_buffer);
       } else if (is_compute_of_batch(one.kind)) {
         for (GradientPart part : {GradientPart::kForward, GradientPart::kInput, GradientPart::kWeight})
-          if (writes_part(one.kind, last_stage, part) && !fold(rank, index, filled[static_cast<size_t>(part)], zeroed)) return;
+          if (writes_part(one.kind, last_stage, part) && !fold(rank, index, filled[static_cast<size_t>(part)])) return;
       }
     }
   }
 
-  bool fold(int32_t rank, int32_t index, std::map<int32_t, uint64_t>& sums, const std::set<int32_t>& zeroed) {
+  bool fold(int32_t rank, int32_t index, std::map<int32_t, uint64_t>& sums) {
     const Action& one = action(rank, index);
     const bool holds = sums.count(one.gradient_buffer) > 0;
     if (one.add_to_destination != holds) {
       if (holds) problem("{} overwrites the sum in gradient buffer {}", name(rank, index), one.gradient_buffer);
       else problem("{} adds to gradient buffer {} before it holds a sum", name(rank, index), one.gradient_buffer);
-      return false;
-    }
-    if (!holds && context_.needs_zero && stage(rank, one.chunk) == 0 && !zeroed.count(one.gradient_buffer)) {
-      problem("{} accumulates rows into gradient buffer {}, which was not zeroed", name(rank, index), one.gradient_buffer);
       return false;
     }
     const MicroBatch& batch = schedule(rank).micro_batches[static_cast<size_t>(one.micro_batch)];

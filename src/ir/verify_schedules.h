@@ -15,7 +15,7 @@ namespace orrery {
 ///   - nothing waits for itself across streams and ranks, whether or not a transport buffers messages;
 ///   - every stage runs each micro-batch forward once and backward once (B, or I and then W), after the stage before it, or behind it;
 ///   - a slot is not given to a micro-batch while another still uses it, and all actions of a micro-batch on a stage name one slot;
-///   - gradient buffers are zeroed where rows are accumulated, and what reaches OPT are the sums of all sequences of the rank's lanes,
+///   - what reaches OPT are the sums of all sequences of the rank's lanes,
 ///     in the association that NUMERICS rules 3 and 4 fix, in every part of a stage's gradients (what F, I and W write);
 ///   - where gradients leave round by round: each RS finds the round's node of the lane tree in the unit's gradients, and nothing writes there
 ///     before it has ended; the sums that owners keep are joined as the tree does, the same on all ranks of a group, to those of its lanes;

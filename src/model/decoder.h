@@ -31,6 +31,7 @@ struct ForwardOptions {
   int64_t kv_blocks = 0;                // blocks of the cache
   int64_t kv_block_tokens = 0;          // tokens a block
   int64_t max_blocks_per_segment = 0;   // columns of the block table
+  bool kv_int8 = false;                 // keys and values in 8 bits (ir/kv_format.h)
 };
 
 /// Errors: kInvalidConfig where the model or a sequence of `sequence_tokens` cannot be cut so: says which number does not divide, and what would.

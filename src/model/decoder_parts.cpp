@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "ir/kv_format.h"
 
 namespace orrery {
 
@@ -204,8 +205,8 @@ ValueId DecoderParts::attention(ValueId q, ValueId k, ValueId v, int64_t layer) 
   for (int32_t part = 0; part < 2; ++part) {
     Value value;
     value.name = part == 0 ? "k_cache" : "v_cache";
-    value.dtype = builder_.stage().compute_dtype;
-    value.shape = {{options_.kv_blocks}, {options_.kv_block_tokens}, {config_.kv_size()}};
+    value.dtype = options_.kv_int8 ? DType::kI8 : builder_.stage().compute_dtype;
+    value.shape = {{options_.kv_blocks}, {options_.kv_block_tokens}, {options_.kv_int8 ? config_.num_kv_heads * kv_int8_head_bytes(config_.head_dim) : config_.kv_size()}};
     value.kind = ValueKind::kKvCache;
     value.index = static_cast<int32_t>(layer);
     value.sub = part;

@@ -19,7 +19,7 @@ LaneShare lane_share(const LaneSchedule& options) {
   return share;
 }
 
-std::vector<Schedule> lane_schedules(const LaneSchedule& options, bool needs_zero) {
+std::vector<Schedule> lane_schedules(const LaneSchedule& options) {
   if (options.num_ranks > options.lanes)
     throw Error(ErrorCode::kInvalidConfig,
                 "parallel.data_parallel_size = {} is more than train.lanes = {}: each data-parallel rank holds at least one lane; use at most {} ranks, or set train.lanes to a "
@@ -36,7 +36,7 @@ std::vector<Schedule> lane_schedules(const LaneSchedule& options, bool needs_zer
                 "the schedule file has {} ranks and {} micro-batches; the pipeline has {} ranks and {} micro-batches of up to {} sequences; change the file, "
                 "parallel.pipeline_parallel_size or train.micro_batch_size",
                 options.order->steps.size(), options.order->num_micro_batches, pipeline.num_ranks, pipeline.num_micro_batches, options.micro_batch_size);
-  std::vector<Schedule> schedules = lower_pipeline(options.order ? *options.order : pipeline_order(pipeline), {.share = share, .needs_zero = needs_zero, .world_ranks = options.pipeline_ranks});
+  std::vector<Schedule> schedules = lower_pipeline(options.order ? *options.order : pipeline_order(pipeline), {.share = share, .world_ranks = options.pipeline_ranks});
   for (Schedule& schedule : schedules) schedule.actions.pop_back();  // OPT: what comes before it between ranks is append_update's (data.h)
   return schedules;
 }

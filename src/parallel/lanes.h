@@ -38,9 +38,8 @@ LaneShare lane_share(const LaneSchedule& options);
 /// Gradient buffers used by one rank without a pipeline with L lanes and micro-batches of l whole lanes: max(1, log2(L / l)); smaller than a lane
 /// log2(L) + 1; in general the peak of the binary counter.
 /// With gradients sharded: rounds instead of pieces (lane_folds.h), one buffer, and no merges.
-/// `needs_zero`: some accumulators are written row by row (embedding), so a Z action precedes each first use of a buffer.
 /// Errors: kInvalidConfig when lanes is not a power of two, does not divide the batch, or is less than the ranks; when the given order
 /// has another number of ranks or micro-batches; as pipeline_order.
-std::vector<Schedule> lane_schedules(const LaneSchedule& options, bool needs_zero);
+std::vector<Schedule> lane_schedules(const LaneSchedule& options);
 
 }  // namespace orrery

@@ -56,7 +56,7 @@ TEST(LaneSchedule, SameSumForEveryMicroBatchSize) {
   for (int64_t lanes : {1, 2, 4, 8})
     for (int64_t per_lane : {1, 2, 3, 4, 5})
       for (int64_t micro_batch = 1; micro_batch <= lanes * per_lane; ++micro_batch) {
-        const Schedule schedule = lane_schedules({lanes * per_lane, lanes, micro_batch}, false).front();
+        const Schedule schedule = lane_schedules({lanes * per_lane, lanes, micro_batch}).front();
         EXPECT_EQ(run(schedule), std::vector{tree_sum(0, lanes, per_lane)}) << lanes << " " << per_lane << " " << micro_batch;
         const int64_t whole = micro_batch >= per_lane ? std::min<int64_t>(lanes, std::bit_floor(static_cast<uint64_t>(micro_batch / per_lane))) : 0;
         const int log_lanes = std::countr_zero(static_cast<uint64_t>(lanes));
@@ -74,7 +74,7 @@ TEST(LaneSchedule, SharesOfRanksAreNodesOfTheTree) {
           int64_t expected_first = 0;
           for (int64_t rank = 0; rank < ranks; ++rank) {
             const LaneSchedule options{lanes * per_lane, lanes, micro_batch, ranks, rank};
-            const Schedule schedule = lane_schedules(options, false).front();
+            const Schedule schedule = lane_schedules(options).front();
             const int64_t begin = first_lane_of(options, rank), end = first_lane_of(options, rank + 1);
             EXPECT_EQ(begin, expected_first);
             expected_first = end;
@@ -166,14 +166,14 @@ TEST(LaneFolds, RoundsOfAShardGroupMeetInTheLaneTree) {
 }
 
 TEST(LaneSchedule, RefusesLanesThatDoNotDivide) {
-  EXPECT_THROW(lane_schedules({4, 2, 1, 3, 0}, false), Error);
-  EXPECT_THROW(lane_schedules({6, 4, 1}, false), Error);
-  EXPECT_THROW(lane_schedules({6, 3, 1}, false), Error);
+  EXPECT_THROW(lane_schedules({4, 2, 1, 3, 0}), Error);
+  EXPECT_THROW(lane_schedules({6, 4, 1}), Error);
+  EXPECT_THROW(lane_schedules({6, 3, 1}), Error);
 }
 
 TEST(LaneSchedule, PrintsActions) {
-  EXPECT_EQ(to_string(lane_schedules({2, 2, 1}, true).front()), "Z0 F0 B0 F1 B1");
-  EXPECT_EQ(to_string(lane_schedules({4, 2, 1}, false).front()), "F0 B0 F1 B1 F2 B2 F3 B3 M1>0");
+  EXPECT_EQ(to_string(lane_schedules({2, 2, 1}).front()), "F0 B0 F1 B1");
+  EXPECT_EQ(to_string(lane_schedules({4, 2, 1}).front()), "F0 B0 F1 B1 F2 B2 F3 B3 M1>0");
 }
 
 }  // namespace

@@ -245,13 +245,6 @@ class RankLowering {
       *free = true;
     int32_t& num_buffers = schedule_.num_gradient_buffers[static_cast<size_t>(chunk_of(step.stage))];
     num_buffers = std::max(num_buffers, buffer + 1);
-    if (options_.needs_zero && step.stage == 0) {
-      Action zero;
-      zero.kind = ActionKind::kZero;
-      zero.chunk = chunk_of(step.stage);
-      zero.gradient_buffer = buffer;
-      push(std::move(zero));
-    }
     return buffer;
   }
 

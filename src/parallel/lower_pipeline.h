@@ -15,7 +15,6 @@ namespace orrery {
 
 struct LowerOptions {
   LaneShare share;
-  bool needs_zero = false;           // stage 0 accumulates row by row (embedding): a Z before each first use of a gradient buffer there
   std::vector<int32_t> world_ranks;  // by rank of the pipeline: what `peer` names; empty: the same
   int32_t spare_slots = 0;           // by chunk: lets the next micro-batch's input arrive while all others are still in use
 };

@@ -96,14 +96,8 @@ NormBlocks norm_blocks(std::span<const LogicalTensor> tensors, const ParallelCon
 void build_optimizer_blocks(Stage& stage, const OptimizerBlockOptions& options, const NormBlocks& blocks, const RankUpdate& rank, int64_t num_exchanged) {
   const std::vector<OwnedElements>&owned = rank.owned, &updated = rank.updated;
   BlockBuilder norm(stage, Phase::kNorm), optimizer(stage, Phase::kOptimizer);
-  for (int32_t chunk = 0; chunk < stage.num_chunks(); ++chunk) {
-    if (rank.gradient_shards) {
-      for (Phase phase : {Phase::kBackward, Phase::kBackwardInput, Phase::kBackwardWeight}) zero_before_rows_are_added(stage.block(phase, chunk).ops);
-      continue;
-    }
-    for (const Op& op : stage.block(Phase::kBackward, chunk).ops)
-      if (op.kind == OpKind::kEmbeddingGrad) stage.block(Phase::kZero, chunk).ops.push_back({OpKind::kZero, {}, {op.outputs[0]}, NoAttributes{}});
-  }
+  for (int32_t chunk = 0; chunk < stage.num_chunks(); ++chunk)
+    for (Phase phase : {Phase::kBackward, Phase::kBackwardInput, Phase::kBackwardWeight}) zero_before_rows_are_added(stage.block(phase, chunk).ops);
 
   // What a chunk sums, it merges; an accumulator that is received comes as one sum.
   const GradientLayout layout = gradient_layout(stage);

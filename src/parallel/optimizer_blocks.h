@@ -41,10 +41,10 @@ struct NormBlocks {
 };
 NormBlocks norm_blocks(std::span<const LogicalTensor> tensors, const ParallelContext& parallel);
 
-/// Fills the phases kZero and kMerge of each chunk, kNorm and kOptimizer of a rank whose backwards are built; in kNorm it also sums what its
+/// Fills the phase kMerge of each chunk, kNorm and kOptimizer of a rank whose backwards are built; in kNorm it also sums what its
 /// holders have parts of the gradient of. The field kSquaredSums holds all ranks' block sums, then `num_exchanged` more f64 numbers that travel
-/// with them. With gradient shards there is nothing to merge, and what is accumulated row by row is zeroed in its backward, just before: the
-/// memory is another unit's until then.
+/// with them. With gradient shards there is nothing to merge. What is accumulated row by row is zeroed in its backward, just before: its
+/// memory may be something else's until then.
 void build_optimizer_blocks(Stage& stage, const OptimizerBlockOptions& options, const NormBlocks& blocks, const RankUpdate& rank, int64_t num_exchanged);
 
 }  // namespace orrery

@@ -36,9 +36,8 @@ struct Lowered {
 Lowered lower(PipelineKind kind, int32_t p, int32_t m, int32_t v = 2) {
   Lowered lowered;
   lowered.order = pipeline_order({.kind = kind, .num_ranks = p, .num_micro_batches = m, .chunks_per_rank = chunks(kind, v)});
-  lowered.ranks = lower_pipeline(lowered.order, {.share = {.global_batch_size = m}, .needs_zero = true});
+  lowered.ranks = lower_pipeline(lowered.order, {.share = {.global_batch_size = m}});
   lowered.context.num_stages = lowered.order.num_stages();
-  lowered.context.needs_zero = true;
   return lowered;
 }
 

@@ -97,7 +97,6 @@ Composition compose(std::mt19937_64& random) {
   const bool together = draw(random, 0, 1) == 1, shards = draw(random, 0, 1) == 1;
   Composition made;
   made.context.num_stages = p * pipeline.chunks_per_rank;
-  made.context.needs_zero = draw(random, 0, 1) == 1;
   // Sizes are drawn until the kind accepts every replica's number of micro-batches.
   for (;;) {
     const int64_t lanes = int64_t{1} << draw(random, 0, 3), per_lane = draw(random, 1, 3);
@@ -108,7 +107,6 @@ Composition compose(std::mt19937_64& random) {
     made.ranks.assign(static_cast<size_t>(p * replicas), {});
     made.context.lanes.assign(static_cast<size_t>(p * replicas), {});
     made.context.unit_uses.assign(shards ? static_cast<size_t>(p * replicas) : 0, {});
-    options.needs_zero = made.context.needs_zero && !shards;
     made.text = fmt::format("{} p={} v={} replicas={} lanes={} x {} micro_batch_size={} spare={}{}", pipeline_name(pipeline.kind), p, pipeline.chunks_per_rank, replicas, lanes, per_lane,
                             options.share.micro_batch_size, options.spare_slots, shards ? fmt::format(" in groups of {}", members) : "");
     const uint64_t unit_seed = random();

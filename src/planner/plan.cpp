@@ -62,8 +62,7 @@ std::vector<Schedule> pipeline_schedules(const TrainingPlanOptions& options, int
   for (int64_t rank = 0; rank < options.pipeline.size; ++rank) lanes.pipeline_ranks.push_back(static_cast<int32_t>(rank * options.data.size + options.data.rank));
   lanes.chunks_per_rank = chunks_per_rank(options.pipeline);
   lanes.order = options.pipeline.order;
-  // The embedding's gradient, in the first stage of every model here.
-  return lane_schedules(lanes, /*needs_zero=*/true);
+  return lane_schedules(lanes);
 }
 
 std::vector<int32_t> ranks_of_stages(const std::vector<Schedule>& pipeline) {
@@ -108,6 +107,7 @@ Plan build_plan(const TrainingPlanOptions& options, int64_t micro_batch_size, Re
   memory.batch_copies = options.evaluates ? 3 : 2;
   memory.checkpoint_buffer_bytes = kCheckpointBufferBytes;
   memory.shards = shard_options(plan);
+  if (options.data.size > 1) memory.reduced_units = plan.units;
   plan.memory = build_memory_map(plan.stage, plan.schedule, memory, workspace_bytes);
   return plan;
 }
@@ -256,7 +256,6 @@ ScheduleContext schedule_context(std::span<const Plan> plans) {
     context.lanes.push_back({share.first_lane, share.num_lanes});
     if (!plan.schedule.rounds.empty()) context.unit_uses.push_back(unit_uses(plan.stage, plan.units));
   }
-  context.needs_zero = true;
   const auto num_shards = static_cast<int32_t>(plans.front().options.data.num_shards()), data_size = static_cast<int32_t>(plans.front().options.data.size);
   context.group = [num_shards, data_size, world_size = static_cast<int32_t>(plans.size())](int32_t rank, const Action& action) {
     std::vector<int32_t> members;

@@ -54,6 +54,36 @@ TEST(Plan, RecomputeFreesActivations) {
   }
 }
 
+// With one micro-batch a step, gradients lie where activations died: the arena is the smaller by most of their bytes, on every rank, and a gradient
+// moved onto any other is refused.
+TEST(Plan, GradientsOfOneMicroBatchTakeThePlaceOfActivations) {
+  for (ModelFamily family : {ModelFamily::kGpt2, ModelFamily::kLlama})
+    for (int64_t ranks : {1, 2}) {
+      TrainingPlanOptions options = small_options(family);
+      options.evaluates = false;
+      options.model.num_layers = 8;
+      options.model.vocab_size = 64;
+      options.data.size = ranks;
+      options.micro_batch_size = options.global_batch_size / ranks;
+      const auto gradients = [](const Plan& plan) { return plan.memory.class_bytes[static_cast<size_t>(MemoryClass::kGradients)]; };
+      const std::vector<Plan> plans = make_training_plans(options, fake_workspace);
+      options.micro_batch_size = *options.micro_batch_size / 2;
+      const std::vector<Plan> apart = make_training_plans(options, fake_workspace);
+      for (size_t rank = 0; rank < plans.size(); ++rank) {
+        EXPECT_TRUE(plans[rank].memory.gradients_by_lifetime && !apart[rank].memory.gradients_by_lifetime);
+        EXPECT_LT(2 * gradients(plans[rank]), gradients(apart[rank])) << model_family_name(family) << " " << ranks;
+      }
+      const Plan& good = plans.front();
+      const std::array<int64_t, 2>* last = &good.memory.gradient_offset.back();
+      for (size_t i = 0; i < good.memory.gradient_offset.size(); ++i) {
+        Plan broken = good;
+        broken.memory.gradient_offset[i][0] = (*last)[0];
+        EXPECT_FALSE(verify_plan(broken.stage, broken.schedule, broken.memory).empty()) << good.stage.parameters[i].name;
+        last = &good.memory.gradient_offset[i];
+      }
+    }
+}
+
 TEST(Plan, ChoosesWhatFitsAndSaysTheLeastThatWould) {
   TrainingPlanOptions options = small_options(ModelFamily::kLlama);
   options.memory_budget_bytes = 1;

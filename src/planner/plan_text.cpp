@@ -72,6 +72,7 @@ json memory_json(const MemoryMap& memory) {
           {"state_offset", memory.state_offset},
           {"gradient_buffer_offset", memory.gradient_buffer_offset},
           {"gradient_offset", memory.gradient_offset},
+          {"gradients_by_lifetime", memory.gradients_by_lifetime},
           {"batch_offset", memory.batch_offset},
           {"step_offset", memory.step_offset},
           {"num_slots", memory.num_slots},
@@ -150,6 +151,7 @@ std::string plan_to_text(const Plan& plan) {
       size_t buffers = 0;
       for (const auto& chunk : memory.gradient_buffer_offset) buffers = std::max(buffers, chunk.size());
       if (buffers > 1) text += fmt::format("   {} buffers", buffers);
+      if (memory.gradients_by_lifetime) text += "   beyond activations: they take the place of those that died";
     }
     if (memory_class == MemoryClass::kActivations && memory.activation_lower_bound > 0)
       text += fmt::format("   lower bound {:.1f} MiB, waste {:.1f} %", static_cast<double>(memory.activation_lower_bound) / (1 << 20),

@@ -1,6 +1,7 @@
 #include "planner/serving_plan.h"
 
 #include "base/error.h"
+#include "ir/kv_format.h"
 #include "ir/schedule.h"
 #include "ir/verify.h"
 #include "model/decoder.h"
@@ -61,6 +62,8 @@ ServingPlan make_serving_plan(const ServingPlanOptions& options, const Workspace
   if (plan.options.max_context == 0) plan.options.max_context = options.model.max_seq_len;
   if (plan.options.max_context > options.model.max_seq_len)
     throw Error(ErrorCode::kInvalidConfig, "a context of {} tokens was asked for, the model was made for at most {}; ask for no more, or leave --max-context out", plan.options.max_context, options.model.max_seq_len);
+  if (options.kv_int8 && options.model.head_dim > kKvInt8HeadMost)
+    throw Error(ErrorCode::kUnsupported, "keys and values in 8 bits with heads of {}: at most {} numbers a head; leave --kv-dtype int8 out", options.model.head_dim, kKvInt8HeadMost);
   if (plan.options.max_rows == 0) plan.options.max_rows = options.max_sequences;
   plan.blocks_per_sequence = (plan.options.max_context + options.block_tokens - 1) / options.block_tokens;
   if (plan.options.kv_blocks == 0) plan.options.kv_blocks = plan.blocks_per_sequence * options.max_sequences;
@@ -73,6 +76,7 @@ ServingPlan make_serving_plan(const ServingPlanOptions& options, const Workspace
   forward.kv_blocks = plan.options.kv_blocks;
   forward.kv_block_tokens = options.block_tokens;
   forward.max_blocks_per_segment = plan.blocks_per_sequence;
+  forward.kv_int8 = options.kv_int8;
   build_forward(options.model, forward, plan.stage, Phase::kForward);
   pack_weights(plan.stage, plan.options, packed_bytes);
   fuse_forward(plan.stage, Phase::kForward);

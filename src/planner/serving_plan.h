@@ -19,6 +19,7 @@ struct ServingPlanOptions {
   int64_t kv_blocks = 0;        // of the cache; 0: max_context for every sequence
   int64_t max_context = 0;      // tokens a sequence may reach; 0: model.max_seq_len
   int64_t block_tokens = 32;    // of a cache block
+  bool kv_int8 = false;         // keys and values in 8 bits, not in the compute dtype
   /// Tensors (Hugging Face names) that stay quantized. A matrix is packed quantized when all of its tensors are named here.
   std::unordered_map<std::string, WeightFormat> weight_formats;
 };
@@ -34,7 +35,7 @@ struct ServingPlan {
 using PackedBytes = std::function<int64_t(DType dtype, int64_t n, int64_t k)>;
 
 /// Every linear layer reads its weight packed, so that a few rows run at memory speed. Errors: kInvalidConfig when max_context is more
-/// than the model's max_seq_len.
+/// than the model's max_seq_len; kUnsupported when kv_int8 meets heads that are too wide for it.
 ServingPlan make_serving_plan(const ServingPlanOptions& options, const WorkspaceBytes& workspace_bytes, const PackedBytes& packed_bytes);
 
 }  // namespace orrery

@@ -47,7 +47,6 @@ double ops_of_step(const Plan& plan) {
   for (const Action& action : plan.schedule.actions) switch (action.kind) {
       case ActionKind::kForward: count += static_cast<double>(plan.stage.block(Phase::kForward).ops.size()); break;
       case ActionKind::kBackward: count += static_cast<double>(plan.stage.block(Phase::kBackward).ops.size()); break;
-      case ActionKind::kZero: count += static_cast<double>(plan.stage.block(Phase::kZero).ops.size()); break;
       case ActionKind::kMerge: count += static_cast<double>(plan.stage.block(Phase::kMerge).ops.size()); break;
       case ActionKind::kNorm: count += static_cast<double>(plan.stage.block(Phase::kNorm).ops.size()); break;
       case ActionKind::kOptimizer: count += static_cast<double>(plan.stage.block(Phase::kOptimizer).ops.size()); break;

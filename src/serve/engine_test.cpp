@@ -20,7 +20,7 @@ struct Answer {
 struct Conditions {
   int threads = 2;
   int64_t max_sequences = 16, max_tokens = 64, prefill_chunk = 32, kv_blocks = 0, speculative_tokens = 0;
-  bool prefix_cache = true, draft = false;
+  bool prefix_cache = true, draft = false, kv_int8 = false;
 };
 
 const ModelSource& source() {
@@ -34,7 +34,7 @@ struct Server {
   Engine engine;
 
   explicit Server(const Conditions& conditions)
-      : model(source(), {.num_threads = conditions.threads, .max_tokens = conditions.max_tokens, .max_sequences = conditions.max_sequences, .max_rows = conditions.max_sequences + 16, .kv_blocks = conditions.kv_blocks}),
+      : model(source(), {.num_threads = conditions.threads, .max_tokens = conditions.max_tokens, .max_sequences = conditions.max_sequences, .max_rows = conditions.max_sequences + 16, .kv_blocks = conditions.kv_blocks, .kv_int8 = conditions.kv_int8}),
         draft(conditions.draft ? std::make_unique<ServingModel>(source(), ServingModelOptions{.max_tokens = 40, .max_sequences = 4}, &model.pool()) : nullptr),
         engine(model, engine_options(conditions, draft.get())) {}
 
@@ -80,8 +80,9 @@ GenerationRequest request_of(uint64_t seed) {
 
 constexpr uint64_t kNumSeeds = 100;
 
-std::vector<Answer> alone() {
+std::vector<Answer> alone(bool kv_int8) {
   Conditions conditions;
+  conditions.kv_int8 = kv_int8;
   conditions.threads = 1;
   conditions.prefix_cache = false;
   Server server(conditions);
@@ -102,10 +103,13 @@ std::vector<Answer> together(const Conditions& conditions, SchedulerCounters* co
   return answers;
 }
 
-TEST(Engine, SameTokensAloneAndUnderLoad) {
-  const std::vector<Answer> expected = alone();
-  const auto check = [&](const char* what, const Conditions& conditions) {
+class EngineCache : public testing::TestWithParam<bool> {};  // keys and values in 8 bits
+
+TEST_P(EngineCache, SameTokensAloneAndUnderLoad) {
+  const std::vector<Answer> expected = alone(GetParam());
+  const auto check = [&](const char* what, Conditions conditions) {
     SCOPED_TRACE(what);
+    conditions.kv_int8 = GetParam();
     SchedulerCounters counters;
     EXPECT_EQ(together(conditions, &counters), expected);
     return counters;
@@ -133,6 +137,7 @@ TEST(Engine, SameTokensAloneAndUnderLoad) {
   const SchedulerCounters guessed = check("a draft model", drafts);
   EXPECT_GT(guessed.accepted_tokens, guessed.draft_tokens / 2);
 }
+INSTANTIATE_TEST_SUITE_P(Types, EngineCache, testing::Bool(), [](const auto& instance) { return instance.param ? "int8" : "compute_dtype"; });
 
 // The arm that is faster is used, the other one tried from time to time, and a change of speed is noticed.
 TEST(DraftGovernor, FollowsWhatPays) {

@@ -37,6 +37,7 @@ ServingPlan plan_for(const ModelSource& source, const ServingModelOptions& optio
   serving.max_sequences = options.max_sequences;
   serving.max_rows = options.max_rows;
   serving.kv_blocks = options.kv_blocks;
+  serving.kv_int8 = options.kv_int8;
   for (const SourceTensor& tensor : source.tensors()) {
     const auto format = tensor.blocks ? weight_format_of(*tensor.blocks) : std::nullopt;
     if (format) serving.weight_formats.emplace(tensor.name, *format);

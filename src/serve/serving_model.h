@@ -22,6 +22,7 @@ struct ServingModelOptions {
   int64_t max_sequences = 1;  // of one forward
   int64_t max_rows = 0;       // rows whose logits one forward gives; 0: max_sequences
   int64_t kv_blocks = 0;      // of the cache; 0: max_context for every sequence
+  bool kv_int8 = false;       // keys and values in 8 bits, not in the compute dtype
 };
 
 class ServingModel {

@@ -26,7 +26,7 @@ namespace orrery {
 namespace {
 
 struct Options {
-  std::string model, tokenizer, host = "127.0.0.1", api_key_file, served_model_name, kv_memory = "1GiB", dtype = "bf16", tls_certificate, tls_key, max_body = "8MiB", draft;
+  std::string model, tokenizer, host = "127.0.0.1", api_key_file, served_model_name, kv_memory = "1GiB", kv_dtype = "auto", dtype = "bf16", tls_certificate, tls_key, max_body = "8MiB", draft;
   int port = 8080, threads = 0, http_threads = 2, grace_seconds = 30;
   int64_t max_queue = 256, max_model_len = 0, max_num_seqs = 64, max_num_batched_tokens = 512, prefill_chunk = 128, max_connections = 16384, speculative_tokens = 0, draft_tokens = 4;
   bool no_prefix_cache = false, strict_model_name = false;
@@ -62,6 +62,7 @@ ServingModelOptions model_options(const ModelSource& source, const Options& opti
   result.num_threads = options.threads;
   result.max_context = options.max_model_len;
   result.compute_dtype = *parse_dtype(options.dtype);
+  result.kv_int8 = options.kv_dtype == "int8";
   result.max_sequences = options.max_num_seqs;
   result.max_tokens = std::max(options.max_num_batched_tokens, options.max_num_seqs);
   result.max_rows = options.max_num_seqs + (options.speculative_tokens > 0 || !options.draft.empty() ? 16 : 0);
@@ -189,6 +190,7 @@ void add_serve_command(CLI::App& app, int& exit_code) {
   command->add_flag("--strict-model-name", options->strict_model_name, "404 for requests that name another model");
   command->add_option("--max-model-len", options->max_model_len, "tokens of prompt and answer; 0 for the model's own")->check(zero_or_more());
   command->add_option("--kv-memory", options->kv_memory, "memory for keys and values");
+  command->add_option("--kv-dtype", options->kv_dtype, "auto: keys and values as they are computed; int8: half the memory, at a small loss")->check(CLI::IsMember({"auto", "int8"}));
   command->add_option("--max-queue", options->max_queue, "requests that may wait; more get 429")->check(above_zero());
   command->add_option("--max-num-seqs", options->max_num_seqs, "requests that run at a time")->check(CLI::Range(1, 1024));
   command->add_option("--max-num-batched-tokens", options->max_num_batched_tokens, "tokens of a step")->check(CLI::Range(1, 65536));

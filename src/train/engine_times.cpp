@@ -22,7 +22,7 @@ PhaseSeconds TrainingEngine::phase_seconds() const {
   };
   PhaseSeconds phases;
   phases.forward = sum(Phase::kForward), phases.backward = sum(Phase::kBackward);
-  phases.update = sum(Phase::kZero) + sum(Phase::kMerge) + sum(Phase::kNorm) + sum(Phase::kOptimizer);
+  phases.update = sum(Phase::kMerge) + sum(Phase::kNorm) + sum(Phase::kOptimizer);
   const std::vector<double> actions = action_seconds();
   for (size_t i = 0; i < actions.size(); ++i)
     if (stream_of(plan_.schedule.actions[i].kind) != Stream::kCompute) phases.communication += actions[i];

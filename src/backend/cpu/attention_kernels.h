@@ -57,7 +57,7 @@ struct PagedTask {
   void* o = nullptr;
   int64_t o_stride = 0;
   const void *k_cache = nullptr, *v_cache = nullptr;  // column of the kv head in block 0
-  int64_t token_stride = 0;                           // elements from one slot to the next: K * H
+  int64_t token_stride = 0;                           // elements of the cache from one slot to the next
   int64_t block_tokens = 0;
   const int32_t* block_table = nullptr;  // of this sequence
   const PagedTask* next = nullptr;       // what this thread does afterwards: its first keys and values may be fetched ahead
@@ -69,6 +69,9 @@ struct AttentionKernels {
   void (*forward)(const AttentionTask& task);
   void (*backward)(const AttentionTask& task);
   void (*paged)(const PagedTask& task);
+  void (*paged_int8)(const PagedTask& task);  // over a cache in 8 bits (paged_int8.h)
+  /// The codes of head_dim numbers; returns their scale.
+  float (*quantize_head)(const void* x, int64_t head_dim, int8_t* codes);
 };
 
 const AttentionKernels& attention_kernels(VectorIsa isa, DType compute_dtype);

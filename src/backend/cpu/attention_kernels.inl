@@ -3,6 +3,7 @@
 // Source  Dao 2023, "FlashAttention-2", arXiv:2307.08691, Algorithms 1 and 2. Differs: scores are kept transposed, blocks are
 //         anchored at the segment start, all sums go in the order of blocks on one thread.
 #include "backend/cpu/attention_kernels.h"
+#include "backend/cpu/int8_rows.h"
 #include "backend/cpu/transpose.h"
 #include "backend/cpu/vector_math.h"
 
@@ -447,10 +448,15 @@ void paged(const PagedTask& t) {
   t.tile->end_thread();
 }
 
+#include "backend/cpu/paged_int8.inl"
+
+template <typename T>
+constexpr AttentionKernels kTable = {forward<T>, backward<T>, paged<T>, paged_int8<T>, quantized_head<T>};
+
 }  // namespace
 
 extern const AttentionKernels kAttentionBf16, kAttentionF32;
-const AttentionKernels kAttentionBf16 = {forward<uint16_t>, backward<uint16_t>, paged<uint16_t>};
-const AttentionKernels kAttentionF32 = {forward<float>, backward<float>, paged<float>};
+const AttentionKernels kAttentionBf16 = kTable<uint16_t>;
+const AttentionKernels kAttentionF32 = kTable<float>;
 
 }  // namespace orrery::ORRERY_SIMD

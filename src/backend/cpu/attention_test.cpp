@@ -7,6 +7,7 @@
 #include "backend/cpu/op_test_util.h"
 #include "backend/cpu/paged_decode.h"
 #include "backend/reference/ops.h"
+#include "ir/kv_format.h"
 
 namespace orrery {
 namespace {
@@ -106,53 +107,89 @@ TEST_P(AttentionTest, StridesAndNeighboursDoNotMatter) {
   EXPECT_EQ(std::memcmp(dqkv.rows(71, T).data, whole[0].rows(71, T).data, 79 * wide * size), 0);
 }
 
+Tensor empty_cache(DType dtype, const AttentionAttributes& a, int64_t num_blocks) {
+  const int64_t head_bytes = dtype == DType::kI8 ? kv_int8_head_bytes(a.head_dim) : a.head_dim * dtype_bytes(dtype);
+  Tensor cache(dtype, {num_blocks, a.block_tokens, a.num_kv_heads * head_bytes / dtype_bytes(dtype)});
+  std::memset(cache.data(), 0, static_cast<size_t>(cache.size() * dtype_bytes(dtype)));
+  return cache;
+}
+
+// The numbers that a cache stands for.
+Array cached_numbers(const Tensor& cache, const AttentionAttributes& a) {
+  if (cache.dtype() != DType::kI8) return cache.array();
+  const int64_t head_bytes = kv_int8_head_bytes(a.head_dim);
+  Array numbers;
+  for (int64_t at = 0; at < cache.size(); at += head_bytes) {
+    const auto* codes = cache.as<int8_t>() + at;
+    float scale;
+    std::memcpy(&scale, codes + a.head_dim, sizeof scale);
+    for (int64_t i = 0; i < a.head_dim; ++i) numbers.push_back(static_cast<double>(codes[i]) * static_cast<double>(scale));
+  }
+  return numbers;
+}
+
+// As attention over a cache in 8 bits reads queries (paged_int8.h).
+Array in_eight_bits(const Array& x, int64_t head_dim) {
+  Array numbers;
+  for (size_t first = 0; first < x.size(); first += static_cast<size_t>(head_dim)) {
+    float amax = 0;
+    for (int64_t i = 0; i < head_dim; ++i) amax = std::max(amax, std::fabs(static_cast<float>(x[first + static_cast<size_t>(i)])));
+    for (int64_t i = 0; i < head_dim; ++i)
+      numbers.push_back(std::nearbyint(static_cast<float>(x[first + static_cast<size_t>(i)]) * (127.0f / amax)) * static_cast<double>(amax / 127.0f));
+  }
+  return numbers;
+}
+
 // A batch of sequences over a scrambled block table.
 TEST_P(AttentionTest, PagedFollowsTheReferenceAndIgnoresChunks) {
   const DType dtype = GetParam();
-  for (const AttentionAttributes& base : {heads(4, 2, 64), heads(3, 1, 20), heads(2, 2, 32, 40)})
-    for (int64_t block_tokens : {16, 5}) {
-      AttentionAttributes a = base;
-      a.block_tokens = block_tokens;
-      const int64_t N = a.num_heads, K = a.num_kv_heads, H = a.head_dim, max_blocks = 40, num_blocks = 90;
-      const Ids context_lens = {130, 1, 77}, new_rows = {130, 1, 3};
-      Tensor table(DType::kI32, {3, max_blocks});
-      for (int64_t i = 0; i < table.size(); ++i) table.set(i, static_cast<double>((i * 7 + 3) % num_blocks));
-      std::vector<Tensor> caches = {Tensor::filled(dtype, {num_blocks, block_tokens, K * H}, 0),
-                                    Tensor::filled(dtype, {num_blocks, block_tokens, K * H}, 0)};
-      for (int64_t s = 0; s < 3; ++s) {
-        const Tensor k = Tensor::random(dtype, {context_lens[s], K * H}, 10 + s),
-                     v = Tensor::random(dtype, {context_lens[s], K * H}, 20 + s);
-        Tensor slots(DType::kI32, {context_lens[s]});
-        for (int64_t t = 0; t < slots.size(); ++t)
-          slots.set(t, table.get(s * max_blocks + t / block_tokens) * static_cast<double>(block_tokens) +
-                           static_cast<double>(t % block_tokens));
-        run_everywhere(OpKind::kKvWrite, dtype, NoAttributes{}, {k, v, slots}, caches);
-      }
-      const Ids cu = {0, 130, 131, 134};
-      const Tensor q = Tensor::random(dtype, {134, N * H}, 1);
-      std::vector<Tensor> o = {Tensor(dtype, {134, N * H})};
-      const std::vector<Tensor> inputs = {q, caches[0], caches[1], table, Tensor::ids(context_lens), Tensor::ids(cu)};
-      run_everywhere(OpKind::kPagedAttention, dtype, a, inputs, o, nullptr,
-                     dtype == DType::kBF16 ? Arithmetic::kAmx32 : Arithmetic::kFma1);
-      const Array expected =
-          reference::paged_attention(q.array(), caches[0].array(), caches[1].array(), table.id_vector(), context_lens, cu, a);
-      expect_near(o[0], expected, tolerance_roundings(dtype), 256, 2, "paged o");
+  for (DType cache_dtype : {dtype, DType::kI8})
+    for (const AttentionAttributes& base : {heads(4, 2, 64), heads(3, 1, 20), heads(2, 2, 32, 40)})
+      for (int64_t block_tokens : {16, 5}) {
+        AttentionAttributes a = base;
+        a.block_tokens = block_tokens;
+        const int64_t N = a.num_heads, K = a.num_kv_heads, H = a.head_dim, max_blocks = 40, num_blocks = 90;
+        const Ids context_lens = {130, 1, 77}, new_rows = {130, 1, 3};
+        Tensor table(DType::kI32, {3, max_blocks});
+        for (int64_t i = 0; i < table.size(); ++i) table.set(i, static_cast<double>((i * 7 + 3) % num_blocks));
+        std::vector<Tensor> caches = {empty_cache(cache_dtype, a, num_blocks), empty_cache(cache_dtype, a, num_blocks)};
+        for (int64_t s = 0; s < 3; ++s) {
+          const Tensor k = Tensor::random(dtype, {context_lens[s], K * H}, 10 + s),
+                       v = Tensor::random(dtype, {context_lens[s], K * H}, 20 + s);
+          Tensor slots(DType::kI32, {context_lens[s]});
+          for (int64_t t = 0; t < slots.size(); ++t)
+            slots.set(t, table.get(s * max_blocks + t / block_tokens) * static_cast<double>(block_tokens) +
+                             static_cast<double>(t % block_tokens));
+          run_everywhere(OpKind::kKvWrite, dtype, a, {k, v, slots}, caches);
+        }
+        const Ids cu = {0, 130, 131, 134};
+        const Tensor q = Tensor::random(dtype, {134, N * H}, 1);
+        std::vector<Tensor> o = {Tensor(dtype, {134, N * H})};
+        const std::vector<Tensor> inputs = {q, caches[0], caches[1], table, Tensor::ids(context_lens), Tensor::ids(cu)};
+        run_everywhere(OpKind::kPagedAttention, dtype, a, inputs, o, nullptr,
+                       dtype == DType::kBF16 ? Arithmetic::kAmx32 : Arithmetic::kFma1);
+        const bool int8 = cache_dtype == DType::kI8;
+        const Array expected = reference::paged_attention(int8 ? in_eight_bits(q.array(), H) : q.array(), cached_numbers(caches[0], a), cached_numbers(caches[1], a), table.id_vector(),
+                                                          context_lens, cu, a);
+        // In 8 bits the code of each of 130 weights is off by at most half of 1 / 32767 of the largest.
+        const double f32_steps = 256 + (int8 ? 130 * 0.5 / 32767 / unit_roundoff(DType::kF32) : 0);
+        expect_near(o[0], expected, tolerance_roundings(dtype), f32_steps, 2, "paged o");
 
-      // Sequence 0 again in chunks of 1 to 61 rows, each seeing the cache up to itself.
-      const Machine machine{cpu_features().best_isa(), 2, dtype == DType::kBF16 ? Arithmetic::kAmx32 : Arithmetic::kFma1, true};
-      int64_t row = 0;
-      for (int64_t chunk : {1, 61, 17, 1, 50}) {
-        const Tensor part(dtype, {chunk, N * H}), length = Tensor::ids({static_cast<int32_t>(row + chunk)});
-        const Tensor ends = Tensor::ids({0, static_cast<int32_t>(chunk)});
-        run_views(OpKind::kPagedAttention, dtype, machine, a,
-                  {q.rows(row, row + chunk), caches[0].view(), caches[1].view(), table.rows(0, 1), length.view(), ends.view()},
-                  {part.view()});
-        EXPECT_EQ(std::memcmp(part.data(), o[0].rows(row, row + chunk).data, part.size() * dtype_bytes(dtype)), 0)
-            << "rows from " << row;
-        row += chunk;
+        // Sequence 0 again in chunks of 1 to 61 rows, each seeing the cache up to itself.
+        const Machine machine{cpu_features().best_isa(), 2, dtype == DType::kBF16 ? Arithmetic::kAmx32 : Arithmetic::kFma1, true};
+        int64_t row = 0;
+        for (int64_t chunk : {1, 61, 17, 1, 50}) {
+          const Tensor part(dtype, {chunk, N * H}), length = Tensor::ids({static_cast<int32_t>(row + chunk)});
+          const Tensor ends = Tensor::ids({0, static_cast<int32_t>(chunk)});
+          run_views(OpKind::kPagedAttention, dtype, machine, a,
+                    {q.rows(row, row + chunk), caches[0].view(), caches[1].view(), table.rows(0, 1), length.view(), ends.view()},
+                    {part.view()});
+          EXPECT_EQ(std::memcmp(part.data(), o[0].rows(row, row + chunk).data, part.size() * dtype_bytes(dtype)), 0)
+              << "rows from " << row;
+          row += chunk;
+        }
+        EXPECT_EQ(row, 130);
       }
-      EXPECT_EQ(row, 130);
-    }
 }
 
 // The kernel for one query row gives the block kernel's bits, whatever the group, the head, the window and the cache's blocks.
@@ -161,28 +198,29 @@ TEST_P(AttentionTest, DecodedAloneOrInAChunkTheBitsAreEqual) {
   const Arithmetic arithmetic = dtype == DType::kBF16 ? Arithmetic::kDp2 : Arithmetic::kFma1;
   const Machine machine{cpu_features().best_isa(), 2, arithmetic, true};
   const KernelContext context{&pool_of(2), machine.isa, arithmetic, true};
-  if (paged_decode(context, dtype, 64) == nullptr) GTEST_SKIP() << "no decode kernel on this processor";
-  for (AttentionAttributes a : {heads(9, 3, 64), heads(4, 1, 256), heads(5, 1, 32, 70), heads(6, 3, 128), heads(7, 1, 96)}) {
-    a.block_tokens = 16;
-    const int64_t T = 211, N = a.num_heads * a.head_dim, K = a.num_kv_heads * a.head_dim, max_blocks = 14;
-    Tensor table(DType::kI32, {1, max_blocks}), slots(DType::kI32, {T});
-    for (int64_t i = 0; i < max_blocks; ++i) table.set(i, static_cast<double>((i * 5 + 3) % max_blocks));
-    for (int64_t t = 0; t < T; ++t) slots.set(t, table.get(t / 16) * 16 + static_cast<double>(t % 16));
-    const Tensor k = Tensor::random(dtype, {T, K}, 31), v = Tensor::random(dtype, {T, K}, 32), q = Tensor::random(dtype, {T, N}, 33);
-    const Tensor k_cache = Tensor::filled(dtype, {max_blocks, 16, K}, 0), v_cache = Tensor::filled(dtype, {max_blocks, 16, K}, 0);
-    run_views(OpKind::kKvWrite, dtype, machine, NoAttributes{}, {k.view(), v.view(), slots.view()}, {k_cache.view(), v_cache.view()});
-    const auto attend = [&](int64_t begin, int64_t end, const Tensor& o) {
-      const Tensor length = Tensor::ids({static_cast<int32_t>(end)}), ends = Tensor::ids({0, static_cast<int32_t>(end - begin)});
-      run_views(OpKind::kPagedAttention, dtype, machine, a, {q.rows(begin, end), k_cache.view(), v_cache.view(), table.view(), length.view(), ends.view()},
-                {o.rows(begin, end)});
-    };
-    const Tensor whole(dtype, {T, N}), alone(dtype, {T, N}), by_three(dtype, {T, N});
-    attend(0, T, whole);
-    for (int64_t t = 0; t < T; ++t) attend(t, t + 1, alone);
-    for (int64_t t = 0; t < T; t += 3) attend(t, std::min(T, t + 3), by_three);
-    EXPECT_TRUE(alone.same_bits(whole)) << a.num_heads << " heads of " << a.head_dim;
-    EXPECT_TRUE(by_three.same_bits(whole)) << a.num_heads << " heads of " << a.head_dim;
-  }
+  if (paged_decode(context, dtype, dtype, 64) == nullptr) GTEST_SKIP() << "no decode kernel on this processor";
+  for (DType cache_dtype : {dtype, DType::kI8})
+    for (AttentionAttributes a : {heads(9, 3, 64), heads(4, 1, 256), heads(5, 1, 32, 70), heads(6, 3, 128), heads(7, 1, 96)}) {
+      a.block_tokens = 16;
+      const int64_t T = 211, N = a.num_heads * a.head_dim, K = a.num_kv_heads * a.head_dim, max_blocks = 14;
+      Tensor table(DType::kI32, {1, max_blocks}), slots(DType::kI32, {T});
+      for (int64_t i = 0; i < max_blocks; ++i) table.set(i, static_cast<double>((i * 5 + 3) % max_blocks));
+      for (int64_t t = 0; t < T; ++t) slots.set(t, table.get(t / 16) * 16 + static_cast<double>(t % 16));
+      const Tensor k = Tensor::random(dtype, {T, K}, 31), v = Tensor::random(dtype, {T, K}, 32), q = Tensor::random(dtype, {T, N}, 33);
+      const Tensor k_cache = empty_cache(cache_dtype, a, max_blocks), v_cache = empty_cache(cache_dtype, a, max_blocks);
+      run_views(OpKind::kKvWrite, dtype, machine, a, {k.view(), v.view(), slots.view()}, {k_cache.view(), v_cache.view()});
+      const auto attend = [&](int64_t begin, int64_t end, const Tensor& o) {
+        const Tensor length = Tensor::ids({static_cast<int32_t>(end)}), ends = Tensor::ids({0, static_cast<int32_t>(end - begin)});
+        run_views(OpKind::kPagedAttention, dtype, machine, a, {q.rows(begin, end), k_cache.view(), v_cache.view(), table.view(), length.view(), ends.view()},
+                  {o.rows(begin, end)});
+      };
+      const Tensor whole(dtype, {T, N}), alone(dtype, {T, N}), by_three(dtype, {T, N});
+      attend(0, T, whole);
+      for (int64_t t = 0; t < T; ++t) attend(t, t + 1, alone);
+      for (int64_t t = 0; t < T; t += 3) attend(t, std::min(T, t + 3), by_three);
+      EXPECT_TRUE(alone.same_bits(whole)) << a.num_heads << " heads of " << a.head_dim;
+      EXPECT_TRUE(by_three.same_bits(whole)) << a.num_heads << " heads of " << a.head_dim;
+    }
 }
 
 INSTANTIATE_TEST_SUITE_P(Types, AttentionTest, testing::ValuesIn(kComputeTypes),

@@ -1,7 +1,7 @@
 // kKvWrite and kPagedAttention: serving attention over a cache of blocks (NUMERICS rule 13).
 //
 // Keys and values are read from the cache only, the current chunk's too, in blocks of 64 positions anchored at position 0 and
-// folded in order; the products follow the arithmetic id. A query row's bits therefore depend neither on how many rows its
+// folded in order; the products follow the arithmetic id, over a cache in 8 bits that of paged_int8.h. A query row's bits therefore depend neither on how many rows its
 // sequence brings (decoded alone or prefilled in a chunk), nor on cache block size or placement, nor on other sequences.
 // Threads take whole (sequence, kv head) pairs, cut in contiguous ranges of about equal work.
 #include <algorithm>
@@ -10,30 +10,52 @@
 #include "backend/cpu/attention_kernels.h"
 #include "backend/cpu/ops.h"
 #include "backend/cpu/paged_decode.h"
+#include "backend/cpu/paged_int8.h"
+#include "ir/kv_format.h"
 
 namespace orrery {
 namespace {
 
+// Bytes of a token's keys, or values, in the cache.
+int64_t cached_row_bytes(const AttentionAttributes& a, DType cache_dtype) {
+  return a.num_kv_heads * (cache_dtype == DType::kI8 ? kv_int8_head_bytes(a.head_dim) : a.head_dim * dtype_bytes(cache_dtype));
+}
+
 void run_kv_write(const KernelContext& context, const OpCall& call) {
+  const auto& a = call.attribute<AttentionAttributes>();
   const TensorView &k = call.in(0), &v = call.in(1), &slots = call.in(2), &k_cache = call.out(0), &v_cache = call.out(1);
-  const int64_t row_bytes = k.row_width() * dtype_bytes(k.dtype), num_slots = k_cache.dims[0] * k_cache.dims[1];
-  ORRERY_CHECK(k_cache.num_dims == 3 && k_cache.dims[2] == k.row_width() && k_cache.dtype == k.dtype, "kv_write of {} to {}",
-               k.row_width(), k_cache.dims[2]);
+  const int64_t row_bytes = cached_row_bytes(a, k_cache.dtype), num_slots = k_cache.dims[0] * k_cache.dims[1];
+  const bool int8 = k_cache.dtype == DType::kI8;
+  ORRERY_CHECK(k_cache.num_dims == 3 && k_cache.dims[2] * dtype_bytes(k_cache.dtype) == row_bytes && (int8 || k_cache.dtype == k.dtype) && k.row_width() == a.num_kv_heads * a.head_dim,
+               "kv_write of {} to {}", k.row_width(), k_cache.dims[2]);
   ORRERY_CHECK(k_cache.contiguous() && v_cache.contiguous() && v.row_width() == k.row_width(), "kv_write: caches");
   const int32_t* slot = slots.as<int32_t>();
+  const AttentionKernels& kernels = attention_kernels(context.isa, k.dtype);
+  const auto write = [&](const TensorView& from, int64_t row, const TensorView& cache) {
+    std::byte* to = cache.data + slot[row] * row_bytes;
+    if (!int8) {
+      std::memcpy(to, row_at(from, row), row_bytes);
+      return;
+    }
+    for (int64_t head = 0; head < a.num_kv_heads; ++head, to += kv_int8_head_bytes(a.head_dim)) {
+      const float scale = kernels.quantize_head(row_at(from, row) + head * a.head_dim * dtype_bytes(from.dtype), a.head_dim, reinterpret_cast<int8_t*>(to));
+      std::memcpy(to + a.head_dim, &scale, sizeof scale);
+    }
+  };
   context.pool->parallel_for(k.rows(), row_granule(2 * row_bytes), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       ORRERY_CHECK(slot[row] >= 0 && slot[row] < num_slots, "slot {} of {}", slot[row], num_slots);
-      std::memcpy(k_cache.data + slot[row] * row_bytes, row_at(k, row), row_bytes);
-      std::memcpy(v_cache.data + slot[row] * row_bytes, row_at(v, row), row_bytes);
+      write(k, row, k_cache);
+      write(v, row, v_cache);
     }
   });
 }
 
-int64_t paged_workspace(const DeviceSpec& device, const OpCall& call) {
-  return device.num_threads *
-         paged_scratch_bytes(call.attribute<AttentionAttributes>().head_dim, dtype_bytes(call.in(0).dtype));
+int64_t scratch_bytes(const OpCall& call) {
+  const int64_t head_dim = call.attribute<AttentionAttributes>().head_dim, element_bytes = dtype_bytes(call.in(0).dtype);
+  return call.in(1).dtype == DType::kI8 ? paged_int8_scratch_bytes(head_dim, element_bytes) : paged_scratch_bytes(head_dim, element_bytes);
 }
+int64_t paged_workspace(const DeviceSpec& device, const OpCall& call) { return device.num_threads * scratch_bytes(call); }
 
 // Key blocks times column blocks of 16, about proportional to time; reading the keys counts as one column block.
 double sequence_work(int64_t context, int64_t columns) {
@@ -48,10 +70,12 @@ void run_paged_attention(const KernelContext& context, const OpCall& call) {
   const int64_t num_sequences = call.in(4).rows(), group = a.num_heads / a.num_kv_heads, H = a.head_dim;
   ORRERY_CHECK(a.num_heads % a.num_kv_heads == 0 && H % 2 == 0 && a.scale > 0 && a.block_tokens > 0,
                "paged_attention attributes");
-  ORRERY_CHECK(k_cache.num_dims == 3 && k_cache.dims[1] == a.block_tokens && k_cache.dims[2] == a.num_kv_heads * H &&
-                   k_cache.dtype == q.dtype,
+  const bool int8 = k_cache.dtype == DType::kI8;
+  const int64_t row_bytes = cached_row_bytes(a, k_cache.dtype), head_bytes = row_bytes / a.num_kv_heads;
+  ORRERY_CHECK(k_cache.num_dims == 3 && k_cache.dims[1] == a.block_tokens && k_cache.dims[2] * dtype_bytes(k_cache.dtype) == row_bytes && (int8 || k_cache.dtype == q.dtype),
                "cache of {} x {}", k_cache.dims[1], k_cache.dims[2]);
-  const int64_t scratch = paged_scratch_bytes(H, dtype_bytes(q.dtype));
+  ORRERY_CHECK(!int8 || H <= kKvInt8HeadMost, "a cache in 8 bits with heads of {}", H);
+  const int64_t scratch = scratch_bytes(call);
   ORRERY_CHECK(context.pool->num_threads() * scratch <= static_cast<int64_t>(call.workspace.size()),
                "paged_attention: workspace");
   double total = 0;
@@ -65,14 +89,14 @@ void run_paged_attention(const KernelContext& context, const OpCall& call) {
   ORRERY_CHECK(starts[0] == 0 && starts[num_sequences] <= q.rows(), "paged_attention: {} of {} rows", starts[num_sequences],
                q.rows());
   const AttentionKernels& kernels = attention_kernels(context.isa, q.dtype);
-  const PagedDecode decode = paged_decode(context, q.dtype, H);
+  const PagedDecode decode = paged_decode(context, q.dtype, k_cache.dtype, H);
   const int64_t size = dtype_bytes(q.dtype);
   context.pool->run([&](int thread_index, int num_threads) {
     // A task runs when the thread's next one is known.
     PagedTask task;
     bool waiting = false;
     const auto run_task = [&](const PagedTask* next) {
-      if (decode == nullptr || task.num_queries > kDecodeRows) return kernels.paged(task);
+      if (decode == nullptr || task.num_queries > kDecodeRows) return int8 ? kernels.paged_int8(task) : kernels.paged(task);
       PagedTask one = task;
       one.num_queries = 1;
       for (int64_t row = 0; row < task.num_queries; ++row) {
@@ -101,9 +125,9 @@ void run_paged_attention(const KernelContext& context, const OpCall& call) {
         next.q_stride = q.row_stride;
         next.o = row_at(o, starts[s]) + head * group * H * size;
         next.o_stride = o.row_stride;
-        next.k_cache = k_cache.data + head * H * size;
-        next.v_cache = v_cache.data + head * H * size;
-        next.token_stride = a.num_kv_heads * H;
+        next.k_cache = k_cache.data + head * head_bytes;
+        next.v_cache = v_cache.data + head * head_bytes;
+        next.token_stride = k_cache.dims[2];
         next.block_tokens = a.block_tokens;
         next.block_table = block_table.as<int32_t>() + s * block_table.row_stride;
         next.tile = &tile_gemm(context);

@@ -2,9 +2,11 @@
 
 namespace orrery {
 
-PagedDecode paged_decode(const KernelContext& context, DType dtype, int64_t head_dim) {
-  const bool here = context.isa == VectorIsa::kAvx512 && cpu_features().avx512_bf16 && head_dim % 32 == 0 && head_dim <= 256;
+PagedDecode paged_decode(const KernelContext& context, DType dtype, DType cache_dtype, int64_t head_dim) {
+  const bool here = context.isa == VectorIsa::kAvx512 && head_dim % 32 == 0 && head_dim <= 256;
   if (!here) return nullptr;
+  if (cache_dtype == DType::kI8) return dtype == DType::kF32 ? kPagedDecodeInt8F32 : kPagedDecodeInt8Bf16;
+  if (!cpu_features().avx512_bf16) return nullptr;
   if (dtype == DType::kF32) return kPagedDecodeF32;
   return context.arithmetic == Arithmetic::kDp2 && context.native_arithmetic ? kPagedDecodeBf16 : nullptr;
 }

@@ -10,11 +10,11 @@ namespace orrery {
 /// Query rows of one sequence up to which the decode kernel is taken, row by row.
 constexpr int64_t kDecodeRows = 4;
 
-/// Null where this processor, arithmetic or head has none: bf16 as vdpbf16ps sums it (kDp2, native), f32; head_dim a multiple of 32, at most
-/// 256. task.num_queries must be 1.
+/// For queries of `dtype` and a cache of `cache_dtype`. Null where this processor, arithmetic or head has none: bf16 as vdpbf16ps sums it (kDp2,
+/// native), f32, and a cache in 8 bits for both; head_dim a multiple of 32, at most 256. task.num_queries must be 1.
 using PagedDecode = void (*)(const PagedTask& task);
-PagedDecode paged_decode(const KernelContext& context, DType dtype, int64_t head_dim);
+PagedDecode paged_decode(const KernelContext& context, DType dtype, DType cache_dtype, int64_t head_dim);
 
-extern const PagedDecode kPagedDecodeBf16, kPagedDecodeF32;
+extern const PagedDecode kPagedDecodeBf16, kPagedDecodeF32, kPagedDecodeInt8Bf16, kPagedDecodeInt8F32;
 
 }  // namespace orrery

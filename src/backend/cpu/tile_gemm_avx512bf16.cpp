@@ -16,6 +16,8 @@ namespace {
 using simd_avx512::F32x16;
 
 constexpr int64_t kPanel = 16, kBand = 24, kFewRows = 4;
+// So few rows do not hide the time in which panels come from memory, and three streams side by side lose the prefetchers where panels end.
+constexpr int64_t kRowsThatWait = 32;
 
 // What c was counts from the beginning, not at all, or is added to the sum in the end.
 enum class Start { kZero, kSum, kZeroThenAdd };
@@ -41,13 +43,19 @@ struct PackedRows {
   static const uint16_t* at(const Operands& o, int64_t row) { return o.a + row / kPanel * o.lda + row % kPanel * 2; }
 };
 
-// Rows of a that are wanted next, requested 32 elements at a time while a block goes through its K.
-struct NextRows {
-  const uint16_t* first = nullptr;
+// What is wanted next, requested for 32 of K at a time while a block goes through its K: rows of a and, where it says so, the panels behind
+// the block's own.
+struct Ahead {
+  const uint16_t* rows = nullptr;
   int64_t stride = 0, count = 0;
+  bool panels = false;
 
-  __attribute__((always_inline)) void request(int64_t k) const {
-    for (int64_t i = 0; i < count; ++i) _mm_prefetch(reinterpret_cast<const char*>(first + i * stride + k), _MM_HINT_T1);
+  template <int P>
+  __attribute__((always_inline)) void request(const Operands& o, const uint16_t* b, int64_t k) const {
+    for (int64_t i = 0; i < count; ++i) _mm_prefetch(reinterpret_cast<const char*>(rows + i * stride + k), _MM_HINT_T1);
+    if (!panels) return;
+    for (int64_t p = P; p < 2 * P; ++p)
+      for (int64_t i = k; i < k + kGranuleK; i += 2) _mm_prefetch(reinterpret_cast<const char*>(b + p * o.panel_stride + i * kPanel), _MM_HINT_T1);
   }
 };
 
@@ -123,7 +131,7 @@ ORRERY_INLINE void round_sums(const __m512 (&sum)[R][P], const GemmBlock& whole,
 
 // R rows by P panels, finished.
 template <int R, int P, typename A>
-void block(const Operands& o, int64_t row, int64_t panel, const Finish& finish, const NextRows& next) {
+void block(const Operands& o, int64_t row, int64_t panel, const Finish& finish, const Ahead& next) {
   const uint16_t* a = A::at(o, row);
   const int64_t row_step = A::kPacked ? 2 : o.lda, k_step = A::kPacked ? kPanel : 1;
   const uint16_t* b = o.b + panel * o.panel_stride;
@@ -144,7 +152,7 @@ void block(const Operands& o, int64_t row, int64_t panel, const Finish& finish, 
   if (finish.whole != nullptr) finish.expect(row, R, panel * kPanel, P * kPanel);
   const int64_t k = o.k;
   for (int64_t k0 = 0; k0 < k; k0 += kGranuleK) {
-    next.request(k0);
+    next.request<P>(o, b, k0);
 #pragma GCC unroll 4
     for (int64_t i = k0; i < k0 + kGranuleK; i += 2) {
       __m512bh columns[P];
@@ -197,9 +205,9 @@ void few_rows(const Operands& o, int64_t m, int64_t num_panels, bool cached) {
 // P panels of a band, in blocks of R rows and then fewer.
 template <int R, int P, typename A, typename Next>
 void panels(const Operands& o, int64_t row, int64_t end, int64_t panel, const Finish& finish, Next&& next) {
-  for (; row + R <= end; row += R) block<R, P, A>(o, row, panel, finish, next());
-  for (; row + 4 <= end; row += 4) block<4, P, A>(o, row, panel, finish, next());
-  for (; row < end; ++row) block<1, P, A>(o, row, panel, finish, next());
+  for (; row + R <= end; row += R) block<R, P, A>(o, row, panel, finish, next(row));
+  for (; row + 4 <= end; row += 4) block<4, P, A>(o, row, panel, finish, next(row));
+  for (; row < end; ++row) block<1, P, A>(o, row, panel, finish, next(row));
 }
 
 // Blocks of a product of so many rows, about.
@@ -226,11 +234,11 @@ void multiply(const Operands& o, int64_t m, int64_t num_panels, const Finish& fi
   for (int64_t row = 0; row < m; row += kBand) {
     const int64_t end = row + kBand < m ? row + kBand : m, next_end = end + kBand < m ? end + kBand : m;
     int64_t next_row = end;
-    const auto following = [&]() -> NextRows {
+    const auto following = [&](int64_t block_row) -> Ahead {
       wanted.request();
       const int64_t first = next_row, rest = next_end - first;
       next_row += rows_a_block;
-      return {o.a + first * o.lda, o.lda, rest < rows_a_block ? rest : rows_a_block};
+      return {o.a + first * o.lda, o.lda, rest < rows_a_block ? rest : rows_a_block, block_row == 0 && m <= kRowsThatWait};
     };
     int64_t panel = 0;
     for (; num_panels - panel >= 5 || num_panels - panel == 3; panel += 3) panels<8, 3, Rows>(o, row, end, panel, finish, following);
@@ -247,7 +255,7 @@ void multiply(const Operands& o, int64_t m, int64_t num_panels, const Finish& fi
 void multiply_packed(const Operands& o, int64_t m, int64_t num_panels, const TilePrefetch& next) {
   constexpr int64_t kPackedBand = 2 * kPanel;
   WantedRows wanted(next, num_blocks(m, num_panels));
-  const auto following = [&]() -> NextRows {
+  const auto following = [&](int64_t) -> Ahead {
     wanted.request();
     return {};
   };

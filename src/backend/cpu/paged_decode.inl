@@ -1,0 +1,139 @@
+// What the decode kernels of paged_decode.h share. Included only by files compiled with AVX-512.
+#pragma once
+
+#include "backend/cpu/paged_decode.h"
+#include "backend/cpu/transpose.h"
+#include "backend/cpu/vector_math.h"
+#include "ir/kv_format.h"
+
+#define ORRERY_MEMBER inline __attribute__((always_inline))  // of a class
+
+namespace orrery::ORRERY_SIMD {
+namespace {
+
+constexpr int64_t B = kAttentionBlock;
+constexpr int64_t kMaxHead = 256;
+constexpr float kLog2E = 1.44269504088896341f;
+
+ORRERY_INLINE int32_t word_at(const void* p) {
+  int32_t word;
+  __builtin_memcpy(&word, p, 4);
+  return word;
+}
+
+/// Of one head of a cached key or value.
+template <typename T>
+constexpr int64_t stored_head_bytes(int64_t head_dim) {
+  return sizeof(T) == 1 ? kv_int8_head_bytes(head_dim) : head_dim * static_cast<int64_t>(sizeof(T));
+}
+
+/// The 64 keys and values of a block, or as many as there are.
+template <typename T>
+struct BlockRows {
+  const T *keys[B], *values[B];
+  int64_t rows = 0, line_bytes = 0;  // line_bytes: of a row
+
+  // Positions block * 64 on of task t.
+  ORRERY_MEMBER void find(const PagedTask& t, int64_t block) {
+    const T *k_cache = static_cast<const T*>(t.k_cache), *v_cache = static_cast<const T*>(t.v_cache);
+    rows = t.context - block * B < B ? t.context - block * B : B;
+    line_bytes = stored_head_bytes<T>(t.head_dim);
+    for (int64_t s = 0; s < rows;) {
+      const int64_t position = block * B + s, cache_block = position / t.block_tokens, in_block = position - cache_block * t.block_tokens;
+      int64_t offset = (t.block_table[cache_block] * t.block_tokens + in_block) * t.token_stride;
+      const int64_t end = s + t.block_tokens - in_block < rows ? s + t.block_tokens - in_block : rows;
+      for (; s < end; ++s, offset += t.token_stride) {
+        keys[s] = k_cache + offset;
+        values[s] = v_cache + offset;
+      }
+    }
+  }
+  // A head's rows lie a token apart, which hardware prefetchers do not follow: rows [begin, begin + 16) come to L2 while others are used.
+  ORRERY_MEMBER void prefetch(int64_t begin) const {
+    const int64_t end = begin + 16 < rows ? begin + 16 : rows;
+    for (int64_t s = begin; s < end; ++s)
+      for (int64_t at = 0; at < line_bytes; at += 64) {
+        __builtin_prefetch(reinterpret_cast<const char*>(keys[s]) + at, 0, 2);
+        __builtin_prefetch(reinterpret_cast<const char*>(values[s]) + at, 0, 2);
+      }
+  }
+};
+
+/// `o` holds, for 32 numbers, first the lower and then the upper four of each eight: what interleaving two rows gives.
+ORRERY_INLINE void deinterleave(const float* o, int64_t H, float* out) {
+  for (int64_t h = 0; h < H; h += 32) {
+    const __m512 low = _mm512_loadu_ps(o + h), high = _mm512_loadu_ps(o + h + 16);
+    const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const __m512i second = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+    _mm512_storeu_ps(out + h, _mm512_permutex2var_ps(low, first, high));
+    _mm512_storeu_ps(out + h + 16, _mm512_permutex2var_ps(low, second, high));
+  }
+}
+
+// softmax_block() of the block kernel for one query, lanes being keys: p replaces the scores.
+ORRERY_INLINE float softmax_keys(float (&scores)[B], int64_t first_key, float scale, float first, float last, float& maximum, float& sum) {
+  const F32x16 hidden = splat(-__builtin_inff()), steps = {_mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)};
+  F32x16 s[4], top = hidden;
+  for (int v = 0; v < 4; ++v) {
+    const F32x16 key = splat(static_cast<float>(first_key + 16 * v)) + steps;
+    s[v] = load(scores + 16 * v);
+    s[v] = select(splat(last) < key, hidden, select(key < splat(first), hidden, s[v]));
+    top = max(top, s[v]);
+  }
+  const F32x16 scales = splat(scale), old_maximum = splat(maximum);
+  const F32x16 next_maximum = max(old_maximum, splat(reduce_max(top)) * scales);
+  const F32x16 base = select(next_maximum < splat(-3.0e38f), zero(), next_maximum);
+  const F32x16 shrink = exp2_nonpositive(old_maximum - base), minus_base = zero() - base;
+  for (int v = 0; v < 4; ++v) store(scores + 16 * v, exp2_nonpositive(fma(s[v], scales, minus_base)));
+  __m128 chains = _mm_setzero_ps();
+  for (int64_t i = 0; i < B; i += 4) chains = _mm_add_ps(chains, _mm_loadu_ps(scores + i));
+  alignas(16) float chain[4];
+  _mm_store_ps(chain, chains);
+  const F32x16 total = fma(splat(sum), shrink, (splat(chain[0]) + splat(chain[1])) + (splat(chain[2]) + splat(chain[3])));
+  alignas(64) float lanes[16];
+  store(lanes, next_maximum);
+  maximum = lanes[0];
+  store(lanes, total);
+  sum = lanes[0];
+  store(lanes, shrink);
+  return lanes[0];
+}
+
+ORRERY_INLINE int64_t lowest_position(const PagedTask& t) { return t.window > 0 && t.context > t.window ? t.context - t.window : 0; }
+
+template <int kCount>
+struct HeadCount {
+  static constexpr int value = kCount;
+};
+
+/// Calls heads(HeadCount<n>, first) for the heads of the group, four at a time and then what is left.
+template <typename Heads>
+ORRERY_INLINE void by_fours(int64_t group, Heads&& heads) {
+  int64_t head = 0;
+  for (; head + 4 <= group; head += 4) heads(HeadCount<4>{}, head);
+  if (group - head == 3) heads(HeadCount<3>{}, head);
+  if (group - head == 2) heads(HeadCount<2>{}, head);
+  if (group - head == 1) heads(HeadCount<1>{}, head);
+}
+
+/// Calls body(j, block, next) for the blocks of keys that the query sees; `next` is what will be read next: the block behind, or the first of the
+/// task behind where these heads are the last of the group.
+template <typename T, typename Body>
+ORRERY_INLINE void each_block(const PagedTask& t, int64_t end_head, Body&& body) {
+  BlockRows<T> blocks[2];
+  const int64_t first = lowest_position(t) / B;
+  blocks[0].find(t, first);
+  for (int64_t j = first, now = 0; j * B < t.context; ++j, now = 1 - now) {
+    BlockRows<T>& next = blocks[1 - now];
+    if ((j + 1) * B < t.context)
+      next.find(t, j + 1);
+    else if (t.next != nullptr && end_head == t.group)
+      next.find(*t.next, lowest_position(*t.next) / B);
+    else
+      next.rows = 0;
+    body(j, blocks[now], next);
+  }
+}
+
+}  // namespace
+}  // namespace orrery::ORRERY_SIMD
