@@ -1,5 +1,9 @@
 // The base folder: known answers for Philox, exact round trips for the 16-bit floats, and a pool that visits each index once.
 #include <gtest/gtest.h>
+#include <sched.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
@@ -14,6 +18,7 @@
 #include "base/philox.h"
 #include "base/portable_math.h"
 #include "base/thread_pool.h"
+#include "base/time_slice.h"
 
 namespace orrery {
 namespace {
@@ -126,6 +131,16 @@ TEST(ThreadPool, LateWorkersFindTheirPartDone) {
     });
     for (const auto& count : visits) ASSERT_EQ(count.load(std::memory_order_relaxed), run + 1);
   }
+}
+
+// A thread that asks for short turns has them, and short sleeps; its policy and its nice value stay.
+TEST(TimeSlice, IsShortForTheThreadThatAsks) {
+  std::thread([] {
+    prefer_short_time_slices();
+    EXPECT_EQ(::prctl(PR_GET_TIMERSLACK), 1000);
+    EXPECT_EQ(::sched_getscheduler(0), SCHED_OTHER);
+    EXPECT_EQ(::getpriority(PRIO_PROCESS, 0), ::getpriority(PRIO_PROCESS, static_cast<id_t>(::getpid())));
+  }).join();
 }
 
 // An error carries its code, and each code has the exit status that the documentation promises.

@@ -21,6 +21,8 @@ namespace {
 
 constexpr int64_t kRequestsPerBlock = 64;
 constexpr int64_t kLookAtPeerNs = 20'000'000;
+constexpr int kMostYields = 300;
+constexpr int64_t kTimeSliceNs = 500'000;  // what a thread that computes gets at least
 
 const OrreryMpiApi& open_plugin(MpiLibrary library) {
   const std::string file = fmt::format("liborrery_mpi_{}.so", mpi_library_name(library));
@@ -122,7 +124,7 @@ class MpiTransport final : public Transport {
 
   TransferStatus wait(Request* opaque, int64_t deadline_ns) override {
     auto* request = static_cast<MpiRequest*>(opaque);
-    int64_t look_at_peer_ns = 0;
+    int64_t look_at_peer_ns = 0, last_ns = monotonic_ns();
     for (int polls = 0;; ++polls) {
       const TransferStatus status = test(opaque);
       if (status != TransferStatus::kPending) return status;
@@ -135,13 +137,16 @@ class MpiTransport final : public Transport {
         for (const RankCard& card : cards_)
           if (process_state(card.process_id) == ProcessState::kGone && test(opaque) == TransferStatus::kPending) return request->status = TransferStatus::kFailed;
       }
-      // Ranks may share cores: first the neighbour, then the clock.
-      if (polls < 1000) {
+      // Ranks may share cores: first the neighbour, then the clock. A yield that gave the core away comes back a time slice later, which is long
+      // for a message; from a sleep the kernel wakes this thread in time.
+      if (polls < kMostYields && now - last_ns < kTimeSliceNs) {
         ::sched_yield();
       } else {
+        polls = kMostYields;
         const timespec pause{0, 30'000};
         ::nanosleep(&pause, nullptr);
       }
+      last_ns = now;
     }
   }
 

@@ -10,6 +10,8 @@ namespace orrery {
 namespace {
 
 constexpr int kTableVersion = 1;
+// Operations a byte, up to which an op takes what its bytes take, whatever it is.
+constexpr double kMemoryBoundFlops = 2;
 
 struct AttributeText {
   // Attributes that say nothing about time.
@@ -51,18 +53,22 @@ std::optional<double> OpTimes::seconds(const std::string& key, double flops, dou
   const auto at = ops_.find(key);
   exact = at != ops_.end();
   if (exact) return at->second.seconds;
-  const std::string family = key.substr(0, key.find('|') + 1);
-  const double wanted = flops > 0 ? flops : bytes;
   double nearest = 0;
   std::optional<double> seconds;
-  for (auto entry = ops_.lower_bound(family); entry != ops_.end() && entry->first.starts_with(family); ++entry) {
-    const double size = flops > 0 ? entry->second.flops : entry->second.bytes;
-    if (size <= 0 || wanted <= 0) continue;
+  const auto consider = [&](const OpMeasurement& other, double size, double wanted) {
+    if (size <= 0 || wanted <= 0) return;
     const double distance = std::abs(std::log(size / wanted));
-    if (seconds && distance >= nearest) continue;
+    if (seconds && distance >= nearest) return;
     nearest = distance;
-    seconds = entry->second.seconds * wanted / size;
-  }
+    seconds = other.seconds * wanted / size;
+  };
+  const std::string family = key.substr(0, key.find('|') + 1);
+  for (auto entry = ops_.lower_bound(family); entry != ops_.end() && entry->first.starts_with(family); ++entry)
+    consider(entry->second, flops > 0 ? entry->second.flops : entry->second.bytes, flops > 0 ? flops : bytes);
+  if (seconds || flops > kMemoryBoundFlops * bytes) return seconds;
+  const std::string context = family.substr(std::min(family.size(), family.find('@')));
+  for (const auto& [name, other] : ops_)
+    if (other.flops <= kMemoryBoundFlops * other.bytes && name.find(context) != std::string::npos) consider(other, other.bytes, bytes);
   return seconds;
 }
 

@@ -42,7 +42,8 @@ class OpTimes {
   void add_probe(const std::string& name) { probes_.insert(name); }
 
   /// Seconds of the op of `key` with this cost: as measured, or scaled from the measured op of the same kind and context that is
-  /// nearest in size; `exact` says which. None when no op of that kind was measured there.
+  /// nearest in size, or, of one that memory bounds, from another such op of that context; `exact` says whether it was measured. None when
+  /// there is none.
   std::optional<double> seconds(const std::string& key, double flops, double bytes, bool& exact) const;
   /// Seconds of a collective over `bytes`; linear between and beyond measured sizes.
   std::optional<double> comm_seconds(const std::string& key, double bytes) const;

@@ -17,24 +17,29 @@ constexpr double kMeasuredWidth = 0.08, kScaledWidth = 0.15;
 // What one rank's actions take when nothing else runs.
 class RankCosts {
  public:
-  RankCosts(const Plan& plan, const OpTimes& times, const TimingContext& context, int num_ranks, const std::string& transport, StepPrediction& out)
-      : plan_(plan), times_(times), num_ranks_(num_ranks), transport_(transport), out_(out) {
+  RankCosts(const Plan& plan, const OpTimes& times, const TimingContext& context, const std::string& transport, StepPrediction& out)
+      : plan_(plan), times_(times), transport_(transport), out_(out) {
     const int64_t tokens = plan.micro_batch_size * plan.options.local_tokens();
     const double mean_context = static_cast<double>(plan.options.sequence_tokens + 1) / 2;
     seconds_.resize(plan.stage.blocks.size());
-    for (size_t block = 0; block < seconds_.size(); ++block)
+    std::vector<bool> runs(seconds_.size());
+    for (const Action& action : plan.schedule.actions)
+      if (stream_of(action.kind) == Stream::kCompute) runs[Stage::block_index(*phase_of_action(action.kind), action.chunk)] = true;
+    for (size_t block = 0; block < seconds_.size(); ++block) {
+      if (!runs[block]) continue;
       for (const Op& op : plan.stage.blocks[block].ops) {
         const OpCost cost = op_cost(plan.stage, op, tokens, mean_context);
         bool exact = false;
         const std::string key = op_key(plan.stage, op, context);
         const auto seconds = times.seconds(key, cost.flops, cost.bytes_read + cost.bytes_written, exact);
         // A second rank's ops are the first one's, or all but: one rank is counted.
-        if (out.ranks.empty() && Stage::phase_of(block) != Phase::kEval) {
+        if (out.ranks.empty()) {
           if (!seconds) out.missing.push_back(key);
           else ++(exact ? out.ops_measured : out.ops_scaled);
         }
         seconds_[block].push_back(seconds.value_or(0));
       }
+    }
   }
 
   /// Ops [first, last) of a compute action; a micro-batch with fewer sequences takes its share.
@@ -47,37 +52,13 @@ class RankCosts {
     return sum * static_cast<double>(batch.num_sequences) / static_cast<double>(plan_.micro_batch_size);
   }
 
-  double collective(const Action& action) {
+  double communication(const Action& action) const {
     double seconds = 0;
-    const auto add = [&](const char* operation, double bytes) {
-      const std::string key = comm_key(operation, num_ranks_, transport_);
-      const auto found = times_.comm_seconds(key, bytes);
+    for (const CommCall& call : comm_calls(plan_, action)) {
+      const std::string key = comm_key(call.operation, call.group_size, transport_);
+      const auto found = times_.comm_seconds(key, call.bytes);
       if (!found && std::find(out_.missing.begin(), out_.missing.end(), key) == out_.missing.end()) out_.missing.push_back(key);
       seconds += found.value_or(0);
-    };
-    if (action.kind == ActionKind::kExchangeSums) {
-      add("xs", 8.0 * static_cast<double>(plan_.num_norm_blocks + plan_.options.global_batch_size + 1));
-      return seconds;
-    }
-    if (stream_of(action.kind) == Stream::kPoint) {
-      if (is_send(action.kind)) add("message", static_cast<double>(payload_bytes(plan_, action)));
-      return seconds;
-    }
-    const ParameterUnit& unit = plan_.units[static_cast<size_t>(action.unit)];
-    const auto elements = static_cast<double>(unit.cuts.back() - unit.cuts.front());
-    if (action.kind == ActionKind::kReduceScatterGradients) {
-      add("rs", 4 * elements * (action.round >= 0 ? 1 : static_cast<double>(plan_.schedule.piece_buffers[static_cast<size_t>(unit.chunk)].size())));
-    } else if (action.kind == ActionKind::kAllReduceGradients) {
-      add("rs", static_cast<double>(payload_bytes(plan_, action) * static_cast<int64_t>(plan_.schedule.rounds.back().after.size())));
-      add("ag", static_cast<double>(payload_bytes(plan_, action)));
-    } else if (action.kind == ActionKind::kAllGatherParameters && plan_.options.data.shards_weights()) {
-      add("ag", static_cast<double>(payload_bytes(plan_, action)));
-    } else if (action.kind == ActionKind::kAllGatherGradients) {
-      add("ag", 4 * elements);
-    } else {
-      // One call a parameter.
-      for (int32_t i = 0; i < unit.count; ++i)
-        add("ag", static_cast<double>(plan_.stage.parameters[static_cast<size_t>(unit.first + i)].num_elements() * dtype_bytes(plan_.stage.compute_dtype)));
     }
     return seconds;
   }
@@ -85,7 +66,6 @@ class RankCosts {
  private:
   const Plan& plan_;
   const OpTimes& times_;
-  int num_ranks_;
   const std::string& transport_;
   StepPrediction& out_;
   std::vector<std::vector<double>> seconds_;  // by block and op
@@ -98,7 +78,7 @@ struct Segment {
 };
 
 /// All segments whose turn it is advance at one time; where they want more cores than there are, all are slowed alike.
-double run_segments(const ScheduleGraph& graph, const std::vector<Segment>& segments, int num_cores) {
+double run_segments(const ScheduleGraph& graph, const std::vector<Segment>& segments, double num_cores) {
   const auto num_points = static_cast<size_t>(graph.num_points());
   std::vector<int32_t> missing(num_points);
   std::vector<std::pair<int32_t, double>> active;  // point, seconds left
@@ -125,7 +105,7 @@ double run_segments(const ScheduleGraph& graph, const std::vector<Segment>& segm
     int wanted = 0;
     double least = std::numeric_limits<double>::infinity();
     for (const auto& [point, left] : active) wanted += segments[static_cast<size_t>(point)].cores, least = std::min(least, left);
-    const double slowdown = std::max(1.0, static_cast<double>(wanted) / num_cores);
+    const double slowdown = std::max(1.0, wanted / num_cores);
     now += least * slowdown;
     size_t kept = 0;
     for (auto& [point, left] : active) {
@@ -139,6 +119,46 @@ double run_segments(const ScheduleGraph& graph, const std::vector<Segment>& segm
 }
 
 }  // namespace
+
+std::vector<CommCall> comm_calls(const Plan& plan, const Action& action) {
+  const DataParallel& data = plan.options.data;
+  const auto world = static_cast<int>(plan.options.world_size()), shards = static_cast<int>(data.num_shards());
+  const auto payload = static_cast<double>(payload_bytes(plan, action));
+  switch (action.kind) {
+    case ActionKind::kExchangeSums: return {{"xs", world, payload}};
+    case ActionKind::kReduceScatterGradients: {
+      const auto chunk = static_cast<size_t>(plan.units[static_cast<size_t>(action.unit)].chunk);
+      return {{"rs", shards, payload * (action.round >= 0 ? 1 : static_cast<double>(plan.schedule.piece_buffers[chunk].size()))}};
+    }
+    case ActionKind::kAllReduceGradients: {
+      const auto replicas = static_cast<int>(data.num_replicas());
+      return {{"rs", replicas, payload * static_cast<double>(plan.schedule.rounds.back().after.size())}, {"ag", replicas, payload}};
+    }
+    case ActionKind::kAllGatherGradients: return {{"ag", shards, payload}};
+    case ActionKind::kAllGatherParameters: {
+      if (data.shards_weights()) return {{"ag", shards, payload}};
+      const ParameterUnit& unit = plan.units[static_cast<size_t>(action.unit)];
+      std::vector<CommCall> calls;  // one a parameter
+      for (int32_t i = 0; i < unit.count; ++i)
+        calls.push_back({"ag", shards, static_cast<double>(plan.stage.parameters[static_cast<size_t>(unit.first + i)].num_elements() * dtype_bytes(plan.stage.compute_dtype))});
+      return calls;
+    }
+    default: return is_send(action.kind) ? std::vector<CommCall>{{"message", 2, payload}} : std::vector<CommCall>();
+  }
+}
+
+std::vector<CommCall> unmeasured_calls(const std::vector<Plan>& plans, const OpTimes& times, const StepMachine& machine) {
+  std::vector<CommCall> calls;
+  for (const Plan& plan : plans)
+    for (const Action& action : plan.schedule.actions) {
+      if (stream_of(action.kind) == Stream::kCompute) continue;
+      for (const CommCall& call : comm_calls(plan, action)) {
+        const bool listed = std::any_of(calls.begin(), calls.end(), [&](const CommCall& other) { return other.operation == call.operation && other.group_size == call.group_size; });
+        if (!listed && !times.has_comm(comm_key(call.operation, call.group_size, machine.transport))) calls.push_back({call.operation, call.group_size, 0});
+      }
+    }
+  return calls;
+}
 
 TimingContext timing_context(const Plan& plan, const StepMachine& machine, int num_ranks) {
   TimingContext context;
@@ -155,7 +175,7 @@ TimingContext timing_context(const Plan& plan, const StepMachine& machine, int n
 std::vector<std::string> unmeasured_ops(const Plan& plan, const OpTimes& times, const TimingContext& context) {
   std::vector<std::string> keys;
   for (int32_t chunk = 0; chunk < plan.stage.num_chunks(); ++chunk)
-    for (const Phase phase : {Phase::kForward, Phase::kBackward})
+    for (const Phase phase : {Phase::kForward, Phase::kBackward, Phase::kBackwardInput, Phase::kBackwardWeight})
       for (const Op& op : plan.stage.block(phase, chunk).ops)
         if (std::string key = op_key(plan.stage, op, context); !times.has(key)) keys.push_back(std::move(key));
   std::sort(keys.begin(), keys.end());
@@ -166,22 +186,25 @@ std::vector<std::string> unmeasured_ops(const Plan& plan, const OpTimes& times, 
 StepPrediction predict_step_time(const std::vector<Plan>& plans, const OpTimes& times, const StepMachine& machine) {
   StepPrediction out;
   const auto num_ranks = static_cast<int>(plans.size());
+  // The parts of a layer do the same at the same time, on as many more cores.
+  const std::span<const Plan> slice(plans.data(), static_cast<size_t>(plans.front().options.slice_size()));
+  const double slice_cores = static_cast<double>(machine.num_cores) / static_cast<double>(plans.front().options.parallel.num_parts());
   std::vector<Schedule> schedules;
-  for (const Plan& plan : plans) schedules.push_back(plan.schedule);
-  const ScheduleContext context = schedule_context(plans);
+  for (const Plan& plan : slice) schedules.push_back(plan.schedule);
+  const ScheduleContext context = schedule_context(slice);
   const ScheduleGraph graph(schedules, context);
   ORRERY_CHECK(graph.problems().empty(), "{}", graph.problems().front());
   std::vector<Segment> segments(static_cast<size_t>(graph.num_points()));
-  for (int32_t rank = 0; rank < num_ranks; ++rank) {
-    const Plan& plan = plans[static_cast<size_t>(rank)];
-    RankCosts costs(plan, times, timing_context(plan, machine, num_ranks), num_ranks, machine.transport, out);
+  for (int32_t rank = 0; rank < static_cast<int32_t>(slice.size()); ++rank) {
+    const Plan& plan = slice[static_cast<size_t>(rank)];
+    const RankCosts costs(plan, times, timing_context(plan, machine, num_ranks), machine.transport, out);
     PhaseSeconds phases;
     std::vector<double>& actions = out.actions.emplace_back();
     for (int32_t index = 0; index < static_cast<int32_t>(plan.schedule.actions.size()); ++index) {
       const Action& action = plan.schedule.actions[static_cast<size_t>(index)];
       const ActionRef ref{rank, index};
       if (stream_of(action.kind) != Stream::kCompute) {
-        const double seconds = costs.collective(action);
+        const double seconds = costs.communication(action);
         segments[static_cast<size_t>(graph.end(ref))] = {seconds, 1};
         phases.communication += seconds;
         actions.push_back(seconds);
@@ -201,7 +224,7 @@ StepPrediction predict_step_time(const std::vector<Plan>& plans, const OpTimes& 
     }
     out.ranks.push_back(phases);
   }
-  out.seconds = run_segments(graph, segments, machine.num_cores);
+  out.seconds = run_segments(graph, segments, slice_cores);
   const double scaled = static_cast<double>(out.ops_scaled) / static_cast<double>(std::max<int64_t>(1, out.ops_measured + out.ops_scaled));
   const double width = kMeasuredWidth + kScaledWidth * scaled;
   out.low = out.seconds * (1 - width), out.high = out.seconds * (1 + width);

@@ -27,10 +27,20 @@ struct StepPrediction {
 
 struct StepMachine {
   std::string device;        // as TimingContext::device
-  std::string transport = "local";
+  std::string transport = "local";  // "mpi": ranks are processes
   int num_cores = 1;         // shared by all ranks
   int threads_per_rank = 1;
 };
+
+/// One call of a collective, or a message ("message", to the next rank while one comes from the other side): over `bytes` in the whole buffer,
+/// by a group of `group_size` ranks.
+struct CommCall {
+  std::string operation;
+  int group_size = 0;
+  double bytes = 0;
+};
+/// What an action between ranks calls on this rank, one after the other. A receive costs nothing beside its send.
+std::vector<CommCall> comm_calls(const Plan& plan, const Action& action);
 
 /// How ops of `plan` are timed when `num_ranks` ranks run on the machine.
 TimingContext timing_context(const Plan& plan, const StepMachine& machine, int num_ranks);
@@ -39,7 +49,11 @@ TimingContext timing_context(const Plan& plan, const StepMachine& machine, int n
 /// them: they scale with their elements.
 std::vector<std::string> unmeasured_ops(const Plan& plan, const OpTimes& times, const TimingContext& context);
 
-/// One plan a rank, as make_training_plans gives them. Cost: ranks x actions, some milliseconds.
+/// Operations and group sizes that the plans call and of which `times` has no curve, each once, bytes 0.
+std::vector<CommCall> unmeasured_calls(const std::vector<Plan>& plans, const OpTimes& times, const StepMachine& machine);
+
+/// One plan a rank, as make_training_plans gives them. Of ranks that share layers one slice stands for all. Cost: ranks x actions, some
+/// milliseconds.
 StepPrediction predict_step_time(const std::vector<Plan>& plans, const OpTimes& times, const StepMachine& machine);
 
 /// "time      0.412 s a step (0.39 to 0.44, 90 %): forward 0.13, backward 0.24, update 0.03, communication 0.01".

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <set>
 
 #include "base/error.h"
 #include "ir/op_table.h"
@@ -17,14 +18,25 @@ namespace {
 
 int64_t fake_workspace(const Stage&, const Op&) { return 64; }
 
-std::vector<Plan> plans_of(int64_t ranks, int zero_stage, int64_t micro_batch) {
+TrainingPlanOptions options_of(int64_t micro_batch) {
   TrainingPlanOptions options;
   options.model = default_model_config(ModelFamily::kLlama);
   options.model.num_layers = 2, options.model.hidden_size = 64, options.model.num_heads = 4, options.model.num_kv_heads = 2;
   options.model.intermediate_size = 128, options.model.vocab_size = 256, options.model.max_seq_len = 32;
   resolve(options.model);
   options.sequence_tokens = 32, options.global_batch_size = 8, options.micro_batch_size = micro_batch, options.recompute = Recompute::kNone;
+  return options;
+}
+
+std::vector<Plan> plans_of(int64_t ranks, int zero_stage, int64_t micro_batch) {
+  TrainingPlanOptions options = options_of(micro_batch);
   options.data = {ranks, 0, zero_stage};
+  return make_training_plans(options, fake_workspace);
+}
+
+std::vector<Plan> plans_of(const PipelineParallel& pipeline, const ParallelContext& parallel, int64_t micro_batch) {
+  TrainingPlanOptions options = options_of(micro_batch);
+  options.pipeline = pipeline, options.parallel = parallel;
   return make_training_plans(options, fake_workspace);
 }
 
@@ -98,6 +110,56 @@ TEST(StepTime, CollectivesHideBehindTheBackwardOnlyOnFreeCores) {
   EXPECT_NEAR(full.seconds, without + full.ranks[0].communication, 1e-6);
 }
 
+// A pipeline's ranks wait for each other: with as many cores as ranks the step is the busy time of one and the bubble, and messages add to it.
+TEST(StepTime, APipelineHasItsBubbleAndItsMessages) {
+  const StepMachine machine{.device = "test", .num_cores = 2, .threads_per_rank = 1};
+  std::vector<Plan> plans = plans_of({.size = 2}, {}, 1);
+  OpTimes times = table_for(plans, machine);
+  const auto step = [&](double message_seconds) {
+    times.add_comm(comm_key("message", 2, "local"), {{1, message_seconds}, {1e9, message_seconds}});
+    const StepPrediction p = predict_step_time(plans, times, machine);
+    EXPECT_TRUE(p.missing.empty()) << p.missing.front();
+    return p;
+  };
+  const StepPrediction without = step(0);
+  const double busiest = std::max(without.ranks[0].busy(), without.ranks[1].busy()), least_of_a_micro_batch = std::min(without.ranks[0].forward, without.ranks[1].forward) / 8;
+  EXPECT_GE(without.seconds, busiest + least_of_a_micro_batch);
+  EXPECT_LT(without.seconds, without.ranks[0].busy() + without.ranks[1].busy());
+  EXPECT_GT(step(1e-3).seconds, without.seconds + 2e-3);
+}
+
+// Ranks that share layers all do the same, each on its share of the cores.
+TEST(StepTime, PartsOfALayerShareTheCores) {
+  const std::vector<Plan> plans = plans_of({}, {.tensor_size = 2}, 4);
+  const auto step = [&](int num_cores) {
+    const StepMachine machine{.device = "test", .num_cores = num_cores, .threads_per_rank = 1};
+    const StepPrediction p = predict_step_time(plans, table_for(plans, machine), machine);
+    EXPECT_TRUE(p.missing.empty()) << p.missing.front();
+    return p.seconds;
+  };
+  EXPECT_NEAR(step(2), kOpSeconds * ops_of_step(plans[0]), 1e-9);
+  EXPECT_NEAR(step(1), 2 * step(2), 1e-9);
+}
+
+// What a probe has to time is what the prediction asks for: each operation in groups of the size in which it is called.
+TEST(StepTime, NamesTheCallsThatItWants) {
+  const StepMachine machine{.device = "test"};
+  const auto wanted = [&](const std::vector<Plan>& plans) {
+    std::set<std::string> names;
+    for (const CommCall& call : unmeasured_calls(plans, OpTimes{}, machine)) names.insert(fmt::format("{} {}", call.operation, call.group_size));
+    return names;
+  };
+  using Names = std::set<std::string>;
+  EXPECT_EQ(wanted(plans_of(1, 0, 4)), Names{});
+  EXPECT_EQ(wanted(plans_of(4, 1, 2)), (Names{"ag 4", "rs 4", "xs 4"}));
+  EXPECT_EQ(wanted(plans_of({.size = 2}, {}, 1)), (Names{"message 2", "xs 2"}));
+  std::vector<Plan> plans = plans_of(2, 3, 2);
+  EXPECT_EQ(wanted(plans), (Names{"ag 2", "rs 2", "xs 2"}));
+  for (const Plan& plan : plans)
+    for (const Action& action : plan.schedule.actions)
+      for (const CommCall& call : comm_calls(plan, action)) EXPECT_EQ(call.bytes, static_cast<double>(payload_bytes(plan, action))) << to_string(action, plan.schedule);
+}
+
 TEST(StepTime, WhatWasNotTimedIsScaledOrNamed) {
   OpTimes times;
   times.add("linear@c|a", {1.0, 100, 10});
@@ -108,6 +170,12 @@ TEST(StepTime, WhatWasNotTimedIsScaledOrNamed) {
   EXPECT_DOUBLE_EQ(*times.seconds("linear@c|b", 1, 1, exact), 4.0);
   EXPECT_TRUE(exact);
   EXPECT_FALSE(times.seconds("linear@d|a", 100, 1, exact).has_value());
+  // What memory bounds takes what another such op takes.
+  EXPECT_FALSE(times.seconds("add@c|a", 10, 100, exact).has_value());
+  times.add("swiglu@c|a", {0.5, 50, 50});
+  EXPECT_DOUBLE_EQ(*times.seconds("add@c|a", 10, 100, exact), 1.0);
+  EXPECT_FALSE(exact);
+  EXPECT_FALSE(times.seconds("add@d|a", 10, 100, exact).has_value());
   const std::vector<Plan> plans = plans_of(1, 0, 2);
   const StepPrediction unknown = predict_step_time(plans, OpTimes{}, {.device = "test"});
   EXPECT_FALSE(unknown.missing.empty());

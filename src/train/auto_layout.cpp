@@ -22,10 +22,11 @@ struct Candidate {
 std::vector<int64_t> rank_counts(const RunSetup& setup, bool ranks_given) {
   const TrainingPlanOptions& options = setup.plan_options;
   if (ranks_given || setup.config.parallel.data_parallel_size) return {options.data.size};
+  // Ranks of a pipeline and those that share layers have a thread each, too.
+  const int64_t threads = std::max<int64_t>(1, setup.engine.num_threads / (options.world_size() / options.data.size)), most = std::min(threads, options.lanes);
   std::vector<int64_t> counts;
-  const int64_t most = std::min<int64_t>(setup.engine.num_threads, options.lanes);
   for (int64_t ranks = 1; ranks <= most; ranks *= 2)
-    if (setup.engine.num_threads % ranks == 0) counts.push_back(ranks);
+    if (threads % ranks == 0) counts.push_back(ranks);
   return counts;
 }
 
@@ -43,17 +44,15 @@ TrainingPlanOptions options_of(const RunSetup& setup, const Candidate& candidate
   return options;
 }
 
-std::vector<Plan> plans_of(const RunSetup& setup, const TrainingPlanOptions& options) {
+std::vector<Plan> plans_of(const RunSetup& setup, const TrainingPlanOptions& options, Communicator* world) {
   EngineOptions each = setup.engine;
-  each.num_threads = rank_threads(setup.engine.num_threads, static_cast<int>(options.world_size()));
+  each.num_threads = rank_threads(setup.engine.num_threads, world != nullptr ? 1 : static_cast<int>(options.world_size()));
   return make_training_plans(options, workspace_traits(each, options.sequence_tokens));
 }
 
 }  // namespace
 
-LayoutChoice choose_layout(RunSetup& setup, bool ranks_given, const SetupNote& note) {
-  // What the ranks that share a layer wait for inside ops has no place in the table of measured ops.
-  if (setup.plan_options.parallel.num_parts() > 1) return {};
+LayoutChoice choose_layout(RunSetup& setup, bool ranks_given, const SetupNote& note, Communicator* world) {
   const bool automatic = setup.config.parallel.layout == LayoutMode::kAuto;
   const std::vector<int64_t> counts = rank_counts(setup, ranks_given || !automatic);
   std::vector<Candidate> candidates;
@@ -63,6 +62,7 @@ LayoutChoice choose_layout(RunSetup& setup, bool ranks_given, const SetupNote& n
     if (counts.size() > 1 && ranks > 1 && stage == 0) candidates.push_back({ranks, 1, std::nullopt});
   }
   OpTimes times = load_op_times();
+  if (world != nullptr) share_op_times(times, *world);
   const auto begin = std::chrono::steady_clock::now();
   int64_t measured = 0;
   LayoutChoice choice;
@@ -74,9 +74,9 @@ LayoutChoice choose_layout(RunSetup& setup, bool ranks_given, const SetupNote& n
     const TrainingPlanOptions options = options_of(setup, candidate);
     WeighedLayout weighed;
     try {
-      const std::vector<Plan> plans = plans_of(setup, options);
-      if (automatic) measured += measure_missing(plans, setup.engine, setup.train.get(), times);
-      const StepMachine machine = step_machine(setup.engine, plans.front().stage.compute_dtype, static_cast<int>(plans.size()));
+      const std::vector<Plan> plans = plans_of(setup, options, world);
+      const StepMachine machine = step_machine(setup.engine, plans.front().stage.compute_dtype, static_cast<int>(plans.size()), world);
+      if (automatic) measured += measure_missing(plans, setup.engine, machine, setup.train.get(), times, world);
       StepPrediction prediction = predict_step_time(plans, times, machine);
       weighed.layout = layout_name(plans.front(), machine.threads_per_rank);
       for (const Plan& plan : plans) weighed.bytes += plan.memory.total_bytes;
@@ -100,8 +100,9 @@ LayoutChoice choose_layout(RunSetup& setup, bool ranks_given, const SetupNote& n
   setup.plan_options = *taken;
   if (measured > 0) {
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-    note(fmt::format("probe     {} ops and collectives timed in {:.1f} s with two layers of this model{}", measured, seconds,
-                     store_op_times(times) ? ", kept in " + op_times_path() : ""));
+    if (world == nullptr || world->rank() == 0)
+      note(fmt::format("probe     {} ops and collectives timed in {:.1f} s with two layers of this model{}", measured, seconds,
+                       store_op_times(times) ? ", kept in " + op_times_path() : ""));
   }
   const auto at = choice.weighed.begin() + static_cast<ptrdiff_t>(taken_index);
   std::rotate(choice.weighed.begin(), at, at + 1);

@@ -26,8 +26,9 @@ struct LayoutChoice {
 /// Decides what the run file and the command line leave open and writes it into `setup`, so that plan_run(setup) gives the plans that were
 /// weighed. `ranks_given`: the number of ranks is not to be changed. With layout = "manual" nothing is chosen or measured, and the
 /// prediction has only what the table knows. What is measured is kept for the next run; `note` says so.
-/// With tensor ranks nothing is weighed or predicted: the choice is empty. Errors: kInvalidConfig when nothing fits.
-LayoutChoice choose_layout(RunSetup& setup, bool ranks_given, const SetupNote& note);
+/// `world`: ranks are processes of one machine, all of which call it, with `ranks_given`; null: threads of this one.
+/// Errors: kInvalidConfig when nothing fits.
+LayoutChoice choose_layout(RunSetup& setup, bool ranks_given, const SetupNote& note, Communicator* world = nullptr);
 
 std::string layout_choice_to_text(const LayoutChoice& choice);
 

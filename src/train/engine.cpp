@@ -56,6 +56,7 @@ WorkspaceBytes workspace_traits(const EngineOptions& options, int64_t sequence_t
 
 TrainingEngine::TrainingEngine(const Plan& plan, const EngineOptions& options, Communicator* world)
     : plan_(plan),
+      computes_(options.computes),
       pool_(options.num_threads, options.pin_threads),
       arena_(plan.memory.total_bytes),
       executor_(plan.stage, plan.memory, arena_, {&pool_, options.isa, options.arithmetic, options.native_arithmetic}, plan.options.sequence_tokens),
@@ -256,7 +257,7 @@ void TrainingEngine::compute(int copy, const std::function<void()>& before_updat
       case ActionKind::kNorm: {
         // Each number is made by one rank and zero on the others, so that their sum is exact in any order.
         std::fill(sums.begin(), sums.end(), 0.0);
-        executor_.run(Phase::kNorm, binding);
+        if (!is_empty(action)) executor_.run(Phase::kNorm, binding);
         if (!has_losses(plan_)) break;
         const int64_t first_loss = plan_.num_norm_blocks + plan_.options.parallel.context_rank * plan_.options.global_batch_size;
         for (size_t k = 0; k < sequences_.size(); ++k) sums[static_cast<size_t>(first_loss + sequences_[k])] = sequence_loss(copy, static_cast<int64_t>(k));
@@ -267,7 +268,7 @@ void TrainingEngine::compute(int copy, const std::function<void()>& before_updat
         const auto num_valid = static_cast<int32_t>(sums.back());
         std::memcpy(step_data(StepField::kNumValid), &num_valid, sizeof num_valid);
         if (before_update) before_update();
-        executor_.run(Phase::kOptimizer, binding);
+        if (!is_empty(action)) executor_.run(Phase::kOptimizer, binding);
         break;
       }
       default:

@@ -28,6 +28,7 @@ struct EngineOptions {
   Arithmetic arithmetic = Arithmetic::kFma1;
   bool native_arithmetic = true;  // false: emulate the arithmetic id with f32 FMAs
   bool pin_threads = true;
+  bool computes = true;  // false: no op runs, so that a step is what its schedule communicates; to time that alone
 };
 
 /// The processor's own choice of instruction set and arithmetic, `num_threads` <= 0 meaning every core this process may use.
@@ -121,7 +122,7 @@ class TrainingEngine {
   void evaluate_stage(int32_t chunk, const ActionBinding& binding);
   void evaluate_ops(const ActionBinding& binding);
   void plan_reductions();
-  bool is_empty(const Action& action) const { return action.micro_batch >= 0 && plan_.schedule.micro_batches[static_cast<size_t>(action.micro_batch)].num_sequences == 0; }
+  bool is_empty(const Action& action) const { return !computes_ || (action.micro_batch >= 0 && plan_.schedule.micro_batches[static_cast<size_t>(action.micro_batch)].num_sequences == 0); }
   std::span<double> exchanged() const;  // block sums of all ranks, losses of all sequences, count of valid tokens
   void reduce_scatter(const Action& action, const ParameterUnit& unit, std::string_view label);
   void all_reduce_shards(const Action& action, const ParameterUnit& unit, std::string_view label);
@@ -133,6 +134,7 @@ class TrainingEngine {
   std::byte* batch_data(BatchField field, int copy) const;
 
   const Plan& plan_;
+  const bool computes_;
   ThreadPool pool_;
   Arena arena_;
   Executor executor_;

@@ -12,8 +12,9 @@
 
 namespace orrery {
 
-/// `options.num_threads` are those of all ranks together.
-StepMachine step_machine(const EngineOptions& options, DType compute_dtype, int num_ranks);
+/// `options.num_threads` are those of all ranks of this process together. `world`: the plans' ranks, each of them a process of this machine; null:
+/// they are threads of this one. Collective over `world`, which is asked for the cores that its ranks may use.
+StepMachine step_machine(const EngineOptions& options, DType compute_dtype, int num_ranks, Communicator* world = nullptr);
 
 /// The table of this machine and program version; empty when there is none.
 OpTimes load_op_times();
@@ -26,8 +27,13 @@ std::vector<std::pair<std::string, OpMeasurement>> op_measurements(TrainingEngin
 
 /// What `plans` need is measured and added where `times` lacks it; `dataset`, when given, provides the tokens and documents, else they
 /// are random and one document a sequence. Returns the number of ops and collectives measured; 0 costs nothing. Two layers of a model so
-/// large that a step of them takes a minute are not measured: its prediction says what is missing.
+/// large that a step of them takes a minute are not measured: its prediction says what is missing. Nor are those whose parts are more
+/// than the machine's cores.
+/// `machine` as step_machine gives it. `world` as there: every process calls it with the same table, and gets the one of rank 0.
 /// Errors: kOutOfMemory when even two layers do not fit.
-int64_t measure_missing(const std::vector<Plan>& plans, const EngineOptions& options, const Dataset* dataset, OpTimes& times);
+int64_t measure_missing(const std::vector<Plan>& plans, const EngineOptions& options, const StepMachine& machine, const Dataset* dataset, OpTimes& times, Communicator* world = nullptr);
+
+/// Gives every rank of `world` the table of rank 0. Collective.
+void share_op_times(OpTimes& times, Communicator& world);
 
 }  // namespace orrery

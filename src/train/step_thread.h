@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "base/thread_pool.h"
+#include "base/time_slice.h"
 
 namespace orrery {
 
@@ -34,6 +35,8 @@ class StepThread {
  private:
   void run() {
     set_floating_point_mode();
+    // It mostly waits, beside a compute thread on the same core: what it does is short, and late it makes all ranks wait.
+    prefer_short_time_slices();
     for (uint64_t seen = 0;;) {
       started_.wait(seen, std::memory_order_acquire);
       ++seen;
