@@ -85,7 +85,7 @@ def overload():
 def cancel_until(end, seed, sent):
     rng = random.Random(seed)
     while time.time() < end:
-        with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
+        with socket.create_connection(("127.0.0.1", port), timeout=600) as client:
             data = json.dumps(dict(prompt="w " * rng.randint(1, 100), max_tokens=500, stream=rng.random() < 0.5, n=rng.choice([1, 1, 3]), ignore_eos=True)).encode()
             client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
             sent[seed] += 1
