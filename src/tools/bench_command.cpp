@@ -32,7 +32,7 @@ Summary summarize(std::vector<double> values) {
 int run_bench_serve(const LoadOptions& options, bool as_json) {
   const LoadResult result = run_load(options);
   const auto generated = static_cast<double>(result.generated_tokens);
-  const std::pair<const char*, Summary> times[] = {{"time_to_first_token", summarize(result.first_token)}, {"inter_token_latency", summarize(result.between_tokens)}, {"request_latency", summarize(result.whole)}};
+  const std::pair<const char*, Summary> times[] = {{"time_to_first_token", summarize(result.first_token)}, {"inter_token_latency", summarize(result.between_tokens)}, {"request_latency", summarize(result.whole)}, {"refusal_latency", summarize(result.refused)}};
   if (as_json) {
     nlohmann::ordered_json report = {{"url", options.url}, {"rate", options.rate}, {"clients", options.rate > 0 ? 0 : options.clients}, {"requests", options.requests}, {"completed", result.completed},
                                      {"failures", result.failures}, {"seconds", result.seconds}, {"prompt_tokens", result.prompt_tokens}, {"generated_tokens", result.generated_tokens},

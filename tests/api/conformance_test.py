@@ -301,20 +301,23 @@ class Checklist(unittest.TestCase):
 
     def test_20_sigterm(self):
         server = Server(MODEL)
-        client = post_raw(server.port, TEXT, dict(prompt="a", max_tokens=200, stream=True, ignore_eos=True))
-        client.recv(1000)
-        probe = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
-        probe.connect()
+        streams = [post_raw(server.port, TEXT, dict(prompt="a", max_tokens=240, n=8, stream=True, ignore_eos=True)) for _ in range(8)]
+        for client in streams:
+            client.recv(1000)
         server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.1)
-        data = b""
-        while piece := client.recv(65536):
-            data += piece
-            if data.endswith(b"0\r\n\r\n"):
-                break
-        self.assertIn(b"data: [DONE]\n\n", data)
+        while "stopping" not in server.text():
+            time.sleep(0.005)
+        # While streams run on: not healthy, and nothing new.
+        self.assertEqual(server.call("GET", "/health"), (503, {"status": "draining"}))
+        self.assertEqual(server.call("POST", TEXT, dict(prompt="a", max_tokens=1))[0], 503)
+        for client in streams:
+            data = b""
+            while not data.endswith(b"0\r\n\r\n"):
+                piece = client.recv(65536)
+                self.assertTrue(piece, data[-200:])
+                data += piece
+            self.assertIn(b"data: [DONE]\n\n", data)
         self.assertEqual(server.process.wait(40), 0)
-        self.assertIn("stopping", server.text())
 
 
 class Beyond(unittest.TestCase):

@@ -154,7 +154,10 @@ class Load {
       co_await http::async_read_some(stream, buffer, parser, asio::use_awaitable);
       if (parser.get().result_int() == 200) events.read(parser.get().body());
     }
-    if (parser.get().result_int() != 200) co_return std::to_string(parser.get().result_int());
+    if (const unsigned status = parser.get().result_int(); status != 200) {
+      if (status == 429 || status == 503) result_.refused.push_back(seconds_since(begin));
+      co_return std::to_string(status);
+    }
     if (!events.failure.empty()) co_return events.failure;
     add(events);
     co_return std::string();
@@ -186,15 +189,17 @@ class Load {
     }
   };
 
+  static double seconds(Clock::duration d) { return std::chrono::duration<double>(d).count(); }
+  static double seconds_since(Clock::time_point begin) { return seconds(Clock::now() - begin); }
+
   void add(const Events& events) {
-    const auto seconds = [](Clock::duration d) { return std::chrono::duration<double>(d).count(); };
     ++result_.completed;
     result_.prompt_tokens += events.prompt_tokens;
     result_.generated_tokens += events.generated_tokens > 0 ? events.generated_tokens : static_cast<int64_t>(events.tokens.size());
     if (events.tokens.empty()) return;
     result_.first_token.push_back(seconds(events.tokens.front() - events.begin));
     for (size_t i = 1; i < events.tokens.size(); ++i) result_.between_tokens.push_back(seconds(events.tokens[i] - events.tokens[i - 1]));
-    result_.whole.push_back(seconds(Clock::now() - events.begin));
+    result_.whole.push_back(seconds_since(events.begin));
   }
 
   LoadOptions options_;

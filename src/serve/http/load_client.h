@@ -28,6 +28,7 @@ struct LoadResult {
   std::map<std::string, int64_t> failures;                         // "429", "timeout", ...
   double seconds = 0;
   std::vector<double> first_token, between_tokens, whole;  // seconds: to the first event with a token, between events, to the end
+  std::vector<double> refused;                             // seconds until a 429 or 503 was there whole
 };
 
 /// Errors: kInvalidArgument: the URL. kIo: nobody listens there, or it has no model.

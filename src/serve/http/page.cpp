@@ -4,7 +4,7 @@ namespace orrery {
 
 std::string_view page_html() {
   return R"html(<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>Orrery</title>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,"><title>Orrery</title>
 <style>
 :root{--ink:#1d2430;--soft:#5d6878;--line:#d9dee6;--paper:#fff;--back:#f4f6f9;--accent:#2457a8;--you:#e8eef8}
 @media(prefers-color-scheme:dark){:root{--ink:#e4e9f1;--soft:#98a3b3;--line:#333c49;--paper:#1b212a;--back:#12161c;--accent:#7fadf2;--you:#233048}}
