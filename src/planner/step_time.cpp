@@ -47,7 +47,8 @@ class RankCosts {
     return sum * static_cast<double>(batch.num_sequences) / static_cast<double>(plan_.micro_batch_size);
   }
 
-  double collective(const Action& action) {
+  double exchange(const Action& action) {
+    if (stream_of(action.kind) == Stream::kCopy) return 0;  // of a disk nothing is known
     double seconds = 0;
     const auto add = [&](const char* operation, double bytes) {
       const std::string key = comm_key(operation, num_ranks_, transport_);
@@ -181,7 +182,7 @@ StepPrediction predict_step_time(const std::vector<Plan>& plans, const OpTimes& 
       const Action& action = plan.schedule.actions[static_cast<size_t>(index)];
       const ActionRef ref{rank, index};
       if (stream_of(action.kind) != Stream::kCompute) {
-        const double seconds = costs.collective(action);
+        const double seconds = costs.exchange(action);
         segments[static_cast<size_t>(graph.end(ref))] = {seconds, 1};
         phases.communication += seconds;
         actions.push_back(seconds);

@@ -141,5 +141,48 @@ TEST(Engine, SameBitsForEveryPlan) {
     }
 }
 
+// Delayed gradients against the formula W(t + 1) = W(t) - lr g(W(t - 1)) (NUMERICS rule 15), the gradient taken by an engine without a delay whose
+// weights are set to W(t - 1): of plain SGD its momentum is then the clipped mean gradient.
+TEST(Engine, DelayedUpdateFollowsTheFormula) {
+  TrainingPlanOptions options = small_options(kShapes[1], DType::kF32);
+  options.optimizer.kind = OptimizerKind::kSgd;
+  const EngineOptions device = default_engine_options(1);
+  const WorkspaceBytes traits = workspace_traits(device, options.sequence_tokens);
+  const Plan plain_plan = make_training_plan(options, traits);
+  options.optimizer.gradient_delay = 1;
+  const Plan plan = make_training_plan(options, traits);
+  TrainingEngine plain(plain_plan, device), delayed(plan, device);
+  delayed.initialize_weights(11);
+  plain.initialize_weights(11);
+  OptimizerHyper hyper;
+  hyper.lr = 0.5f;
+  hyper.clip = 0.25f;
+  const auto copy_of = [](const std::byte* data, int64_t count) { return std::vector<float>(reinterpret_cast<const float*>(data), reinterpret_cast<const float*>(data) + count); };
+  const size_t num_parameters = plan.stage.parameters.size();
+  std::vector<std::vector<float>> newest(num_parameters), before(num_parameters);
+  for (size_t i = 0; i < num_parameters; ++i) newest[i] = before[i] = copy_of(plain.parameter_data(i), plan.stage.parameters[i].num_elements());
+  for (int step = 0; step < 5; ++step) {
+    fill_batch(plain, step % 2, static_cast<uint32_t>(step));
+    fill_batch(delayed, step % 2, static_cast<uint32_t>(step));
+    for (size_t i = 0; i < num_parameters; ++i) std::memcpy(plain.parameter_data(i), before[i].data(), before[i].size() * 4);
+    const StepResult wanted = plain.step(step % 2, hyper), found = delayed.step(step % 2, hyper);
+    EXPECT_EQ(found.loss_sum, wanted.loss_sum);
+    EXPECT_EQ(found.gradient_norm, wanted.gradient_norm);
+    EXPECT_GT(found.gradient_norm, hyper.clip);
+    for (size_t i = 0; i < num_parameters; ++i) {
+      const auto* gradient = reinterpret_cast<const float*>(plain.state_data(i, StateField::kMoment1));
+      before[i] = newest[i];
+      const std::vector<float> updated = copy_of(delayed.state_data(i, StateField::kNewest), static_cast<int64_t>(newest[i].size()));
+      for (size_t k = 0; k < newest[i].size(); ++k) {
+        const double exact = static_cast<double>(newest[i][k]) - static_cast<double>(hyper.lr) * static_cast<double>(gradient[k]);
+        // Two roundings to f32.
+        ASSERT_NEAR(updated[k], exact, 0x1p-23 * (std::abs(exact) + std::abs(hyper.lr * gradient[k]))) << plan.stage.parameters[i].name << " " << k << " step " << step;
+      }
+      newest[i] = updated;
+      EXPECT_TRUE(copy_of(delayed.parameter_data(i), static_cast<int64_t>(newest[i].size())) == before[i]);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace orrery
