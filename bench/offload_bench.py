@@ -12,15 +12,17 @@ def main():
     p = argparse.ArgumentParser()
     p.add_argument("orrery"); p.add_argument("run")
     p.add_argument("--rounds", type=int, default=2); p.add_argument("--steps", type=int, default=8); p.add_argument("--warmup", type=int, default=2)
-    p.add_argument("--dir"); p.add_argument("rest", nargs="*")
-    a = p.parse_args()
+    p.add_argument("--dir")
+    end = (sys.argv + ["--"]).index("--")
+    own, rest = sys.argv[1:end], sys.argv[end + 1:]
+    a = p.parse_args(own)
     seconds, arena = {name: [] for name in WHAT}, {}
     with tempfile.TemporaryDirectory(dir=a.dir) as folder:
         for _ in range(a.rounds):
             for name, offload in WHAT.items():
                 run = os.path.join(folder, "run")
                 settings = [f"checkpoint.dir={run}", f"train.steps={a.warmup + a.steps}", "checkpoint.every_steps=1000000", f"parallel.offload={json.dumps(offload)}"]
-                command = [a.orrery, "train", a.run] + [argument for setting in settings for argument in ("--set", setting)] + a.rest
+                command = [a.orrery, "train", a.run] + [argument for setting in settings for argument in ("--set", setting)] + rest
                 done = subprocess.run(command, capture_output=True, text=True)
                 if done.returncode != 0: sys.exit(f"{' '.join(command)} failed: {done.stderr[-600:]}")
                 steps = [json.loads(line) for line in open(os.path.join(run, "metrics.jsonl"))][a.warmup:]
