@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """One run, one digest: `checkpoint hash --state` after 200 steps is the same for 1 and 2 threads, every micro-batch size, every
-recompute policy, data-parallel ranks as threads with ZeRO 0 to 3, and after SIGKILLs at random moments, saves included; and arithmetic ids emulated with f32 FMAs on AVX2 equal the
+recompute policy, data-parallel ranks as threads with ZeRO 0 to 3, with state, activations and weights offloaded, and after SIGKILLs at random moments, saves included; and arithmetic ids emulated with f32 FMAs on AVX2 equal the
 native kernels. A small Llama-shaped and a small GPT-2-shaped model on text of this repository.
 
 bits_test.py ORRERY SOURCE [--kills N] [--seed S]      prints 'N passed, N failed, N skipped'
@@ -112,6 +112,32 @@ def ranks_and_layouts(bench, family):
         process.communicate(timeout=600)
     bench.check(f"{family}: killed and continued with 4, 3, 8, 1 ranks", bench.digest(run), wanted)
 
+def delayed_and_offloaded(bench, family):
+    """Delayed gradients in a 2BW pipeline against one rank, killed and continued in another layout; and what is offloaded against what is not,
+    killed with it and continued without."""
+    common = ["train.steps=40", "train.lanes=8", "checkpoint.every_steps=5", "train.micro_batch_size=1"]
+    offload = ["parallel.offload=['optimizer','activations','parameters']"]
+    two_bw = ["parallel.schedule=2bw", "parallel.pipeline_parallel_size=2"]
+    plain = bench.train(family, common)
+    wanted = bench.train(family, common + ["train.gradient_delay=1"])
+    bench.check(f"{family}: a delay changes the bits", len(wanted) == 32 and wanted != plain, True)
+    bench.check(f"{family}: 2bw, 2 ranks", bench.train(family, common + two_bw + ["--ranks 2"]), wanted)
+    bench.check(f"{family}: 2bw, 4 ranks, ZeRO-1, state offloaded", bench.train(family, common + two_bw + ["--ranks 4", "parallel.zero_stage=1", "parallel.offload=['optimizer']"]), wanted)
+    bench.check(f"{family}: everything offloaded", bench.train(family, common + offload), plain)
+    bench.check(f"{family}: everything offloaded, 2 ranks, ZeRO-3", bench.train(family, common + offload + ["--ranks 2", "parallel.zero_stage=3"]), plain)
+    for name, layouts, digest in (("2bw", (two_bw + ["--ranks 4"], ["train.gradient_delay=1"]), wanted), ("offloaded", (offload, []), plain)):
+        for index, layout in enumerate(layouts):
+            process, run = bench.start(family, common + layout, name=f"{family}-{name}")
+            while index == 0 and process.poll() is None:
+                steps = [int(n[5:]) for n in os.listdir(run) if n.startswith("step-")] if os.path.isdir(run) else []
+                if steps and max(steps) >= 15: process.send_signal(signal.SIGKILL)
+                time.sleep(0.002)
+            process.communicate(timeout=600)
+        bench.check(f"{family}: {name}, killed and continued without", bench.digest(run), digest)
+    process, run = bench.start(family, common + offload + ["parallel.offload_dir=/nowhere"])
+    _, log = process.communicate(timeout=600)
+    bench.check(f"{family}: no folder to offload to: exit 3 with one message", (process.returncode, log.count("cannot make a file there")), (3, 1))
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("orrery"); parser.add_argument("source")
@@ -134,6 +160,7 @@ def main():
                         ["train.micro_batch_size=4", "train.recompute=full"], ["train.micro_batch_size=8", "train.recompute=full", "--threads 2"]]
             for variant in variants: bench.check(f"{family}: {' '.join(variant)}", bench.train(family, variant), wanted)
             ranks_and_layouts(bench, family)
+            delayed_and_offloaded(bench, family)
             kill_at_random_moments(bench, family, wanted, args.kills, rng)
         for arithmetic, flag in (("amx32", "amx_bf16"), ("dp2", "avx512_bf16")):
             if flag not in flags:

@@ -2,7 +2,7 @@
 // `step-NNNNNNNN/`, a Hugging Face folder with the optimizer's state beside it and the manifest last. Reading is in checkpoint.h.
 //
 //   model*.safetensors, config.json, tokenizer files      what transformers loads
-//   state*.safetensors                                    "<tensor>.low" i16 (other half of the f32 master), ".m", ".v"
+//   state*.safetensors                                    "<tensor>.low" i16 (other half of the f32 master), ".m", ".v", ".delayed"
 //   state.json                                            step, data position, numerics key, run configuration
 //   manifest.json                                         see manifest.h
 //

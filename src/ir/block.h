@@ -49,7 +49,10 @@ enum class ValueKind : uint8_t {
 };
 
 enum class BatchField : uint8_t { kIds, kTargets, kPositions, kCuSeqlens, kTokenLoss, kRows, kSlots, kBlockTable, kContextLens, kLogits };
-enum class StateField : uint8_t { kLow, kMoment1, kMoment2 };
+/// kNewest: the weight that the last update made, where it is not the one that forwards and backwards read: with delayed gradients that is the one of the
+/// update before, with offloaded parameters it comes from there.
+enum class StateField : uint8_t { kLow, kMoment1, kMoment2, kNewest, kCount };
+constexpr size_t kNumStateFields = static_cast<size_t>(StateField::kCount);
 enum class StepField : uint8_t { kHyper, kNumValid, kSquaredSums, kScale, kStats };
 
 std::string_view value_kind_name(ValueKind kind);
@@ -71,6 +74,8 @@ struct Value {
   /// kGradient: which of the two gradient buffers of an action (0 destination, 1 source of a merge). kGradient and kParameter: kShardRole for
   /// elements of the part that this rank keeps, element_offset counted from the part's first.
   static constexpr int32_t kShardRole = 2;
+  /// kState: of a piece that is fetched for its update (offload.h): element_offset counts from the first byte of the piece's slot.
+  static constexpr int32_t kOffloadRole = 3;
   int32_t buffer_role = 0;
   int32_t layer = -1;
   int32_t chunk = 0;  // kActivation, kGradient: whose slots or gradient buffers hold it

@@ -44,6 +44,12 @@ class Interpreter {
       for (const Action& action : schedule.actions)
         if (action.kind == ActionKind::kForward) slot_of[{action.chunk, action.micro_batch}] = action.slot;
     }
+    for (const StateOffload& offload : context.offload) {
+      auto& stored = stored_.emplace_back();
+      for (size_t piece = 0; piece < offload.pieces.size(); ++piece) stored.push_back(mix_hash(7, piece));
+      state_slots_.emplace_back(static_cast<size_t>(offload.slots.count), kNothing);
+    }
+    activations_.resize(ranks.size());
     result_.gradients.assign(ranks.size(), 0);
     units_.resize(ranks.size());
   }
@@ -69,6 +75,8 @@ class Interpreter {
       for (int32_t later : graph_.next(point))
         if (--missing[static_cast<size_t>(later)] == 0) ready.push_back(later);
     }
+    for (size_t rank = 0; rank < stored_.size(); ++rank)
+      for (uint64_t state : stored_[rank]) result_.gradients[rank] = mix_hash(result_.gradients[rank], state);
     result_.finished = num_done == graph_.num_points();
     if (!result_.finished) result_.stuck = graph_.name(graph_.owner(static_cast<int32_t>(std::find(done.begin(), done.end(), false) - done.begin())));
     return std::move(result_);
@@ -106,8 +114,11 @@ class Interpreter {
       case ActionKind::kRecvActivation: slot(ref.rank, one).input = kNothing; break;
       case ActionKind::kRecvGradient: slot(ref.rank, one).output_gradient = kNothing; break;
       case ActionKind::kAllGatherParameters:
-        if (sharded(ref.rank)) weights(ref.rank, one.unit) = kNothing;
+      case ActionKind::kFetchParameters:
+        if (has_units(ref.rank)) weights(ref.rank, one.unit) = kNothing;
         break;
+      case ActionKind::kFetch: in_arena(ref.rank, one) = kNothing; break;
+      case ActionKind::kOffload: found_[{ref.rank, ref.action}] = in_arena(ref.rank, one); break;
       case ActionKind::kReduceScatterGradients:
         if (sharded(ref.rank)) found_[{ref.rank, ref.action}] = gradients(ref.rank, one.unit);
         break;
@@ -116,26 +127,79 @@ class Interpreter {
   }
 
   static uint64_t gathered(int32_t unit) { return mix_hash(5, static_cast<uint64_t>(unit)); }
+  bool has_units(int32_t rank) const { return static_cast<size_t>(rank) < context_.unit_uses.size(); }
   bool sharded(int32_t rank) const { return !ranks_[static_cast<size_t>(rank)].rounds.empty(); }
   uint64_t& at(std::map<int32_t, uint64_t>& slots, int32_t slot) { return slots.try_emplace(slot, kNothing).first->second; }
   uint64_t& weights(int32_t rank, int32_t unit) { return at(units_[static_cast<size_t>(rank)].weights, context_.unit_uses[static_cast<size_t>(rank)].weight_slot[static_cast<size_t>(unit)]); }
   uint64_t& gradients(int32_t rank, int32_t unit) { return at(units_[static_cast<size_t>(rank)].gradients, context_.unit_uses[static_cast<size_t>(rank)].gradient_slot[static_cast<size_t>(unit)]); }
   uint64_t& shard_sum(int32_t rank, int32_t unit, int32_t buffer) { return units_[static_cast<size_t>(rank)].sums.try_emplace({unit, buffer}, kNothing).first->second; }
 
+  bool offloads(int32_t rank) const { return static_cast<size_t>(rank) < context_.offload.size() && !context_.offload[static_cast<size_t>(rank)].pieces.empty(); }
+  uint64_t& state_slot(int32_t rank, int32_t piece) {
+    return state_slots_[static_cast<size_t>(rank)][static_cast<size_t>(context_.offload[static_cast<size_t>(rank)].slot_of(piece))];
+  }
+
+  // What a copy moves: a piece of the state, or a group of the activations in a slot.
+  struct Place {
+    uint64_t arena = kNothing, store = kNothing;
+  };
+  Place& activations(int32_t rank, int32_t group, int32_t slot) { return activations_[static_cast<size_t>(rank)][{group, slot}]; }
+  uint64_t& in_arena(int32_t rank, const Action& copy) { return copy.micro_batch >= 0 ? activations(rank, copy.unit, copy.slot).arena : state_slot(rank, copy.unit); }
+  uint64_t& in_store(int32_t rank, const Action& copy) {
+    return copy.micro_batch >= 0 ? activations(rank, copy.unit, copy.slot).store : stored_[static_cast<size_t>(rank)][static_cast<size_t>(copy.unit)];
+  }
+
+  // Ops [begin, end) of a forward make what leaves, and others take its memory from `gone_before` on; those of a backward have that memory up to
+  // `comes_after`, and read what has come from `needed_before` on: kNothing when it is not there.
+  uint64_t move_activations(ActionRef ref, int32_t begin, int32_t end, bool starts) {
+    const Action& one = action(ref);
+    const bool forward = one.kind == ActionKind::kForward;
+    uint64_t read = 0;
+    if (static_cast<size_t>(ref.rank) >= context_.activation_groups.size() || (!forward && one.kind != ActionKind::kBackward && one.kind != ActionKind::kBackwardInput)) return read;
+    const std::vector<ActivationGroup>& groups = context_.activation_groups[static_cast<size_t>(ref.rank)];
+    const auto here = [&](int32_t op) { return op >= begin && op < end; };
+    for (size_t i = 0; i < groups.size(); ++i) {
+      const ActivationGroup& group = groups[i];
+      if (group.chunk != one.chunk) continue;
+      uint64_t& memory = activations(ref.rank, static_cast<int32_t>(i), one.slot).arena;
+      const uint64_t wanted = mix_hash(mix_hash(9, static_cast<uint64_t>(one.micro_batch)), i);
+      if (forward && !starts && here(group.leaves_after)) memory = wanted;
+      if (forward && starts && here(group.gone_before)) memory = kNothing;
+      if (!forward && !starts && here(group.comes_after)) memory = kNothing;
+      if (!forward && here(group.needed_before) && memory != wanted) read = kNothing;
+    }
+    return read;
+  }
+
+  // OPT's ops update the pieces that are fetched for them: a piece is unreadable from the first of its ops to the last.
+  void update_pieces(ActionRef ref, int32_t begin, int32_t end, bool starts) {
+    const std::vector<OffloadPiece>& pieces = context_.offload[static_cast<size_t>(ref.rank)].pieces;
+    for (size_t piece = 0; piece < pieces.size(); ++piece) {
+      const auto index = static_cast<int32_t>(piece);
+      const bool first = starts && pieces[piece].first_op >= begin && pieces[piece].first_op < end, last = !starts && pieces[piece].last_op >= begin && pieces[piece].last_op < end;
+      if (first) updated_[{ref.rank, index}] = state_slot(ref.rank, index), state_slot(ref.rank, index) = mix_hash(kNothing, piece);
+      if (last) state_slot(ref.rank, index) = state_slot(ref.rank, index) == mix_hash(kNothing, piece) ? mix_hash(updated_[{ref.rank, index}], 8) : kNothing;
+    }
+  }
+
   // An action's ops run from one of its points to the next. What they read has to be there when they start and when they end; what they write is
   // unreadable in between.
   void run_ops(ActionRef ref, int32_t point) {
     const Action& one = action(ref);
     const auto phase = phase_of_action(one.kind);
-    if (!sharded(ref.rank) || !phase || one.micro_batch < 0 || point > graph_.end(ref)) return;
-    const MicroBatch& batch = ranks_[static_cast<size_t>(ref.rank)].micro_batches[static_cast<size_t>(one.micro_batch)];
-    if (batch.num_sequences == 0) return;
+    if (!phase || point > graph_.end(ref)) return;
     const std::vector<int32_t>& cuts = graph_.cuts(ref);
     const int32_t place = point - graph_.start(ref);
     const bool starts = place % 2 == 0;
     const auto part = static_cast<size_t>(place / 2);
     const int32_t begin = part == 0 ? 0 : cuts[part - 1], end = part == cuts.size() ? std::numeric_limits<int32_t>::max() : cuts[part];
+    if (one.kind == ActionKind::kOptimizer && offloads(ref.rank)) update_pieces(ref, begin, end, starts);
+    if (one.micro_batch < 0) return;
     uint64_t& read = read_.try_emplace({ref.rank, ref.action}, uint64_t{0}).first->second;
+    if (move_activations(ref, begin, end, starts) != 0) read = kNothing;
+    if (!has_units(ref.rank)) return;
+    const MicroBatch& batch = ranks_[static_cast<size_t>(ref.rank)].micro_batches[static_cast<size_t>(one.micro_batch)];
+    if (batch.num_sequences == 0) return;
     for (const UnitUse& use : context_.unit_uses[static_cast<size_t>(ref.rank)].blocks[Stage::block_index(*phase, one.chunk)]) {
       if (use.last_op < begin || use.first_op >= end) continue;
       if (!use.writes) {
@@ -270,7 +334,8 @@ class Interpreter {
       case ActionKind::kRecvActivation: slot(rank, one).input = payload(ref); break;
       case ActionKind::kRecvGradient: slot(rank, one).output_gradient = payload(ref); break;
       case ActionKind::kAllGatherParameters:
-        if (sharded(rank)) weights(rank, one.unit) = gathered(one.unit);
+      case ActionKind::kFetchParameters:
+        if (has_units(rank)) weights(rank, one.unit) = gathered(one.unit);
         break;
       case ActionKind::kReduceScatterGradients:
         if (sharded(rank)) reduce(ref);
@@ -278,6 +343,8 @@ class Interpreter {
       case ActionKind::kAllReduceGradients:
         if (sharded(rank)) reduce_replicas(ref);
         break;
+      case ActionKind::kFetch: in_arena(rank, one) = in_store(rank, one); break;
+      case ActionKind::kOffload: in_store(rank, one) = in_arena(rank, one) == found_[{ref.rank, ref.action}] ? in_arena(rank, one) : kNothing; break;
       default: break;
     }
   }
@@ -347,6 +414,9 @@ class Interpreter {
   std::map<std::pair<int32_t, int32_t>, uint64_t> found_;  // by reduction: the gradients at its start
   std::map<std::tuple<int32_t, ActionKind, int32_t, int32_t>, Sent> sent_pieces_;  // by reduction that has ended: what the rank brought
   Sent current_;
+  std::vector<std::vector<uint64_t>> stored_, state_slots_;  // by rank: pieces of state where they are offloaded to, and what their slots hold
+  std::vector<std::map<std::pair<int32_t, int32_t>, Place>> activations_;     // by rank: of a group and slot
+  std::map<std::pair<int32_t, int32_t>, uint64_t> updated_;  // by rank and piece: what its update found
   Interpretation result_;
 };
 

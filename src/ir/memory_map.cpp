@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "ir/lifetimes.h"
 
 namespace orrery {
 
@@ -17,7 +18,7 @@ constexpr int64_t kParameterGranule = 32;  // elements
 
 std::string_view memory_class_name(MemoryClass memory_class) {
   constexpr std::array<std::string_view, static_cast<size_t>(MemoryClass::kCount)> kNames = {
-      "weights", "master low halves", "gradients", "moments", "constants", "batch", "step scalars", "kv cache", "packed weights", "checkpoint buffer", "gathered weights", "unit gradients", "activations"};
+      "weights", "newest weights", "master low halves", "gradients", "moments", "offload slots", "constants", "batch", "step scalars", "kv cache", "packed weights", "checkpoint buffer", "gathered weights", "unit gradients", "activations"};
   return kNames[static_cast<size_t>(memory_class)];
 }
 
@@ -192,7 +193,7 @@ class Layout {
   void parameters() {
     const size_t count = stage_.parameters.size();
     map_.parameter_offset.assign(count, -1);
-    map_.state_offset.assign(count, {-1, -1, -1});
+    map_.state_offset.assign(count, {-1, -1, -1, -1});
     std::vector<bool> plain(count, false);
     map_.packed_offset.assign(count, -1);
     for (const Block& block : stage_.blocks)
@@ -213,11 +214,14 @@ class Layout {
     if (map_.state_range.empty())
       for (const ParameterSpec& spec : stage_.parameters) map_.state_range.push_back({0, spec.num_elements()});
     if (!trains()) return;
+    for (int32_t slot = 0; slot < options_.offload_slots.count; ++slot) map_.offload_slot_offset.push_back(take(options_.offload_slots.bytes, MemoryClass::kOffloadSlots));
+    if (options_.offload_slots.count > 0) return;
     const auto take_state = [&](StateField field, DType dtype, MemoryClass memory_class) {
       for (size_t i = 0; i < count; ++i)
         if (const int64_t kept = map_.state_range[i][1] - map_.state_range[i][0]; kept > 0)
           map_.state_offset[i][static_cast<size_t>(field)] = take(kept * dtype_bytes(dtype), memory_class);
     };
+    if (options_.newest_apart) take_state(StateField::kNewest, stage_.compute_dtype, MemoryClass::kNewestWeights);
     if (stage_.compute_dtype == DType::kBF16) take_state(StateField::kLow, DType::kI16, MemoryClass::kMasterLow);
     for (StateField field : {StateField::kMoment1, StateField::kMoment2})
       if (static_cast<int>(field) - static_cast<int>(StateField::kMoment1) < options_.num_moments) take_state(field, options_.moment_dtype, MemoryClass::kMoments);
@@ -246,7 +250,7 @@ class Layout {
     const int64_t width = dtype_bytes(stage_.compute_dtype);
     map_.unit_shard_offset.assign(shards.units.size(), -1);
     map_.parameter_shard_offset.assign(stage_.parameters.size(), -1);
-    if (!shards.weights_stay)
+    if (!shards.weights_stay && !shards.weights_elsewhere)
       for (size_t i = 0; i < shards.units.size(); ++i)
         if (shards.units[i].weight_slot >= 0) map_.unit_shard_offset[i] = take(shards.units[i].shard_size(shards.shard) * width, MemoryClass::kWeights);
     const std::vector<int64_t> slots = take_slots(&ParameterUnit::weight_slot, width, shards.weights_stay ? MemoryClass::kWeights : MemoryClass::kGatheredWeights);
@@ -255,11 +259,11 @@ class Layout {
       if (unit.weight_slot < 0) continue;
       const int64_t slot = slots[static_cast<size_t>(unit.weight_slot)];
       int64_t& shard = map_.unit_shard_offset[i];
-      if (shard < 0) shard = slot + (unit.cuts[static_cast<size_t>(shards.shard)] - unit.begin()) * width;
+      if (shard < 0 && !shards.weights_elsewhere) shard = slot + (unit.cuts[static_cast<size_t>(shards.shard)] - unit.begin()) * width;
       for (size_t k = 0; k < unit.starts.size(); ++k) {
         const auto parameter = static_cast<size_t>(unit.first) + k;
         map_.parameter_offset[parameter] = slot + (unit.starts[k] - unit.begin()) * width;
-        map_.parameter_shard_offset[parameter] = shard + in_shard(unit, unit.starts[k]) * width;
+        if (shard >= 0) map_.parameter_shard_offset[parameter] = shard + in_shard(unit, unit.starts[k]) * width;
       }
     }
   }
@@ -290,7 +294,7 @@ class Layout {
   void gradients() {
     if (!trains()) return;
     const GradientLayout layout = gradient_layout(stage_);
-    if (!options_.shards.units.empty()) return sharded_gradients(layout);
+    if (options_.shards.gradients) return sharded_gradients(layout);
     if (schedule_.micro_batches.size() == 1) {
       map_.gradients_by_lifetime = true;
       return;  // activations()
@@ -360,111 +364,6 @@ class Layout {
   int64_t next_ = 0;
 };
 
-// When each buffer is alive. An action that comes again with all slots in the same state takes the same time: so the line is as long as a
-// period of the schedule, and a buffer is alive where it is in any of the repetitions.
-class Lifetimes {
- public:
-  Lifetimes(const Stage& stage, const Schedule& schedule) : stage_(stage) {
-    for (const Action& action : schedule.actions)
-      if (action.kind == ActionKind::kForward) slot_of_[{action.chunk, action.micro_batch}] = action.slot;
-    if (schedule.actions.empty())
-      for (Phase phase : {Phase::kForward, Phase::kBackward}) run(phase, 0, kNoBatch, {static_cast<int32_t>(phase)});
-    for (const Action& action : schedule.actions) run(action);
-    end_of_step_ = end_;
-    for (int32_t chunk = 0; chunk < stage.num_chunks(); ++chunk) run(Phase::kEval, chunk, kNoBatch, {static_cast<int32_t>(Phase::kEval), chunk});
-    for (const auto& [key, use] : uses_) add(key.first, key.second, use);
-  }
-
-  int64_t end() const { return end_; }
-  int64_t end_of_step() const { return end_of_step_; }
-  /// Of a step in which no action comes again: when the first op that writes or reads an accumulator runs.
-  int64_t first_use(int32_t parameter, int32_t accumulator) const { return first_gradient_use_.at({parameter, accumulator}); }
-  /// By slot of the value's chunk; one entry when the place is the same in all.
-  using Alive = std::vector<std::array<int64_t, 2>>;
-  struct Value {
-    bool crosses_actions = false;
-    std::map<int32_t, Alive> by_slot;
-  };
-  const std::map<ValueId, Value>& values() const { return values_; }
-  /// Where a block's op `index` runs, once a repetition.
-  Alive times_of(size_t block, size_t index) const {
-    Alive alive;
-    for (int64_t begin : begins_[block]) alive.push_back({begin + static_cast<int64_t>(index), begin + static_cast<int64_t>(index) + 1});
-    std::sort(alive.begin(), alive.end());
-    return alive;
-  }
-
- private:
-  static constexpr int32_t kNoBatch = -1;
-  struct Instance {
-    int64_t begin = 0, end = 0;
-  };
-  struct Use {
-    size_t first_instance = 0, last_instance = 0;
-    int64_t first_op = 0, last_op = 0;
-  };
-
-  void run(const Action& action) {
-    const auto phase = phase_of_action(action.kind);
-    if (!phase) return;
-    std::vector<int32_t> signature = {static_cast<int32_t>(*phase), action.chunk, action.micro_batch >= 0 ? action.slot : kNoBatch};
-    for (const auto& [slot, state] : slot_state_) signature.insert(signature.end(), {slot.first, slot.second, static_cast<int32_t>(state)});
-    run(*phase, action.chunk, action.micro_batch, signature);
-    if (action.micro_batch < 0) return;
-    if (action.kind == ActionKind::kForward || action.kind == ActionKind::kBackwardInput)
-      slot_state_[{action.chunk, action.slot}] = action.kind;
-    else
-      slot_state_.erase({action.chunk, action.slot});
-  }
-
-  void run(Phase phase, int32_t chunk, int32_t micro_batch, const std::vector<int32_t>& signature) {
-    const size_t block = Stage::block_index(phase, chunk);
-    const std::vector<Op>& ops = stage_.blocks[block].ops;
-    begins_.resize(stage_.blocks.size());
-    const auto [known, fresh] = known_.try_emplace(signature, Instance{end_, end_ + static_cast<int64_t>(ops.size())});
-    if (fresh) {
-      begins_[block].push_back(end_);
-      end_ += static_cast<int64_t>(ops.size());
-    }
-    const size_t instance = instances_.size();
-    instances_.push_back(known->second);
-    for (size_t i = 0; i < ops.size(); ++i)
-      for (const std::vector<ValueId>* ids : {&ops[i].inputs, &ops[i].outputs})
-        for (ValueId id : *ids) {
-          const ValueId storage = stage_.storage(id);
-          if (const orrery::Value& value = stage_.value(id); value.kind == ValueKind::kGradient)
-            first_gradient_use_.try_emplace({value.index, value.sub}, known->second.begin + static_cast<int64_t>(i));
-          if (stage_.value(storage).kind != ValueKind::kActivation) continue;
-          Use& use = uses_.try_emplace({storage, micro_batch}, Use{instance, instance, static_cast<int64_t>(i), static_cast<int64_t>(i)}).first->second;
-          use.last_instance = instance;
-          use.last_op = static_cast<int64_t>(i);
-        }
-  }
-
-  void add(ValueId id, int32_t micro_batch, const Use& use) {
-    Value& value = values_[id];
-    value.crosses_actions |= use.first_instance != use.last_instance;
-    const auto found = slot_of_.find({stage_.value(id).chunk, micro_batch});
-    Alive& alive = value.by_slot[found == slot_of_.end() ? 0 : found->second];
-    for (size_t instance = use.first_instance; instance <= use.last_instance; ++instance) {
-      const int64_t begin = instances_[instance].begin + (instance == use.first_instance ? use.first_op : 0);
-      const int64_t end = instance == use.last_instance ? instances_[instance].begin + use.last_op + 1 : instances_[instance].end;
-      if (begin < end) alive.push_back({begin, end});
-    }
-  }
-
-  const Stage& stage_;
-  std::map<std::pair<int32_t, int32_t>, int32_t> slot_of_;            // (chunk, micro-batch)
-  std::map<std::pair<int32_t, int32_t>, ActionKind> slot_state_;      // (chunk, slot) in use: what was done last
-  std::map<std::vector<int32_t>, Instance> known_;                    // by signature
-  std::vector<Instance> instances_;                                   // by action
-  std::vector<std::vector<int64_t>> begins_;                          // by block
-  std::map<std::pair<ValueId, int32_t>, Use> uses_;                   // by (value, micro-batch)
-  std::map<ValueId, Value> values_;
-  std::map<std::pair<int32_t, int32_t>, int64_t> first_gradient_use_;  // by (parameter, accumulator)
-  int64_t end_ = 0, end_of_step_ = 0;
-};
-
 // Sorted, and overlapping ones joined.
 std::vector<std::array<int64_t, 2>> joined(std::vector<std::array<int64_t, 2>> intervals) {
   std::sort(intervals.begin(), intervals.end());
@@ -499,7 +398,7 @@ void Layout::activations() {
   map_.activation_offset.assign(stage_.values.size() * num_slots, -1);
   map_.workspace_offset.resize(stage_.blocks.size());
   map_.workspace_bytes.resize(stage_.blocks.size());
-  const Lifetimes lifetimes(stage_, schedule_);
+  const Lifetimes lifetimes(stage_, schedule_, options_.activation_groups);
   std::set<ValueId> messages;
   for (int32_t chunk = 0; chunk < stage_.num_chunks(); ++chunk) {
     const StageBoundary& boundary = stage_.boundaries[static_cast<size_t>(chunk)];

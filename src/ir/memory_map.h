@@ -10,12 +10,13 @@
 #include <vector>
 
 #include "ir/block.h"
+#include "ir/offload.h"
 #include "ir/parameter_unit.h"
 #include "ir/schedule.h"
 
 namespace orrery {
 
-enum class MemoryClass : uint8_t { kWeights, kMasterLow, kGradients, kMoments, kConstants, kBatch, kStep, kKvCache, kPackedWeights, kCheckpoint, kGatheredWeights, kUnitGradients, kActivations, kCount };
+enum class MemoryClass : uint8_t { kWeights, kNewestWeights, kMasterLow, kGradients, kMoments, kOffloadSlots, kConstants, kBatch, kStep, kKvCache, kPackedWeights, kCheckpoint, kGatheredWeights, kUnitGradients, kActivations, kCount };
 std::string_view memory_class_name(MemoryClass memory_class);
 
 constexpr int64_t kArenaAlignment = 64;           // every buffer starts on a cache line
@@ -46,7 +47,7 @@ std::optional<Phase> phase_of_action(ActionKind kind);
 struct MemoryMap {
   /// Persistent buffers: bytes from the arena's start; -1 where there is none.
   std::vector<int64_t> parameter_offset;                // by parameter: the compute weight
-  std::vector<std::array<int64_t, 3>> state_offset;     // by parameter and StateField: of the first element that this rank keeps
+  std::vector<std::array<int64_t, kNumStateFields>> state_offset;  // by parameter and StateField: of the first element that this rank keeps; -1 where it is offloaded
   std::vector<std::array<int64_t, 2>> state_range;      // by parameter: elements [begin, end) whose state this rank keeps
   std::vector<std::vector<int64_t>> gradient_buffer_offset, gradient_buffer_bytes;  // by chunk and gradient buffer
   /// A step of one micro-batch writes each gradient once, while the activations before it die: gradients then lie in the activations' area, each
@@ -60,6 +61,7 @@ struct MemoryMap {
   /// Where weights are sharded (parameter_offset is then a place that units take turns in): of the first element that this rank keeps, by
   /// unit and by parameter.
   std::vector<int64_t> unit_shard_offset, parameter_shard_offset;
+  std::vector<int64_t> offload_slot_offset;  // by slot: of pieces of state that are elsewhere between their updates
   std::vector<int64_t> constant_offset;
   std::array<int64_t, 10> batch_offset{};   // by BatchField: the first of two copies, so that the next step's data arrives during this one
   std::array<int64_t, 10> batch_bytes{};    // of one copy
@@ -80,18 +82,23 @@ struct MemoryMap {
   int64_t total_bytes = 0;             // the arena: all classes, rounded up to kArenaGranule
 };
 
-/// What ZeRO-2 and 3 keep in parts.
+/// What takes turns in slots, unit by unit: gradients that ZeRO-2 and 3 keep in parts, and weights that ZeRO-3 keeps in parts, or that are offloaded.
 struct ShardOptions {
-  std::vector<ParameterUnit> units;  // empty: nothing is sharded
+  std::vector<ParameterUnit> units;
   int64_t shard = 0;                 // of each unit: this rank's
   int32_t num_sums = 0;              // gradient sums that a shard's owner keeps
-  bool weights = false;              // too, and gathered when they are needed
+  bool gradients = false;
+  bool weights = false;
   bool weights_stay = false;         // once gathered: each unit has its slot to itself, in which its shard lies
+  bool weights_elsewhere = false;    // nothing of them stays in the arena
 };
 
 struct MemoryMapOptions {
   DType moment_dtype = DType::kF32;
   int num_moments = 2;                // AdamW 2, SGD with momentum and Lion 1
+  bool newest_apart = false;          // the newest weights are state, forwards and backwards read others
+  OffloadSlots offload_slots;         // where state is offloaded
+  std::vector<ActivationGroup> activation_groups;  // what leaves between forward and backward
   std::vector<std::array<int64_t, 2>> state_range;  // by parameter: elements whose state this rank keeps; empty: all of them
   int64_t batch_sequences = 0;        // the step's sequences on this rank (training and evaluation batches)
   int64_t sequence_tokens = 0;

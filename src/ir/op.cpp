@@ -13,7 +13,7 @@ constexpr std::array<std::string_view, static_cast<size_t>(OpKind::kCount)> kNam
     "bias_grad", "rope_grad", "attention_grad", "linear_cross_entropy_grad",
     "add_rms_norm", "add_layer_norm", "rms_norm_grad_add", "layer_norm_grad_add", "linear_gelu", "linear_grad_input_gelu",
     "swiglu", "swiglu_grad", "split_rope", "split_rope_grad", "linear_cross_entropy_with_grad",
-    "zero", "accumulate", "squared_sums", "optimizer_scale", "adamw", "sgd", "lion",
+    "zero", "accumulate", "copy", "squared_sums", "optimizer_scale", "adamw", "sgd", "lion",
     "local_ids", "take_tokens", "all_reduce", "vocabulary_loss", "gather_tokens", "reduce_scatter_tokens", "tokens_to_heads", "heads_to_tokens", "ring_attention",
     "ring_attention_grad",
     "linear_packed", "embedding_packed", "kv_write", "paged_attention"};

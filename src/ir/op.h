@@ -71,6 +71,7 @@ enum class OpKind : uint8_t {
   // ---- optimizer phase ------------------------------------------------------------------------------------------------
   kZero,           // () -> dst = 0: accumulators that an op adds to row by row (kEmbeddingGrad); a GradFold that adds to dst keeps it
   kAccumulate,     // (src f32) -> dst f32: dst += src
+  kCopy,           // (x [n]) -> dst [n]: the same bits
   kSquaredSums,    // (gradient [n] f32) -> sums [ceil(n / 4096)] f64: per block of 4,096 elements (NUMERICS rule 8)
   kOptimizerScale,  // (sums [m] f64, all parameters in model order; num_valid_tokens [1] i32) -> scale [2] f32, stats [4] f64;
                     //   scale[0] = clip_factor / num_valid, scale[1] = 1 when the step is taken, 0 when it is skipped (no valid

@@ -131,6 +131,7 @@ std::vector<ValueType> infer_types(OpKind kind, const Attributes& attributes, co
     case OpKind::kPagedAttention: return {in[0]};
     case OpKind::kKvWrite:
     case OpKind::kAccumulate:
+    case OpKind::kCopy:
     case OpKind::kZero:
     case OpKind::kSquaredSums:
     case OpKind::kOptimizerScale:

@@ -20,7 +20,8 @@ Stream stream_of(ActionKind kind) {
     case ActionKind::kAllReduceGradients:
     case ActionKind::kExchangeSums: return Stream::kCollective;
     case ActionKind::kOffload:
-    case ActionKind::kFetch: return Stream::kCopy;
+    case ActionKind::kFetch:
+    case ActionKind::kFetchParameters: return Stream::kCopy;
     default: return Stream::kCompute;
   }
 }
@@ -42,8 +43,10 @@ int64_t num_sequences(const Schedule& schedule) {
 std::string to_string(const Action& action, const Schedule& schedule) {
   const std::string stage =
       schedule.stage_of_chunk.size() > 1 ? fmt::format("{}", schedule.stage_of_chunk[static_cast<size_t>(action.chunk)]) : std::string();
-  // A copy moves a micro-batch's activations, or a unit's state.
-  const int32_t copied = action.micro_batch >= 0 ? action.micro_batch : action.unit;
+  // A copy moves a group of a micro-batch's activations, or a piece of the state.
+  const auto copy = [&](char direction) {
+    return action.micro_batch >= 0 ? fmt::format("{}{}F{}.{}", stage, direction, action.micro_batch, action.unit) : fmt::format("{}U{}", direction, action.unit);
+  };
   switch (action.kind) {
     case ActionKind::kForward: return fmt::format("{}F{}", stage, action.micro_batch);
     case ActionKind::kBackward: return fmt::format("{}B{}", stage, action.micro_batch);
@@ -65,8 +68,9 @@ std::string to_string(const Action& action, const Schedule& schedule) {
     case ActionKind::kAllReduceGradients: return fmt::format("AR{}", action.unit);
     case ActionKind::kAllGatherGradients: return fmt::format("GG{}", action.unit);
     case ActionKind::kExchangeSums: return "XS";
-    case ActionKind::kOffload: return fmt::format("{}O{}{}", stage, action.micro_batch >= 0 ? 'F' : 'U', copied);
-    case ActionKind::kFetch: return fmt::format("{}E{}{}", stage, action.micro_batch >= 0 ? 'F' : 'U', copied);
+    case ActionKind::kOffload: return copy('O');
+    case ActionKind::kFetch: return copy('E');
+    case ActionKind::kFetchParameters: return fmt::format("EP{}", action.unit);
   }
   return "?";
 }

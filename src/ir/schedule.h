@@ -42,8 +42,9 @@ enum class ActionKind : uint8_t {
   kAllReduceGradients,      // AR3  the sums in unit 3's shards, over the groups that each have all shards: in lane-tree order
   kExchangeSums,            // XS   squared sums, losses and counts of all ranks, to all ranks
   // ---- kCopy
-  kOffload,  // OF2   a chunk's saved activations of micro-batch 2 to the slower tier; OU2: unit 2's state
-  kFetch,    // EF2, EU2: back
+  kOffload,  // OF2.1 group 1 of the activations of micro-batch 2 to the slower tier; OU2: piece 2 of the state
+  kFetch,    // EF2.1, EU2: back
+  kFetchParameters,  // EP3  unit 3's weights from the slower tier
 };
 
 Stream stream_of(ActionKind kind);
@@ -79,7 +80,7 @@ struct Action {
   int32_t gradient_buffer = 0;   // of the chunk: where gradients go
   int32_t source_buffer = -1;    // kMerge: added to gradient_buffer
   int32_t peer = -1;             // kPoint: the other rank
-  int32_t unit = -1;             // kCollective; SU, RU, SW, RW; kCopy of state
+  int32_t unit = -1;             // kCollective; SU, RU, SW, RW; kCopy: of state a piece, of a micro-batch's activations a group
   int32_t round = -1;            // RS of gradients that leave the rank round by round: an index into Schedule::rounds
   std::vector<uint8_t> merges;   // forward and backward: GradFold::merges of this micro-batch
   bool add_to_destination = false;

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "ir/offload.h"
 #include "ir/parameter_unit.h"
 #include "ir/schedule.h"
 
@@ -24,6 +25,8 @@ struct ScheduleContext {
   std::vector<LaneRange> lanes;
   /// By rank, where schedules have rounds: which units its ops use.
   std::vector<UnitUses> unit_uses;
+  std::vector<StateOffload> offload;  // by rank; empty where none offloads
+  std::vector<std::vector<ActivationGroup>> activation_groups;  // by rank; empty where none offloads
 };
 
 struct ActionRef {

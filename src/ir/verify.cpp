@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 #include <set>
+#include <tuple>
 
 #include "base/error.h"
 #include "ir/op_table.h"
@@ -56,7 +57,8 @@ class ByteOwners {
 
 class Verifier {
  public:
-  Verifier(const Stage& stage, const Schedule& schedule, const MemoryMap& map, const ShardOptions& shards) : stage_(stage), schedule_(schedule), map_(map), shards_(shards) {}
+  Verifier(const Stage& stage, const Schedule& schedule, const MemoryMap& map, const ShardOptions& shards, const std::vector<ActivationGroup>& groups)
+      : stage_(stage), schedule_(schedule), map_(map), shards_(shards), groups_(groups) {}
 
   std::vector<std::string> run() {
     for (const Action& action : schedule_.actions)
@@ -66,6 +68,8 @@ class Verifier {
     rows_are_added_to_zero();
     if (map_.gradients_by_lifetime) received_gradients();
     end_of_schedule();
+    weight_versions();
+    plan_copies();
     for (const Action& action : schedule_.actions) {
       if (problems_.size() >= kMaxProblems) break;
       run_action(action);
@@ -104,18 +108,39 @@ class Verifier {
       const ParameterSpec& spec = stage_.parameters[i];
       if (!shards_.weights) persistent(spec.name, map_.parameter_offset[i], spec.num_elements() * dtype_bytes(stage_.compute_dtype));
       if (i < map_.state_offset.size())
-        for (size_t field = 0; field < 3; ++field)
+        for (size_t field = 0; field < kNumStateFields; ++field)
           persistent(fmt::format("{} state {}", spec.name, field), map_.state_offset[i][field], (map_.state_range[i][1] - map_.state_range[i][0]) * 2);
     }
     for (const Value& value : stage_.values)
       if (value.kind == ValueKind::kParameter && value.sub == 1) persistent(value.name, map_.packed_offset[static_cast<size_t>(value.index)], value.bytes());
-    if (!shards_.units.empty()) sharded_buffers();
-    for (size_t chunk = 0; chunk < map_.gradient_buffer_offset.size() && shards_.units.empty(); ++chunk)
+    int64_t slot_bytes = 0;
+    for (const Value& value : stage_.values)
+      if (value.buffer_role == Value::kOffloadRole) slot_bytes = std::max(slot_bytes, value.element_offset * dtype_bytes(value.dtype) + value.bytes());
+    for (size_t slot = 0; slot < map_.offload_slot_offset.size(); ++slot) persistent(fmt::format("offload slot {}", slot), map_.offload_slot_offset[slot], slot_bytes);
+    if (!shards_.units.empty()) unit_buffers();
+    for (size_t chunk = 0; chunk < map_.gradient_buffer_offset.size() && !shards_.gradients; ++chunk)
       for (size_t i = 0; i < map_.gradient_buffer_offset[chunk].size(); ++i)
         persistent(fmt::format("gradient buffer {} of chunk {}", i, chunk), map_.gradient_buffer_offset[chunk][i], map_.gradient_buffer_bytes[chunk][i]);
     for (size_t i = 0; i < map_.constant_offset.size(); ++i)
       persistent(fmt::format("constant {}", i), map_.constant_offset[i], stage_.constants[i].max_positions * stage_.constants[i].rotary_dim * 4);
     for (size_t i = 0; i < map_.batch_offset.size(); ++i) persistent(fmt::format("batch field {}", i), map_.batch_offset[i], map_.batch_bytes[i]);
+  }
+
+  // With delayed gradients the compute weights are those of the update before: what the newest were is copied to them before these change.
+  void weight_versions() {
+    const auto is_newest = [&](ValueId id) { return stage_.value(id).kind == ValueKind::kState && stage_.value(id).sub == static_cast<int32_t>(StateField::kNewest); };
+    std::set<ValueId> copied;
+    const std::vector<Op>& ops = stage_.block(Phase::kOptimizer).ops;
+    const bool delayed = !shards_.weights_elsewhere && std::any_of(ops.begin(), ops.end(), [&](const Op& op) { return std::any_of(op.outputs.begin(), op.outputs.end(), is_newest); });
+    for (const Op& op : ops) {
+      if (op.kind == OpKind::kCopy && is_newest(op.inputs[0])) {
+        const Value &from = stage_.value(op.inputs[0]), &to = stage_.value(op.outputs[0]);
+        if (to.kind != ValueKind::kParameter || to.index != from.index || !copied.insert(op.inputs[0]).second) problem("{} is copied to {}", from.name, to.name);
+      }
+      if (op.kind != OpKind::kAdamW && op.kind != OpKind::kSgd && op.kind != OpKind::kLion) continue;
+      if (delayed && !is_newest(op.outputs[0])) problem("{} is updated without its delay", stage_.value(op.outputs[0]).name);
+      if (delayed && is_newest(op.outputs[0]) && copied.count(op.outputs[0]) == 0) problem("{} is updated before the weights of the step before are kept", stage_.value(op.outputs[0]).name);
+    }
   }
 
   // A slot is what its units cover; two slots are apart.
@@ -125,34 +150,11 @@ class Verifier {
     known.end = std::max(known.end, place.end);
   }
 
-  void sharded_buffers() {
-    const int64_t width = dtype_bytes(stage_.compute_dtype), base = map_.gradient_buffer_offset.front().front();
+  void unit_buffers() {
     std::map<int32_t, Range> weights, gradients;
-    const auto shard = static_cast<size_t>(shards_.shard);
     for (size_t i = 0; i < shards_.units.size(); ++i) {
-      const ParameterUnit& unit = shards_.units[i];
-      const auto accumulator = static_cast<size_t>(unit.accumulator), first = static_cast<size_t>(unit.first);
-      const int64_t own_bytes = unit.shard_size(shards_.shard) * 4;
-      slot(gradients, unit.gradient_slot, {base + map_.gradient_offset[first][accumulator], base + map_.gradient_offset[first][accumulator] + unit.size() * 4});
-      for (size_t sum = 0; sum < map_.shard_sum_offset[i].size(); ++sum) persistent(fmt::format("sum {} of unit {}", sum, i), map_.shard_sum_offset[i][sum], own_bytes);
-      if (unit.accumulator == 0 && map_.gradient_shard_offset[first][1] >= 0 && map_.gradient_offset[first][1] < 0)
-        persistent(fmt::format("received sum of unit {}", i), map_.gradient_shard_offset[first][1], own_bytes);
-      if (shards_.weights && unit.weight_slot >= 0) {
-        const int64_t place = map_.parameter_offset[first], own = map_.unit_shard_offset[i];
-        slot(weights, unit.weight_slot, {place, place + unit.size() * width});
-        if (!shards_.weights_stay) persistent(fmt::format("weights of unit {}", i), own, unit.shard_size(shards_.shard) * width);
-        else if (own != place + (unit.cuts[shard] - unit.begin()) * width) problem("the shard of unit {} is not in its place among the gathered weights", i);
-      }
-      for (size_t k = 0; k < unit.starts.size(); ++k) {
-        const size_t parameter = first + k;
-        const int64_t inside = unit.starts[k] - unit.begin(), kept = std::clamp(unit.starts[k], unit.cuts[shard], unit.cuts[shard + 1]) - unit.cuts[shard];
-        if (map_.gradient_offset[parameter][accumulator] != map_.gradient_offset[first][accumulator] + inside * 4 ||
-            map_.gradient_shard_offset[parameter][accumulator] != map_.shard_sum_offset[i].front() + kept * 4)
-          problem("the gradient of {} is not in its place in unit {}", stage_.parameters[parameter].name, i);
-        if (shards_.weights && unit.weight_slot >= 0 &&
-            (map_.parameter_offset[parameter] != map_.parameter_offset[first] + inside * width || map_.parameter_shard_offset[parameter] != map_.unit_shard_offset[i] + kept * width))
-          problem("{} is not in its place in unit {}", stage_.parameters[parameter].name, i);
-      }
+      if (shards_.gradients) unit_gradients(i, gradients);
+      if (shards_.weights && shards_.units[i].weight_slot >= 0) unit_weights(i, weights);
     }
     for (const auto& [index, place] : weights) persistent(fmt::format("slot {} of gathered weights", index), place.begin, place.end - place.begin);
     for (const auto& [index, place] : gradients) persistent(fmt::format("slot {} of unit gradients", index), place.begin, place.end - place.begin);
@@ -165,6 +167,39 @@ class Verifier {
         if (ops[i].kind == OpKind::kEmbeddingGrad && (i == 0 || ops[i - 1].kind != OpKind::kZero || ops[i - 1].outputs != ops[i].outputs))
           problem("op {} {} adds rows to what was not zeroed just before", i, op_name(ops[i].kind));
     }
+  }
+
+  // Of parameter k of a unit: its first element, and the first that this rank keeps, counted from the unit's and from the shard's.
+  int64_t inside(const ParameterUnit& unit, size_t k) const { return unit.starts[k] - unit.begin(); }
+  int64_t kept(const ParameterUnit& unit, size_t k) const {
+    const auto shard = static_cast<size_t>(shards_.shard);
+    return std::clamp(unit.starts[k], unit.cuts[shard], unit.cuts[shard + 1]) - unit.cuts[shard];
+  }
+
+  void unit_gradients(size_t i, std::map<int32_t, Range>& slots) {
+    const ParameterUnit& unit = shards_.units[i];
+    const auto accumulator = static_cast<size_t>(unit.accumulator), first = static_cast<size_t>(unit.first);
+    const int64_t own_bytes = unit.shard_size(shards_.shard) * 4, begin = map_.gradient_buffer_offset.front().front() + map_.gradient_offset[first][accumulator];
+    slot(slots, unit.gradient_slot, {begin, begin + unit.size() * 4});
+    for (size_t sum = 0; sum < map_.shard_sum_offset[i].size(); ++sum) persistent(fmt::format("sum {} of unit {}", sum, i), map_.shard_sum_offset[i][sum], own_bytes);
+    if (unit.accumulator == 0 && map_.gradient_shard_offset[first][1] >= 0 && map_.gradient_offset[first][1] < 0)
+      persistent(fmt::format("received sum of unit {}", i), map_.gradient_shard_offset[first][1], own_bytes);
+    for (size_t k = 0; k < unit.starts.size(); ++k)
+      if (map_.gradient_offset[first + k][accumulator] != map_.gradient_offset[first][accumulator] + inside(unit, k) * 4 ||
+          map_.gradient_shard_offset[first + k][accumulator] != map_.shard_sum_offset[i].front() + kept(unit, k) * 4)
+        problem("the gradient of {} is not in its place in unit {}", stage_.parameters[first + k].name, i);
+  }
+
+  void unit_weights(size_t i, std::map<int32_t, Range>& slots) {
+    const ParameterUnit& unit = shards_.units[i];
+    const auto first = static_cast<size_t>(unit.first), shard = static_cast<size_t>(shards_.shard);
+    const int64_t width = dtype_bytes(stage_.compute_dtype), place = map_.parameter_offset[first], own = map_.unit_shard_offset[i];
+    slot(slots, unit.weight_slot, {place, place + unit.size() * width});
+    if (shards_.weights_stay && own != place + (unit.cuts[shard] - unit.begin()) * width) problem("the shard of unit {} is not in its place among the gathered weights", i);
+    if (!shards_.weights_stay) persistent(fmt::format("weights of unit {}", i), own, unit.shard_size(shards_.shard) * width);
+    for (size_t k = 0; k < unit.starts.size(); ++k)
+      if (map_.parameter_offset[first + k] != place + inside(unit, k) * width || (!shards_.weights_elsewhere && map_.parameter_shard_offset[first + k] != own + kept(unit, k) * width))
+        problem("{} is not in its place in unit {}", stage_.parameters[first + k].name, i);
   }
 
   // Messages leave and arrive while anything runs, so nothing else may ever be where they are.
@@ -227,10 +262,42 @@ class Verifier {
   static bool adds_to_outputs(OpKind kind) { return kind == OpKind::kAccumulate || kind == OpKind::kEmbeddingGrad; }
   void write(ValueId id, int32_t micro_batch) { owners_.write(range_of(id, micro_batch), content(id, micro_batch)); }
 
+  // Before which op of an action copies of activations are over, or may begin to come.
+  void plan_copies() {
+    for (const Action& action : schedule_.actions) {
+      if ((action.kind != ActionKind::kOffload && action.kind != ActionKind::kFetch) || action.micro_batch < 0) continue;
+      if (action.unit < 0 || action.unit >= static_cast<int32_t>(groups_.size())) {
+        problem("{} copies activations that are not known", to_string(action, schedule_));
+        continue;
+      }
+      const ActivationGroup& group = groups_[static_cast<size_t>(action.unit)];
+      const bool leaves = action.kind == ActionKind::kOffload;
+      copies_[{action.chunk, action.micro_batch, leaves}].emplace(leaves ? group.gone_before : group.comes_after + 1, &group);
+    }
+  }
+
+  void copy_before(size_t op, Phase phase, int32_t chunk, int32_t micro_batch, const std::string& where) {
+    const bool leaves = phase == Phase::kForward;
+    if (!leaves && phase != Phase::kBackward && phase != Phase::kBackwardInput) return;
+    const auto copies = copies_.find({chunk, micro_batch, leaves});
+    if (copies == copies_.end()) return;
+    for (auto [at, end] = copies->second.equal_range(static_cast<int32_t>(op)); at != end; ++at)
+      for (ValueId id : at->second->values) {
+        if (leaves) {
+          // The copy may be as late as this.
+          if (!owners_.holds(range_of(id, micro_batch), content(id, micro_batch))) problem("{}: {} leaves when its bytes hold something else", where, stage_.value(id).name);
+          owners_.write(range_of(id, micro_batch), {kNoValue, kNoBatch});
+        } else {
+          write(id, micro_batch);
+        }
+      }
+  }
+
   void run_ops(Phase phase, int32_t chunk, int32_t micro_batch, const std::string& where) {
     const size_t phase_index = Stage::block_index(phase, chunk);
     const std::vector<Op>& ops = stage_.blocks[phase_index].ops;
     for (size_t i = 0; i < ops.size(); ++i) {
+      copy_before(i, phase, chunk, micro_batch, where);
       const Op& op = ops[i];
       std::vector<std::pair<Range, Content>> reads;
       const auto reads_gradient = [&](const Value& value) {
@@ -306,6 +373,8 @@ class Verifier {
   const Schedule& schedule_;
   const MemoryMap& map_;
   const ShardOptions& shards_;
+  const std::vector<ActivationGroup>& groups_;
+  std::map<std::tuple<int32_t, int32_t, bool>, std::multimap<int32_t, const ActivationGroup*>> copies_;  // by chunk, micro-batch and direction: by op
   ByteOwners owners_;
   std::map<int64_t, std::pair<int64_t, std::string>> persistent_;  // begin -> (end, name)
   std::set<ValueId> messages_;
@@ -316,8 +385,9 @@ class Verifier {
 
 }  // namespace
 
-std::vector<std::string> verify_plan(const Stage& stage, const Schedule& schedule, const MemoryMap& map, const ShardOptions& shards) {
-  return Verifier(stage, schedule, map, shards).run();
+std::vector<std::string> verify_plan(const Stage& stage, const Schedule& schedule, const MemoryMap& map, const ShardOptions& shards,
+                                     const std::vector<ActivationGroup>& activation_groups) {
+  return Verifier(stage, schedule, map, shards, activation_groups).run();
 }
 
 }  // namespace orrery

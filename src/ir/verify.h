@@ -16,9 +16,13 @@ namespace orrery {
 ///   - each parameter that is gathered, and each gradient that is reduced, by its unit has its place in the unit's slot, and no slot overlaps
 ///     anything else (that units take turns in time: verify_schedules.h); rows are added only to accumulators that were zeroed just before;
 ///   - gradients that share the activations' area are held to what is said of values: read only while they hold what was written;
+///   - what is offloaded of a micro-batch is whole until its forward has waited for the copy, and nothing else is in its place from when it may
+///     come back (its actions' waits, which verify_schedules.h compares with what the groups say);
+///   - with delayed gradients every weight takes the place of the one before it, which forwards and backwards read, before it is updated;
 ///   - NORM comes before OPT, and OPT is the last compute action, once.
 /// The order of the micro-batches, gradient sums, messages and collectives are those of all ranks together: verify_schedules.h.
 /// Cost: O(actions * operands * log(buffers)).
-std::vector<std::string> verify_plan(const Stage& stage, const Schedule& schedule, const MemoryMap& map, const ShardOptions& shards = {});
+std::vector<std::string> verify_plan(const Stage& stage, const Schedule& schedule, const MemoryMap& map, const ShardOptions& shards = {},
+                                     const std::vector<ActivationGroup>& activation_groups = {});
 
 }  // namespace orrery

@@ -9,6 +9,7 @@
 #include <set>
 
 #include "ir/gradient_sums.h"
+#include "ir/verify_offload.h"
 #include "ir/verify_shards.h"
 
 namespace orrery {
@@ -62,11 +63,10 @@ class SetVerifier {
     for (int32_t rank = 0; rank < num_ranks(); ++rank) {
       for (const auto& [key, batch] : batches_[static_cast<size_t>(rank)]) check_batch(rank, key.first, key.second, batch);
       check_slots(rank);
-      if (schedule(rank).rounds.empty()) {
-        for (int32_t chunk = 0; chunk < num_chunks(rank); ++chunk) check_sums(rank, chunk);
-      } else {
+      for (const std::string& text : verify_offload(schedule(rank), context_, graph, rank)) problem("{}", text);
+      for (int32_t chunk = 0; chunk < num_chunks(rank) && schedule(rank).rounds.empty(); ++chunk) check_sums(rank, chunk);
+      if (has_units(rank))
         for (const std::string& text : verify_shards(ranks_, context_, graph, rank)) problem("{}", text);
-      }
     }
     return std::move(problems_);
   }
@@ -125,7 +125,11 @@ class SetVerifier {
       const int32_t num_buffers = mine.num_gradient_buffers[static_cast<size_t>(one.chunk)];
       if (stream_of(one.kind) == Stream::kCompute && one.kind != ActionKind::kOptimizer && (one.gradient_buffer < 0 || one.gradient_buffer >= num_buffers))
         problem("{} names gradient buffer {} of {}", called, one.gradient_buffer, num_buffers);
-      if (is_sharded(rank, one) && (one.unit < 0 || one.unit >= static_cast<int32_t>(context_.unit_uses[static_cast<size_t>(rank)].gradient_slot.size())))
+      const bool is_copy = one.kind == ActionKind::kOffload || one.kind == ActionKind::kFetch;
+      if (one.kind == ActionKind::kFetchParameters && !has_units(rank)) problem("{} fetches what is not offloaded", called);
+      if (is_copy && !names_what_is_offloaded(one, context_, rank)) problem("{} copies what is not there", called);
+      if (is_copy && one.micro_batch >= static_cast<int32_t>(mine.micro_batches.size())) problem("{} names a micro-batch that is not there", called);
+      if (is_of_unit(rank, one) && (one.unit < 0 || one.unit >= static_cast<int32_t>(context_.unit_uses[static_cast<size_t>(rank)].gradient_slot.size())))
         problem("{} names a unit that is not there", called);
       if (!mine.rounds.empty() && one.kind == ActionKind::kReduceScatterGradients && (one.round < 0 || one.round >= static_cast<int32_t>(mine.rounds.size())))
         problem("{} names round {} of {}", called, one.round, mine.rounds.size());
@@ -134,9 +138,11 @@ class SetVerifier {
     }
   }
 
-  // Whether the action gathers or reduces a unit in a slot.
-  bool is_sharded(int32_t rank, const Action& one) const {
-    return !schedule(rank).rounds.empty() && (one.kind == ActionKind::kReduceScatterGradients || one.kind == ActionKind::kAllGatherParameters || one.kind == ActionKind::kAllReduceGradients);
+  bool has_units(int32_t rank) const { return static_cast<size_t>(rank) < context_.unit_uses.size(); }
+
+  // Whether the action gathers, fetches or reduces a unit in a slot.
+  bool is_of_unit(int32_t rank, const Action& one) const {
+    return has_units(rank) && (one.kind == ActionKind::kFetchParameters || one.kind == ActionKind::kReduceScatterGradients || one.kind == ActionKind::kAllGatherParameters || one.kind == ActionKind::kAllReduceGradients);
   }
 
   void index_batches(int32_t rank) {

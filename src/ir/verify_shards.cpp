@@ -20,8 +20,10 @@ class ShardVerifier {
       : ranks_(ranks), context_(context), graph_(graph), rank_(rank), mine_(ranks[static_cast<size_t>(rank)]), uses_(context.unit_uses[static_cast<size_t>(rank)]) {}
 
   std::vector<std::string> run() {
-    check_round_sums();
-    check_reductions();
+    if (!mine_.rounds.empty()) {
+      check_round_sums();
+      check_reductions();
+    }
     check_gathers();
     return std::move(problems_);
   }
@@ -198,7 +200,7 @@ class ShardVerifier {
     }
   }
 
-  // From the end of its AG, and before the next AG of the slot, ops may read a unit's weights there.
+  // From the end of its AG or EP, and before the next one of the slot, ops may read a unit's weights there.
   void check_gathers() {
     struct Slot {
       std::vector<int32_t> gathers;
@@ -206,7 +208,7 @@ class ShardVerifier {
     };
     std::map<int32_t, Slot> slots;
     for (int32_t index = 0; index < static_cast<int32_t>(mine_.actions.size()); ++index)
-      if (const Action& one = action(index); one.kind == ActionKind::kAllGatherParameters) {
+      if (const Action& one = action(index); one.kind == ActionKind::kAllGatherParameters || one.kind == ActionKind::kFetchParameters) {
         const int32_t slot = uses_.weight_slot[static_cast<size_t>(one.unit)];
         if (slot >= 0) slots[slot].gathers.push_back(index);
       }

@@ -90,7 +90,7 @@ class RankLowering {
     std::map<int32_t, Done> done;
     for (const ComputeStep& step : steps_) {
       if (step.kind == ActionKind::kOptimizer)
-        throw Error(ErrorCode::kUnsupported, "parallel.schedule = \"2bw\" runs from one step into the next, which the schedule of a step cannot say; use \"1f1b\"");
+        throw Error(ErrorCode::kUnsupported, "steps of \"2bw\" that run into each other cannot be lowered to the schedule of one step");
       if (!here(step.stage)) refuse(step, "names a stage that this rank does not hold");
       Done& stage = done[step.stage];
       const bool is_forward = step.kind == ActionKind::kForward;

@@ -21,7 +21,8 @@ struct LowerOptions {
 
 /// By rank of the pipeline. OPT is the last action of each; a pass that adds the reduction of gradients, or of a matrix that two stages
 /// share, inserts before it (insert_actions).
-/// Errors: kInvalidConfig when the order does not run every micro-batch once, in ascending order, on every stage; kUnsupported for 2BW.
+/// Errors: kInvalidConfig when the order does not run every micro-batch once, in ascending order, on every stage; kUnsupported for several
+/// steps of 2BW.
 std::vector<Schedule> lower_pipeline(const PipelineOrder& order, const LowerOptions& options);
 
 /// Puts `actions` before actions[position] and keeps every wait on the action it meant. The waits of the new ones count in the result.

@@ -1,6 +1,7 @@
 #include "parallel/optimizer_blocks.h"
 
 #include <algorithm>
+#include <array>
 #include <map>
 
 #include "base/error.h"
@@ -24,16 +25,59 @@ ValueId step_value(BlockBuilder& builder, StepField field, const std::string& na
   return builder.add_value(std::move(value));
 }
 
-// The state that this rank keeps of a parameter: `count` elements, whose first one the memory map places.
-ValueId state_value(BlockBuilder& builder, int32_t parameter, StateField field, DType dtype, int64_t count) {
+constexpr std::array<const char*, kNumStateFields> kStateSuffixes = {".low", ".m", ".v", ".newest"};
+
+// Cuts state into pieces as the updates come.
+class PieceCutter {
+ public:
+  PieceCutter(int64_t piece_bytes, int64_t element_bytes) : piece_bytes_(std::max(piece_bytes, 2 * kNormBlock * element_bytes)), element_bytes_(element_bytes) {}
+
+  // How many of the next `count` elements go into the piece that `op` belongs to: cut at norm blocks, like shards.
+  int64_t next(int64_t count, int32_t op) {
+    const auto room = [&] { return (piece_bytes_ - offload_.pieces.back().bytes) / element_bytes_ / kNormBlock * kNormBlock; };
+    if (offload_.pieces.empty() || room() == 0) {
+      OffloadPiece piece;
+      piece.first_op = op;
+      if (!offload_.pieces.empty()) piece.file_offset = offload_.pieces.back().file_offset + offload_.pieces.back().bytes;
+      offload_.pieces.push_back(piece);
+    }
+    return std::min(count, room());
+  }
+
+  // A field of the elements that next() gave, as a value.
+  Value place(Value value, OwnedElements range) {
+    OffloadPiece& piece = offload_.pieces.back();
+    piece.parts.push_back({value.index, static_cast<StateField>(value.sub), value.dtype, range.begin, range.end, piece.bytes});
+    value.buffer_role = Value::kOffloadRole;
+    value.chunk = static_cast<int32_t>(offload_.pieces.size() - 1) % kSlots;
+    value.element_offset = piece.bytes / dtype_bytes(value.dtype);
+    piece.bytes += align_up(range.size() * dtype_bytes(value.dtype), kArenaAlignment);
+    return value;
+  }
+  void end_at(int32_t op) { offload_.pieces.back().last_op = op; }
+
+  StateOffload finish() {
+    for (const OffloadPiece& piece : offload_.pieces) offload_.slots.bytes = std::max(offload_.slots.bytes, piece.bytes);
+    offload_.slots.count = std::min(kSlots, static_cast<int32_t>(offload_.pieces.size()));
+    return std::move(offload_);
+  }
+
+ private:
+  static constexpr int32_t kSlots = 3;  // one is read ahead, one updated, one written behind
+  int64_t piece_bytes_, element_bytes_;
+  StateOffload offload_;
+};
+
+// `count` elements of what this rank keeps of a parameter; where they are is the memory map's part.
+Value state_value(int32_t parameter, StateField field, DType dtype, int64_t count, const std::string& name) {
   Value value;
-  value.name = builder.stage().parameters[parameter].name + (field == StateField::kLow ? ".low" : field == StateField::kMoment1 ? ".m" : ".v");
+  value.name = name + kStateSuffixes[static_cast<size_t>(field)];
   value.dtype = dtype;
   value.shape = {{count}};
   value.kind = ValueKind::kState;
   value.index = parameter;
   value.sub = static_cast<int32_t>(field);
-  return builder.add_value(std::move(value));
+  return value;
 }
 
 // Elements of a parameter's gradient as a vector; `shard`: of which this rank has those from `owned` on.
@@ -93,7 +137,7 @@ NormBlocks norm_blocks(std::span<const LogicalTensor> tensors, const ParallelCon
   return blocks;
 }
 
-void build_optimizer_blocks(Stage& stage, const OptimizerBlockOptions& options, const NormBlocks& blocks, const RankUpdate& rank, int64_t num_exchanged) {
+StateOffload build_optimizer_blocks(Stage& stage, const OptimizerBlockOptions& options, const NormBlocks& blocks, const RankUpdate& rank, int64_t num_exchanged) {
   const std::vector<OwnedElements>&owned = rank.owned, &updated = rank.updated;
   BlockBuilder norm(stage, Phase::kNorm), optimizer(stage, Phase::kOptimizer);
   for (int32_t chunk = 0; chunk < stage.num_chunks(); ++chunk)
@@ -185,17 +229,42 @@ void build_optimizer_blocks(Stage& stage, const OptimizerBlockOptions& options, 
   const ValueId stats = step_value(optimizer, StepField::kStats, "stats", DType::kF64, 4);
   optimizer.emit(OpKind::kOptimizerScale, {sums, num_valid, hyper}, NoAttributes{}, {scale, stats});
 
+  struct Field {
+    StateField field;
+    DType dtype;
+  };
+  const bool delayed = options.gradient_delay > 0;
+  std::vector<Field> fields;
+  if (options.newest_apart()) fields.push_back({StateField::kNewest, stage.compute_dtype});
+  if (stage.compute_dtype == DType::kBF16) fields.push_back({StateField::kLow, DType::kI16});
+  fields.push_back({StateField::kMoment1, options.moment_dtype});
+  if (num_moments(options.kind) > 1) fields.push_back({StateField::kMoment2, options.moment_dtype});
+  int64_t element_bytes = 0;
+  for (const Field& field : fields) element_bytes += dtype_bytes(field.dtype);
+  const bool offloads = options.offload_piece_bytes > 0;
+  PieceCutter cutter(options.offload_piece_bytes, element_bytes);
+  const auto num_ops = [&] { return static_cast<int32_t>(stage.block(Phase::kOptimizer).ops.size()); };
+
   const OpKind update = options.kind == OptimizerKind::kAdamW ? OpKind::kAdamW : options.kind == OptimizerKind::kSgd ? OpKind::kSgd : OpKind::kLion;
   for (int32_t parameter = 0; parameter < num_parameters; ++parameter) {
-    const OwnedElements range = updated[static_cast<size_t>(parameter)];
-    if (range.size() == 0) continue;
-    std::vector<ValueId> outputs = {weight_elements(optimizer, parameter, range, owned[static_cast<size_t>(parameter)], rank.weight_shards)};
-    if (stage.compute_dtype == DType::kBF16) outputs.push_back(state_value(optimizer, parameter, StateField::kLow, DType::kI16, range.size()));
-    outputs.push_back(state_value(optimizer, parameter, StateField::kMoment1, options.moment_dtype, range.size()));
-    if (num_moments(options.kind) > 1) outputs.push_back(state_value(optimizer, parameter, StateField::kMoment2, options.moment_dtype, range.size()));
-    const ValueId elements = gradient(optimizer, parameter, 0, range, stage.parameters[parameter].name);
-    optimizer.emit(update, {elements, scale, hyper}, OptimizerAttributes{stage.parameters[parameter].decay}, outputs);
+    const OwnedElements whole = updated[static_cast<size_t>(parameter)];
+    const std::string& name = stage.parameters[parameter].name;
+    for (OwnedElements range{whole.begin, whole.begin}; range.begin < whole.end; range.begin = range.end) {
+      range.end = range.begin + (offloads ? cutter.next(whole.end - range.begin, num_ops()) : whole.size());
+      const auto weight = [&] { return weight_elements(optimizer, parameter, range, owned[static_cast<size_t>(parameter)], rank.weight_shards); };
+      std::vector<ValueId> state;
+      for (const Field& field : fields) {
+        Value value = state_value(parameter, field.field, field.dtype, range.size(), name);
+        state.push_back(optimizer.add_value(offloads ? cutter.place(std::move(value), range) : std::move(value)));
+      }
+      if (delayed) optimizer.emit(OpKind::kCopy, {state[0]}, NoAttributes{}, {weight()});
+      if (!options.newest_apart()) state.insert(state.begin(), weight());
+      const ValueId elements = gradient(optimizer, parameter, 0, range, name);
+      optimizer.emit(update, {elements, scale, hyper}, OptimizerAttributes{stage.parameters[parameter].decay}, state);
+      if (offloads) cutter.end_at(num_ops() - 1);
+    }
   }
+  return cutter.finish();
 }
 
 }  // namespace orrery

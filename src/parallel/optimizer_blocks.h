@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "ir/block.h"
+#include "ir/offload.h"
 #include "ir/parallel_context.h"
 #include "model/model_config.h"
 #include "parallel/data.h"
@@ -17,6 +18,10 @@ enum class OptimizerKind : uint8_t { kAdamW, kSgd, kLion };
 struct OptimizerBlockOptions {
   OptimizerKind kind = OptimizerKind::kAdamW;
   DType moment_dtype = DType::kF32;
+  int gradient_delay = 0;  // 1: W(t + 1) = W(t) - u(gradient at W(t - 1)), PipeDream-2BW's recipe (NUMERICS rule 15)
+  int64_t offload_piece_bytes = 0;  // the state lies elsewhere between its updates, in pieces of about so much; 0: it stays in the arena
+  bool offload_weights = false;     // with the state: its pieces have the weights too, which come unit by unit where they are read
+  bool newest_apart() const { return gradient_delay > 0 || offload_weights; }
 };
 
 /// Which part of the model's update is a rank's.
@@ -45,6 +50,9 @@ NormBlocks norm_blocks(std::span<const LogicalTensor> tensors, const ParallelCon
 /// holders have parts of the gradient of. The field kSquaredSums holds all ranks' block sums, then `num_exchanged` more f64 numbers that travel
 /// with them. With gradient shards there is nothing to merge. What is accumulated row by row is zeroed in its backward, just before: its
 /// memory may be something else's until then.
-void build_optimizer_blocks(Stage& stage, const OptimizerBlockOptions& options, const NormBlocks& blocks, const RankUpdate& rank, int64_t num_exchanged);
+/// With a gradient delay the compute weights become those of the last update, the newest ones, just before these are updated: forwards and
+/// backwards of step t then find W(t - 1), and a skipped step counts as an update by nothing.
+/// Returns the pieces of the state, in the order of their updates, where it is offloaded; the ops' state is then in their slots.
+StateOffload build_optimizer_blocks(Stage& stage, const OptimizerBlockOptions& options, const NormBlocks& blocks, const RankUpdate& rank, int64_t num_exchanged);
 
 }  // namespace orrery

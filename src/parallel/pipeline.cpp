@@ -179,7 +179,8 @@ void zb_h1(const PipelineOptions& options, int32_t rank, RankSteps& steps) {
   while (!steps.done(ActionKind::kBackwardWeight, 0)) steps.weight();
 }
 
-// One rank after the other runs 1F1B over the micro-batches of all steps, with OPT behind the last backward of each step.
+// One rank after the other runs 1F1B over the micro-batches of all steps, with OPT behind the last backward of each step but, as with every
+// kind, of a single one, where the lowering puts it.
 void two_bw(const PipelineOptions& options, int32_t rank, std::vector<ComputeStep>& steps) {
   std::vector<ComputeStep> flow;
   const int32_t total = options.num_micro_batches * options.num_steps;
@@ -187,7 +188,7 @@ void two_bw(const PipelineOptions& options, int32_t rank, std::vector<ComputeSte
   one_f_one_b(total, options.num_ranks, rank, counted);
   for (const ComputeStep& step : flow) {
     steps.push_back(step);
-    if (step.kind == ActionKind::kBackward && (step.micro_batch + 1) % options.num_micro_batches == 0)
+    if (options.num_steps > 1 && step.kind == ActionKind::kBackward && (step.micro_batch + 1) % options.num_micro_batches == 0)
       steps.push_back({ActionKind::kOptimizer, rank, step.micro_batch});
   }
 }

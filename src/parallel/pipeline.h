@@ -34,7 +34,7 @@ struct PipelineOptions {
   int32_t num_ranks = 1;
   int32_t num_micro_batches = 1;
   int32_t chunks_per_rank = 1;  // more than 1: kInterleaved; always 2 where stages are placed as a V
-  int32_t num_steps = 1;        // k2Bw alone: OPT after every num_micro_batches
+  int32_t num_steps = 1;        // k2Bw alone: more than one run into each other, with OPT after every num_micro_batches
 };
 
 struct ComputeStep {

@@ -120,7 +120,7 @@ TEST(Pipeline, RefusesWhatCannotBe) {
   EXPECT_THROW(parse_pipeline_kind("zb-x"), Error);
   const auto lowered = [](const char* text) { return lower_pipeline(parse_pipeline_order(text), {.share = {.global_batch_size = 2, .lanes = 2}}); };
   EXPECT_NO_THROW(lowered("rank 0: F0 F1 B0 B1"));
-  EXPECT_THROW(lower_pipeline(pipeline_order({.kind = PipelineKind::k2Bw, .num_ranks = 2, .num_micro_batches = 2}), {.share = {.global_batch_size = 2}}), Error);
+  EXPECT_THROW(lower_pipeline(pipeline_order({.kind = PipelineKind::k2Bw, .num_ranks = 2, .num_micro_batches = 2, .num_steps = 2}), {.share = {.global_batch_size = 2}}), Error);
   EXPECT_THROW(lowered("rank 0: F0 F1 B1 B0"), Error);
   EXPECT_THROW(lowered("rank 0: F0 B0"), Error);
   EXPECT_THROW(lowered("rank 0: F0 W0 I0 F1 B1"), Error);

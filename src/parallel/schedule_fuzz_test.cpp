@@ -13,6 +13,7 @@
 #include "ir/interpret_schedules.h"
 #include "ir/verify_schedules.h"
 #include "parallel/lower_pipeline.h"
+#include "parallel/offload.h"
 #include "parallel/shard.h"
 
 namespace orrery {
@@ -31,7 +32,7 @@ int64_t draw(std::mt19937_64& random, int64_t low, int64_t high) { return low + 
 UnitUses draw_units(const Schedule& schedule, int32_t num_stages, bool partial_lanes, std::mt19937_64& random) {
   UnitUses uses;
   uses.blocks.resize(schedule.stage_of_chunk.size() * kNumPhases);
-  const bool weights = draw(random, 0, 2) > 0;
+  const bool gradients = !schedule.rounds.empty(), weights = !gradients || draw(random, 0, 2) > 0;
   const int64_t num_weight_slots = draw(random, 1, 4), num_gradient_slots = draw(random, 1, 3);
   const bool splits = std::any_of(schedule.actions.begin(), schedule.actions.end(), [](const Action& action) { return action.kind == ActionKind::kBackwardInput; });
   const auto new_unit = [&] {
@@ -44,7 +45,7 @@ UnitUses draw_units(const Schedule& schedule, int32_t num_stages, bool partial_l
     const auto block = [&](Phase phase) -> std::vector<UnitUse>& { return uses.blocks[Stage::block_index(phase, static_cast<int32_t>(chunk))]; };
     std::map<Phase, int32_t> num_ops;
     const auto op = [&](Phase phase, int32_t unit, bool writes) {
-      if (writes || uses.weight_slot[static_cast<size_t>(unit)] >= 0) block(phase).push_back({unit, num_ops[phase], num_ops[phase] + static_cast<int32_t>(draw(random, 0, 1)), writes});
+      if (writes ? gradients : uses.weight_slot[static_cast<size_t>(unit)] >= 0) block(phase).push_back({unit, num_ops[phase], num_ops[phase] + static_cast<int32_t>(draw(random, 0, 1)), writes});
       num_ops[phase] += 2;
     };
     std::vector<int32_t> layers;
@@ -63,6 +64,38 @@ UnitUses draw_units(const Schedule& schedule, int32_t num_stages, bool partial_l
     }
   }
   return uses;
+}
+
+// Some pieces of state, and some layers of each chunk whose activations leave: any windows that are in order.
+StateOffload draw_state(std::mt19937_64& random) {
+  StateOffload state;
+  int32_t op = 1;
+  for (int64_t i = draw(random, 1, 6); i > 0; --i) {
+    OffloadPiece piece;
+    piece.first_op = op;
+    piece.last_op = op + static_cast<int32_t>(draw(random, 0, 2));
+    op = piece.last_op + 1;
+    state.pieces.push_back(piece);
+  }
+  state.slots.count = static_cast<int32_t>(draw(random, 1, std::min<int64_t>(3, static_cast<int64_t>(state.pieces.size()))));
+  return state;
+}
+
+std::vector<ActivationGroup> draw_groups(const Schedule& schedule, std::mt19937_64& random) {
+  std::vector<ActivationGroup> groups;
+  for (size_t chunk = 0; chunk < schedule.stage_of_chunk.size(); ++chunk) {
+    const auto num_layers = static_cast<int32_t>(draw(random, 0, 3));
+    for (int32_t layer = 0; layer < num_layers; ++layer) {
+      ActivationGroup group;
+      group.chunk = static_cast<int32_t>(chunk);
+      group.leaves_after = 3 * layer + static_cast<int32_t>(draw(random, 0, 2));
+      group.gone_before = group.leaves_after + static_cast<int32_t>(draw(random, 1, 4));
+      group.comes_after = 3 * (num_layers - 1 - layer) + static_cast<int32_t>(draw(random, 0, 2));
+      group.needed_before = group.comes_after + static_cast<int32_t>(draw(random, 1, 4));
+      groups.push_back(group);
+    }
+  }
+  return groups;
 }
 
 // Between the last reductions and OPT: where there are more groups than one, the sums of each unit join.
@@ -87,14 +120,15 @@ void join_groups(Schedule& schedule, int32_t num_units, bool joins) {
 // by side.
 Composition compose(std::mt19937_64& random) {
   PipelineOptions pipeline;
-  pipeline.kind = static_cast<PipelineKind>(draw(random, 0, 5));
+  pipeline.kind = static_cast<PipelineKind>(draw(random, 0, 6));
   pipeline.num_ranks = static_cast<int32_t>(draw(random, 1, 5));
   const bool v_shaped = pipeline.kind == PipelineKind::kZbV || pipeline.kind == PipelineKind::kDualPipeV;
   pipeline.chunks_per_rank = v_shaped ? 2 : pipeline.kind == PipelineKind::kInterleaved ? static_cast<int32_t>(draw(random, 1, 3)) : 1;
   const int32_t p = pipeline.num_ranks;
   LowerOptions options;
   options.spare_slots = static_cast<int32_t>(draw(random, 0, 2));
-  const bool together = draw(random, 0, 1) == 1, shards = draw(random, 0, 1) == 1;
+  const bool together = draw(random, 0, 1) == 1, shards = draw(random, 0, 1) == 1, offloads = draw(random, 0, 2) == 0;
+  const bool weights_elsewhere = offloads && !shards && draw(random, 0, 1) == 1;
   Composition made;
   made.context.num_stages = p * pipeline.chunks_per_rank;
   // Sizes are drawn until the kind accepts every replica's number of micro-batches.
@@ -106,9 +140,12 @@ Composition compose(std::mt19937_64& random) {
     options.share = {.global_batch_size = lanes * per_lane, .lanes = lanes, .micro_batch_size = draw(random, 1, 2 * per_lane)};
     made.ranks.assign(static_cast<size_t>(p * replicas), {});
     made.context.lanes.assign(static_cast<size_t>(p * replicas), {});
-    made.context.unit_uses.assign(shards ? static_cast<size_t>(p * replicas) : 0, {});
-    made.text = fmt::format("{} p={} v={} replicas={} lanes={} x {} micro_batch_size={} spare={}{}", pipeline_name(pipeline.kind), p, pipeline.chunks_per_rank, replicas, lanes, per_lane,
-                            options.share.micro_batch_size, options.spare_slots, shards ? fmt::format(" in groups of {}", members) : "");
+    made.context.unit_uses.assign(shards || weights_elsewhere ? static_cast<size_t>(p * replicas) : 0, {});
+    made.context.offload.assign(offloads ? static_cast<size_t>(p * replicas) : 0, {});
+    made.context.activation_groups.assign(offloads ? static_cast<size_t>(p * replicas) : 0, {});
+    const uint64_t offload_seed = random();
+    made.text = fmt::format("{} p={} v={} replicas={} lanes={} x {} micro_batch_size={} spare={}{}{}", pipeline_name(pipeline.kind), p, pipeline.chunks_per_rank, replicas, lanes, per_lane,
+                            options.share.micro_batch_size, options.spare_slots, shards ? fmt::format(" in groups of {}", members) : "", offloads ? " offloaded" : "");
     const uint64_t unit_seed = random();
     const auto place = [=](int32_t replica, int32_t rank) { return together ? replica * p + rank : rank * replicas + replica; };
     if (shards)
@@ -129,7 +166,8 @@ Composition compose(std::mt19937_64& random) {
       options.share.num_members = shards ? members : 0;
       options.share.member = replica % held_by;
       pipeline.num_micro_batches = static_cast<int32_t>(lane_folds(options.share).micro_batches.size());
-      accepted = (pipeline.kind != PipelineKind::kInterleaved || pipeline.num_micro_batches % p == 0) && (pipeline.kind != PipelineKind::kDualPipeV || pipeline.num_micro_batches >= 2 * p);
+      accepted = (pipeline.kind != PipelineKind::kInterleaved || pipeline.num_micro_batches % p == 0) && (pipeline.kind != PipelineKind::kDualPipeV || pipeline.num_micro_batches >= 2 * p) &&
+                 (pipeline.kind != PipelineKind::k2Bw || pipeline.num_micro_batches >= p);
       if (!accepted) break;
       options.world_ranks.clear();
       for (int32_t rank = 0; rank < p; ++rank) options.world_ranks.push_back(place(replica, rank));
@@ -143,6 +181,16 @@ Composition compose(std::mt19937_64& random) {
           shard_schedule(schedule, uses, static_cast<int>(draw(of_rank, 0, 2)));
           join_groups(schedule, static_cast<int32_t>(uses.gradient_slot.size()), groups > 1);
         }
+        if (weights_elsewhere) {
+          std::mt19937_64 of_rank(unit_seed + static_cast<uint64_t>(rank));
+          UnitUses& uses = made.context.unit_uses[world_rank] = draw_units(schedule, made.context.num_stages, false, of_rank);
+          shard_schedule(schedule, uses, static_cast<int>(draw(of_rank, 0, 2)), ActionKind::kFetchParameters);
+        }
+        if (offloads) {
+          std::mt19937_64 of_rank(offload_seed + static_cast<uint64_t>(world_rank));
+          offload_state(schedule, made.context.offload[world_rank] = draw_state(of_rank));
+          offload_activations(schedule, made.context.activation_groups[world_rank] = draw_groups(schedule, of_rank));
+        }
         made.context.lanes[world_rank] = {options.share.first_lane, options.share.num_lanes};
       }
     }
@@ -154,12 +202,13 @@ Composition compose(std::mt19937_64& random) {
 
 TEST(ScheduleFuzz, TenThousandCompositionsVerifyAndRun) {
   std::map<std::string, int> kinds;
-  int num_sharded = 0;
+  int num_sharded = 0, num_offloaded = 0;
   for (uint64_t seed = 0; seed < 10000; ++seed) {
     std::mt19937_64 random(seed);
     const Composition composition = compose(random);
     ++kinds[composition.text.substr(0, composition.text.find(' '))];
     num_sharded += !composition.context.unit_uses.empty();
+    num_offloaded += !composition.context.offload.empty();
     const auto problems = verify_schedules(composition.ranks, composition.context);
     ASSERT_TRUE(problems.empty()) << "seed " << seed << " " << composition.text << ": " << problems.front();
     const Interpretation one = interpret_schedules(composition.ranks, composition.context, 2 * seed);
@@ -167,8 +216,9 @@ TEST(ScheduleFuzz, TenThousandCompositionsVerifyAndRun) {
     ASSERT_TRUE(one.finished && other.finished) << "seed " << seed << " " << composition.text << ": stuck at " << one.stuck << other.stuck;
     ASSERT_EQ(one.gradients, other.gradients) << "seed " << seed << " " << composition.text;
   }
-  EXPECT_EQ(kinds.size(), 6u);
+  EXPECT_EQ(kinds.size(), 7u);
   EXPECT_GT(num_sharded, 4000);
+  EXPECT_GT(num_offloaded, 3000);
   for (const auto& [kind, count] : kinds) EXPECT_GT(count, 100) << kind;
 }
 

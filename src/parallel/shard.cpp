@@ -58,7 +58,7 @@ struct Collective {
 
 class Sharding {
  public:
-  Sharding(Schedule& schedule, const UnitUses& uses, int prefetch) : schedule_(schedule), uses_(uses), ahead_(static_cast<size_t>(std::max(1, prefetch))), waits_(schedule.actions.size()) {}
+  Sharding(Schedule& schedule, const UnitUses& uses, int prefetch, ActionKind gather) : schedule_(schedule), uses_(uses), gather_(gather), ahead_(static_cast<size_t>(std::max(1, prefetch))), waits_(schedule.actions.size()) {}
 
   void run() {
     for (int32_t i = 0; i < static_cast<int32_t>(schedule_.actions.size()); ++i) {
@@ -98,7 +98,7 @@ class Sharding {
     Weights& slot = weights_[uses_.weight_slot[static_cast<size_t>(use.unit)]];
     if (slot.unit != use.unit) {
       Collective gather;
-      gather.action.kind = ActionKind::kAllGatherParameters;
+      gather.action.kind = gather_;
       gather.action.chunk = schedule_.actions[static_cast<size_t>(action)].chunk;
       gather.action.unit = use.unit;
       if (slot.unit >= 0) {
@@ -170,6 +170,7 @@ class Sharding {
 
   Schedule& schedule_;
   const UnitUses& uses_;
+  const ActionKind gather_;
   const size_t ahead_;
   std::map<int32_t, Weights> weights_;      // by slot
   std::map<int32_t, Gradients> gradients_;  // by slot
@@ -180,7 +181,7 @@ class Sharding {
 
 }  // namespace
 
-void assign_slots(const Stage& stage, std::vector<ParameterUnit>& units, const DataParallel& data, bool partial_lanes) {
+void assign_slots(const Stage& stage, std::vector<ParameterUnit>& units, const DataParallel& data, bool partial_lanes, bool offload_weights) {
   const std::vector<int32_t> layers = unit_layers(stage, units);
   SlotNumbers weight_slots, gradient_slots;
   int64_t front[2] = {0, 0}, back[2] = {0, 0};  // units outside the layers: of weights, of gradients
@@ -195,9 +196,9 @@ void assign_slots(const Stage& stage, std::vector<ParameterUnit>& units, const D
       int64_t& number = (embedded && unit.accumulator == 0 ? front : back)[1];
       unit.gradient_slot = partial_lanes ? static_cast<int32_t>(i) : layers[i] >= 0 ? gradient_slots(0, in_layer, layer_turn % kGradientTurns) : gradient_slots(1, number++, 0);
     }
-    if (!data.shards_weights() || has_weights[static_cast<size_t>(unit.first)]) continue;
+    if ((!data.shards_weights() && !offload_weights) || has_weights[static_cast<size_t>(unit.first)]) continue;
     for (int32_t parameter = unit.first; parameter < unit.first + unit.count; ++parameter) has_weights[static_cast<size_t>(parameter)] = true;
-    if (!data.reshard_after_forward) {
+    if (!data.reshard_after_forward && !offload_weights) {
       unit.weight_slot = static_cast<int32_t>(i);
     } else if (layers[i] >= 0) {
       unit.weight_slot = weight_slots(0, in_layer, layer_turn % (1 + data.prefetch));
@@ -252,6 +253,6 @@ UnitUses unit_uses(const Stage& stage, const std::vector<ParameterUnit>& units) 
   return uses;
 }
 
-void shard_schedule(Schedule& schedule, const UnitUses& uses, int prefetch) { Sharding(schedule, uses, prefetch).run(); }
+void shard_schedule(Schedule& schedule, const UnitUses& uses, int prefetch, ActionKind gather) { Sharding(schedule, uses, prefetch, gather).run(); }
 
 }  // namespace orrery

@@ -8,6 +8,7 @@
 #include "ir/verify_schedules.h"
 #include "model/decoder.h"
 #include "parallel/lanes.h"
+#include "parallel/offload.h"
 #include "parallel/shard.h"
 #include "planner/rank_stage.h"
 #include "planner/shared_layers.h"
@@ -75,10 +76,14 @@ std::vector<int32_t> ranks_of_stages(const std::vector<Schedule>& pipeline) {
   return ranks;
 }
 
+// Whether units of gradients or of weights take turns in slots.
+bool takes_turns(const TrainingPlanOptions& options) { return options.data.shards_gradients() || options.optimizer.offload_weights; }
+
 ShardOptions shard_options(const Plan& plan) {
   const DataParallel& data = plan.options.data;
-  if (!data.shards_gradients()) return {};
-  return {plan.units, data.shard(), plan.schedule.num_shard_sums, data.shards_weights(), data.shards_weights() && !data.reshard_after_forward};
+  const bool elsewhere = plan.options.optimizer.offload_weights;
+  return {.units = plan.units, .shard = data.shard(), .num_sums = plan.schedule.num_shard_sums, .gradients = data.shards_gradients(), .weights = data.shards_weights() || elsewhere,
+          .weights_stay = data.shards_weights() && !data.reshard_after_forward && !elsewhere, .weights_elsewhere = elsewhere};
 }
 
 Plan build_plan(const TrainingPlanOptions& options, int64_t micro_batch_size, Recompute recompute, const WorkspaceBytes& workspace_bytes) {
@@ -96,11 +101,21 @@ Plan build_plan(const TrainingPlanOptions& options, int64_t micro_batch_size, Re
   plan.units = std::move(rank.units);
   plan.shared = rank.shared;
   plan.num_norm_blocks = rank.num_norm_blocks;
-  if (options.data.shards_gradients()) shard_schedule(plan.schedule, unit_uses(plan.stage, plan.units), options.data.prefetch);
+  plan.offload = std::move(rank.offload);
+  if (takes_turns(options))
+    shard_schedule(plan.schedule, unit_uses(plan.stage, plan.units), options.data.prefetch, options.data.shards_weights() ? ActionKind::kAllGatherParameters : ActionKind::kFetchParameters);
   append_update(plan.schedule, plan.stage, plan.units, {options.data, options.world_size() > 1, plan.shared});
+  if (!plan.offload.pieces.empty()) offload_state(plan.schedule, plan.offload);
+  if (options.offload_activations) {
+    plan.activation_groups = activation_groups(plan.stage, plan.schedule, plan.offload.bytes());
+    offload_activations(plan.schedule, plan.activation_groups);
+  }
   MemoryMapOptions memory;
   memory.moment_dtype = options.optimizer.moment_dtype;
   memory.num_moments = num_moments(options.optimizer.kind);
+  memory.newest_apart = options.optimizer.newest_apart();
+  memory.offload_slots = plan.offload.slots;
+  memory.activation_groups = plan.activation_groups;
   memory.batch_sequences = num_sequences(plan.schedule);
   for (const OwnedElements& range : rank.update.updated) memory.state_range.push_back({range.begin, range.end});
   memory.sequence_tokens = options.local_tokens();
@@ -201,6 +216,17 @@ std::optional<std::vector<Plan>> build_world(TrainingPlanOptions options, int64_
   return plans;
 }
 
+// Where an update makes weights that other ranks or the step after next need in an arena, they stay there.
+void check_offloaded_weights(const TrainingPlanOptions& options) {
+  constexpr std::string_view kKey = "parallel.offload with \"parameters\"";
+  if (options.optimizer.offload_piece_bytes == 0) throw Error(ErrorCode::kInvalidConfig, "{} without \"optimizer\": an update has weights and state together; give both", kKey);
+  if (options.optimizer.gradient_delay > 0) throw Error(ErrorCode::kInvalidConfig, "{} and delayed gradients, which need two versions of the weights at hand: leave one of them out", kKey);
+  if (options.data.size > 1 && options.data.zero_stage != 0 && options.data.zero_stage != 3)
+    throw Error(ErrorCode::kInvalidConfig, "{} and parallel.zero_stage = {}: ranks would exchange new weights that no arena holds; use zero_stage 3, or 0", kKey, options.data.zero_stage);
+  if (options.pipeline.size > 1 && options.model.tie_embeddings)
+    throw Error(ErrorCode::kInvalidConfig, "{} in a pipeline whose embedding and head are one matrix, which two ranks would exchange: use model.tie_embeddings = false, or offload the rest", kKey);
+}
+
 void check_options(const TrainingPlanOptions& options) {
   if (options.sequence_tokens < 1 || options.sequence_tokens > options.model.max_seq_len)
     throw Error(ErrorCode::kInvalidConfig, "data.seq_len = {}: wanted 1 to model.max_seq_len = {}", options.sequence_tokens, options.model.max_seq_len);
@@ -223,8 +249,11 @@ void check_options(const TrainingPlanOptions& options) {
                 data.size);
   const PipelineParallel& pipeline = options.pipeline;
   if (pipeline.size < 1) throw Error(ErrorCode::kInvalidConfig, "parallel.pipeline_parallel_size = {}: wanted at least 1", pipeline.size);
-  if (pipeline.kind == PipelineKind::k2Bw)
-    throw Error(ErrorCode::kUnsupported, "parallel.schedule = \"2bw\" can be planned (orrery plan schedule 2bw) and not trained yet; use \"1f1b\"");
+  if (options.optimizer.offload_weights) check_offloaded_weights(options);
+  const int delay = options.optimizer.gradient_delay;
+  if (delay < 0 || delay > 1) throw Error(ErrorCode::kInvalidConfig, "train.gradient_delay = {}: wanted 0, or 1 for gradients that are applied a step late", delay);
+  if (pipeline.kind == PipelineKind::k2Bw && !pipeline.order && delay == 0)
+    throw Error(ErrorCode::kInvalidConfig, "parallel.schedule = \"2bw\" with train.gradient_delay = 0: its gradients are a step late; leave gradient_delay out, or use \"1f1b\"");
 }
 
 // Slice by slice, and that the ranks that share a layer meet at the same ops.
@@ -236,7 +265,7 @@ void verify_world(const std::vector<Plan>& plans) {
     const std::span slice = std::span(plans).subspan(first, slice_size);
     std::vector<Schedule> schedules;
     for (const Plan& plan : slice) {
-      const std::vector<std::string> problems = verify_plan(plan.stage, plan.schedule, plan.memory, shard_options(plan));
+      const std::vector<std::string> problems = verify_plan(plan.stage, plan.schedule, plan.memory, shard_options(plan), plan.activation_groups);
       ORRERY_CHECK(problems.empty(), "the plan of rank {} does not verify: {}", plan.options.world_rank(), problems.front());
       schedules.push_back(plan.schedule);
     }
@@ -254,7 +283,9 @@ ScheduleContext schedule_context(std::span<const Plan> plans) {
     context.num_stages = std::max(context.num_stages, *std::max_element(plan.schedule.stage_of_chunk.begin(), plan.schedule.stage_of_chunk.end()) + 1);
     const LaneShare share = lane_share(lane_options(plan.options, plan.micro_batch_size));
     context.lanes.push_back({share.first_lane, share.num_lanes});
-    if (!plan.schedule.rounds.empty()) context.unit_uses.push_back(unit_uses(plan.stage, plan.units));
+    context.offload.push_back(plan.offload);
+    context.activation_groups.push_back(plan.activation_groups);
+    if (takes_turns(plan.options)) context.unit_uses.push_back(unit_uses(plan.stage, plan.units));
   }
   const auto num_shards = static_cast<int32_t>(plans.front().options.data.num_shards()), data_size = static_cast<int32_t>(plans.front().options.data.size);
   context.group = [num_shards, data_size, world_size = static_cast<int32_t>(plans.size())](int32_t rank, const Action& action) {
@@ -328,6 +359,28 @@ OwnedElements weight_shard(const Plan& plan, size_t parameter) {
     return {std::clamp<int64_t>(unit.cuts[shard] - start, 0, count), std::clamp<int64_t>(unit.cuts[shard + 1] - start, 0, count)};
   }
   return {0, count};
+}
+
+std::vector<StatePlace> state_places(const Plan& plan, size_t parameter, StateField field) {
+  std::vector<StatePlace> places;
+  const auto& [begin, end] = plan.memory.state_range[parameter];
+  if (const int64_t offset = plan.memory.state_offset[parameter][static_cast<size_t>(field)]; offset >= 0) places.push_back({begin, end, offset, false});
+  for (const OffloadPiece& piece : plan.offload.pieces)
+    for (const OffloadPart& part : piece.parts)
+      if (part.parameter == static_cast<int32_t>(parameter) && part.field == field) places.push_back({part.begin, part.end, piece.file_offset + part.offset, true});
+  return places;
+}
+
+int64_t offload_bytes(const Plan& plan) {
+  int64_t bytes = plan.offload.bytes();
+  for (const ActivationGroup& group : plan.activation_groups) bytes += group.bytes * plan.schedule.num_slots[static_cast<size_t>(group.chunk)];
+  return bytes;
+}
+
+int64_t copied_bytes(const Plan& plan, const Action& action) {
+  if (stream_of(action.kind) != Stream::kCopy) return 0;
+  if (action.kind == ActionKind::kFetchParameters) return plan.units[static_cast<size_t>(action.unit)].shard_size(plan.options.data.shard()) * dtype_bytes(plan.stage.compute_dtype);
+  return action.micro_batch >= 0 ? plan.activation_groups[static_cast<size_t>(action.unit)].bytes : plan.offload.pieces[static_cast<size_t>(action.unit)].bytes;
 }
 
 int64_t payload_bytes(const Plan& plan, const Action& action) {

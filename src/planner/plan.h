@@ -42,6 +42,7 @@ struct TrainingPlanOptions {
   double flops_per_byte = 20;               // kBudget: what a byte's time is worth in products; about that of processors with AMX or AVX-512 and DDR5
   int64_t segments_per_sequence = 1;        // most documents that meet in one window
   bool evaluates = false;
+  bool offload_activations = false;         // of each layer, between its forward and its backward
   OptimizerBlockOptions optimizer;
   int64_t memory_budget_bytes = 0;          // of one rank's arena; 0: no limit
   DataParallel data;                        // how many ranks hold different sequences, and which of them the plan is for
@@ -68,6 +69,8 @@ struct Plan {
   MemoryMap memory;
   std::vector<ParameterUnit> units;  // what is reduced in one collective
   std::optional<SharedMatrix> shared;
+  StateOffload offload;                // of the optimizer's state
+  std::vector<ActivationGroup> activation_groups;  // what is offloaded of a micro-batch
   std::vector<int32_t> rank_of_stage;  // of the pipeline
   int64_t num_norm_blocks = 0;       // of the whole model: f64 sums in the step field kSquaredSums; behind them num_losses() losses and a count
 
@@ -99,6 +102,19 @@ bool has_losses(const Plan& plan);
 
 /// The elements of a parameter's weight that the rank keeps from one step to the next: all, or, with weights sharded, those of its shard.
 OwnedElements weight_shard(const Plan& plan, size_t parameter);
+
+/// Where elements [begin, end) of a parameter's state are: in the arena, or in what the rank offloads to; `offset` is of the first of them.
+struct StatePlace {
+  int64_t begin = 0, end = 0, offset = 0;
+  bool offloaded = false;
+};
+/// All that the rank keeps of the field, in order.
+std::vector<StatePlace> state_places(const Plan& plan, size_t parameter, StateField field);
+
+/// Bytes of what the rank offloads to: its state, then each group of activations once a slot.
+int64_t offload_bytes(const Plan& plan);
+/// Bytes that an action of the copy stream moves; 0 for any other.
+int64_t copied_bytes(const Plan& plan, const Action& action);
 
 /// Bytes of what an action between ranks carries, as both ends see it; 0 for one without payload.
 int64_t payload_bytes(const Plan& plan, const Action& action);

@@ -179,5 +179,48 @@ TEST(Verify, RefusesBrokenPlans) {
   EXPECT_GT(moved, 50);
 }
 
+// With delayed gradients: every op of the update dropped, or exchanged with the one behind it, that would leave a weight without its older version.
+TEST(Verify, RefusesUpdatesThatLoseAWeightVersion) {
+  TrainingPlanOptions options = small_options(ModelFamily::kLlama);
+  options.optimizer.gradient_delay = 1;
+  const Plan plan = make_training_plan(options, fake_workspace);
+  const std::vector<Op>& ops = plan.stage.block(Phase::kOptimizer).ops;
+  int num_copies = 0;
+  for (size_t i = 0; i < ops.size(); ++i) {
+    if (ops[i].kind != OpKind::kCopy) continue;
+    ++num_copies;
+    Plan dropped = plan, exchanged = plan;
+    auto& without = dropped.stage.block(Phase::kOptimizer).ops;
+    without.erase(without.begin() + static_cast<ptrdiff_t>(i));
+    EXPECT_FALSE(verify_plan(dropped.stage, dropped.schedule, dropped.memory).empty()) << i;
+    auto& late = exchanged.stage.block(Phase::kOptimizer).ops;
+    std::swap(late[i], late[i + 1]);
+    EXPECT_FALSE(verify_plan(exchanged.stage, exchanged.schedule, exchanged.memory).empty()) << i;
+  }
+  EXPECT_EQ(num_copies, static_cast<int>(plan.stage.parameters.size()));
+}
+
+// Offloaded activations: memory that is taken for gone, or for back, before it is, is refused by what then lies in it.
+TEST(Verify, RefusesActivationsWhoseMemoryIsTakenTooSoon) {
+  TrainingPlanOptions options = small_options(ModelFamily::kLlama);
+  options.model.num_layers = 6;
+  options.offload_activations = true;
+  options.recompute = Recompute::kNone;
+  const Plan plan = make_training_plan(options, fake_workspace);
+  ASSERT_GE(plan.activation_groups.size(), 3u);
+  const auto problems_of = [&](const std::vector<ActivationGroup>& groups) { return verify_plan(plan.stage, plan.schedule, plan.memory, {}, groups); };
+  EXPECT_TRUE(problems_of(plan.activation_groups).empty());
+  for (size_t i = 0; i < plan.activation_groups.size(); ++i) {
+    std::vector<ActivationGroup> groups = plan.activation_groups;
+    groups[i].gone_before = groups[i].leaves_after;  // before its last use
+    EXPECT_FALSE(problems_of(groups).empty()) << i;
+    groups = plan.activation_groups;
+    groups[i].comes_after = groups[i].needed_before;  // behind its first use
+    EXPECT_FALSE(problems_of(groups).empty()) << i;
+  }
+  // As if nothing left: what the map put into the same place is found there.
+  EXPECT_FALSE(problems_of({}).empty());
+}
+
 }  // namespace
 }  // namespace orrery

@@ -70,6 +70,7 @@ json memory_json(const MemoryMap& memory) {
           {"activation_lower_bound", memory.activation_lower_bound},
           {"parameter_offset", memory.parameter_offset},
           {"state_offset", memory.state_offset},
+          {"offload_slot_offset", memory.offload_slot_offset},
           {"gradient_buffer_offset", memory.gradient_buffer_offset},
           {"gradient_offset", memory.gradient_offset},
           {"gradients_by_lifetime", memory.gradients_by_lifetime},
@@ -105,6 +106,7 @@ std::string plan_to_json(const Plan& plan, const StepPrediction* prediction) {
          {"pipeline_parallel_rank", options.pipeline.rank},
          {"schedule", options.pipeline.order ? to_string(*options.pipeline.order) : std::string(pipeline_name(options.pipeline.kind))},
          {"stages", plan.schedule.stage_of_chunk},
+         {"gradient_delay", options.optimizer.gradient_delay},
          {"recompute", recompute_text(plan)}}},
       {"flops_per_step", plan.flops_per_step},
       {"recompute_flops_per_step", plan.recompute_flops_per_step},
@@ -138,8 +140,8 @@ std::string plan_to_text(const Plan& plan) {
     axes.push_back(fmt::format("context parallel {} ({}, {} tokens of a sequence each)", parallel.context_size, context_method_name(parallel.context_method), options.local_tokens()));
   if (data.size > 1) axes.push_back(fmt::format("data parallel {}, ZeRO-{}", data.size, data.zero_stage));
   const std::string ranks = options.world_size() == 1 ? "1 rank" : fmt::format("{}; rank {} of {} below", fmt::join(axes, ", "), options.world_rank(), options.world_size());
-  text += fmt::format("layout    {}, {} compute, recompute {}, {:.2f} TFLOP a step{}\n", ranks, dtype_name(options.compute_dtype), recompute_text(plan),
-                      plan.flops_per_step / 1e12,
+  text += fmt::format("layout    {}, {} compute, recompute {}{}, {:.2f} TFLOP a step{}\n", ranks, dtype_name(options.compute_dtype), recompute_text(plan),
+                      options.optimizer.gradient_delay > 0 ? ", gradients a step late" : "", plan.flops_per_step / 1e12,
                       plan.recompute_flops_per_step > 0 ? fmt::format(" + {:.2f} recomputed", plan.recompute_flops_per_step / 1e12) : "");
   for (const auto& [kind, bytes] : op_bytes_sent(plan)) text += fmt::format("messages  {} a step to the ranks that share a layer, in {}\n", mib(bytes), op_name(kind));
   const MemoryMap& memory = plan.memory;
@@ -159,6 +161,15 @@ std::string plan_to_text(const Plan& plan) {
     text += '\n';
   }
   text += fmt::format("memory    {:<18}{}   one arena, nothing else\n", "total", mib(memory.total_bytes));
+  if (const int64_t bytes = offload_bytes(plan); bytes > 0) {
+    int64_t read = 0, written = 0;
+    for (const Action& action : plan.schedule.actions) (action.kind == ActionKind::kOffload ? written : read) += copied_bytes(plan, action);
+    std::vector<std::string> what;
+    if (!plan.offload.pieces.empty()) what.push_back(fmt::format("optimizer state{} in {} pieces", options.optimizer.offload_weights ? " and weights" : "", plan.offload.pieces.size()));
+    if (options.offload_activations) what.push_back(fmt::format("activations of {} layers", plan.activation_groups.size()));
+    text += fmt::format("offload   {:<18}{}   {}; a step reads {:.1f} MiB and writes {:.1f}, beside the compute\n", "elsewhere", mib(bytes), fmt::join(what, ", "),
+                        static_cast<double>(read) / (1 << 20), static_cast<double>(written) / (1 << 20));
+  }
   std::string schedule = to_string(plan.schedule);
   constexpr size_t kScheduleWidth = 110;
   if (schedule.size() > kScheduleWidth) schedule = schedule.substr(0, kScheduleWidth - 8) + " ...";

@@ -129,7 +129,8 @@ RankStage build_rank_stage(const TrainingPlanOptions& options, int64_t micro_bat
   if (rank.shared && rank.shared->updated_here) gradient_value(rank.stage, rank.shared->parameter, 1);
   const DataParallel& data = options.data;
   rank.units = parameter_units(rank.stage, data.num_shards(), data.shards_gradients());
-  if (data.shards_gradients()) assign_slots(rank.stage, rank.units, data, micro_batch_size < options.global_batch_size / options.lanes);
+  if (data.shards_gradients() || options.optimizer.offload_weights)
+    assign_slots(rank.stage, rank.units, data, micro_batch_size < options.global_batch_size / options.lanes, options.optimizer.offload_weights);
   RankUpdate& update = rank.update;
   update.owned = update.updated = owned_elements(rank.stage, rank.units, data.shard());
   update.takes_norm = data.replica() == 0;
@@ -142,7 +143,7 @@ RankStage build_rank_stage(const TrainingPlanOptions& options, int64_t micro_bat
     }
   const NormBlocks blocks = norm_blocks(logical_tensors(options.model), options.parallel);
   // The losses of all sequences and the count of valid tokens travel with the sums.
-  build_optimizer_blocks(rank.stage, options.optimizer, blocks, update, options.num_losses() + 1);
+  rank.offload = build_optimizer_blocks(rank.stage, options.optimizer, blocks, update, options.num_losses() + 1);
   rank.num_norm_blocks = blocks.count;
   return rank;
 }

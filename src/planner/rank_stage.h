@@ -21,6 +21,7 @@ struct RankStage {
   Stage stage;
   std::vector<ParameterUnit> units;
   RankUpdate update;
+  StateOffload offload;
   std::optional<SharedMatrix> shared;
   int64_t num_norm_blocks = 0;
 };

@@ -53,6 +53,7 @@ class RankCosts {
   }
 
   double communication(const Action& action) const {
+    if (stream_of(action.kind) == Stream::kCopy) return 0;  // of a disk nothing is known
     double seconds = 0;
     for (const CommCall& call : comm_calls(plan_, action)) {
       const std::string key = comm_key(call.operation, call.group_size, transport_);

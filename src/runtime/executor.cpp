@@ -203,7 +203,7 @@ std::byte* Executor::address(ValueId id, const ActionBinding& binding) const {
       offset = map_.gradient_buffer_offset[static_cast<size_t>(value.chunk)][static_cast<size_t>(value.buffer_role == 0 ? binding.gradient_buffer : binding.source_buffer)] +
                map_.gradient_offset[value.index][value.sub];
       break;
-    case ValueKind::kState: offset = map_.state_offset[value.index][value.sub]; break;
+    case ValueKind::kState: offset = value.buffer_role == Value::kOffloadRole ? map_.offload_slot_offset[static_cast<size_t>(value.chunk)] : map_.state_offset[value.index][value.sub]; break;
     case ValueKind::kStep: offset = map_.step_offset[value.index]; break;
     case ValueKind::kKvCache: offset = map_.kv_offset[value.index][value.sub]; break;
   }

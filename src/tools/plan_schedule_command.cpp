@@ -34,8 +34,6 @@ PipelineOrder order_of(const Options& options) {
   }
   PipelineOptions pipeline = options.pipeline;
   pipeline.kind = parse_pipeline_kind(options.kind);
-  if (pipeline.kind == PipelineKind::k2Bw)
-    throw Error(ErrorCode::kUnsupported, "schedule \"2bw\" does not end with the step, so it has no grid of one; use \"1f1b\", which has its order within a step");
   const bool two_chunks = pipeline.kind == PipelineKind::kInterleaved || pipeline.kind == PipelineKind::kZbV || pipeline.kind == PipelineKind::kDualPipeV;
   if (pipeline.chunks_per_rank == 0) pipeline.chunks_per_rank = two_chunks ? 2 : 1;
   return pipeline_order(pipeline);
@@ -71,7 +69,7 @@ void print_schedule(const Options& options) {
 void add_plan_schedule(CLI::App& plan, int& exit_code) {
   auto options = std::make_shared<Options>();
   CLI::App* command = plan.add_subcommand("schedule", "step x rank grid, bubble and slots of a pipeline schedule, verified");
-  command->add_option("kind", options->kind, "gpipe, 1f1b, interleaved, zb-h1, zb-v or dualpipe-v")->capture_default_str();
+  command->add_option("kind", options->kind, "gpipe, 1f1b, interleaved, zb-h1, zb-v, dualpipe-v or 2bw (a step of it drains as one of 1f1b)")->capture_default_str();
   command->add_option("--file", options->file, "a schedule file instead: lines like `rank 0: F0 F1 B0 B1`");
   command->add_option("--ranks", options->pipeline.num_ranks, "pipeline ranks")->check(CLI::Range(1, 1024))->capture_default_str();
   command->add_option("--micro-batches", options->pipeline.num_micro_batches, "micro-batches of a step")->check(CLI::Range(1, 4096))->capture_default_str();

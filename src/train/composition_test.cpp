@@ -58,10 +58,16 @@ const std::vector<ParallelContext> kShares = {{},
                                               {.tensor_size = 2, .context_size = 2, .sequence_parallel = true},
                                               {.tensor_size = 2, .context_size = 2}};
 
-constexpr size_t kNumAxes = 9, kShareAxis = 7;
+// Of state, of activations, of weights too.
+struct Offload {
+  bool state = false, activations = false, weights = false;
+};
+const std::vector<Offload> kOffloads = {{}, {true}, {false, true}, {true, true, true}};
+
+constexpr size_t kNumAxes = 10, kShareAxis = 7;
 using Composition = std::array<size_t, kNumAxes>;  // an index on each axis
 const std::array<size_t, kNumAxes> kAxisSizes = {kShapes.size(), kPipes.size(), kDataSizes.size(), kZeroStages.size(), kMicroBatches.size(), kRecomputes.size(), kSplits.size(), kShares.size(),
-                                                 kShardings.size()};
+                                                 kShardings.size(), kOffloads.size()};
 
 // Layers of each stage: the outer ones take what the inner ones, of one layer each, leave; the first one less.
 std::vector<int64_t> uneven_split(int64_t num_layers, int64_t num_stages) {
@@ -88,6 +94,10 @@ class CompositionTest : public testing::GroupTest {
     options.micro_batch_size = kMicroBatches[composition[4]];
     options.recompute = kRecomputes[composition[5]];
     options.recompute_level = static_cast<int>(kRecomputeLevels * (composition[4] + 1) / kMicroBatches.size());  // a fifth of all steps to all
+    const Offload& offload = kOffloads[composition[9]];
+    options.optimizer.offload_piece_bytes = offload.state ? 1 << 16 : 0;
+    options.optimizer.offload_weights = offload.weights;
+    options.offload_activations = offload.activations;
     const bool is_v = pipe.kind == PipelineKind::kZbV || pipe.kind == PipelineKind::kDualPipeV;
     const int64_t num_stages = pipe.size * (is_v ? 2 : pipe.virtual_stages);
     options.parallel = kShares[composition[kShareAxis]];

@@ -66,6 +66,13 @@ TrainingEngine::TrainingEngine(const Plan& plan, const EngineOptions& options, C
   set_floating_point_mode();
   sequences_ = batch_sequences(plan);
   unit_uses_ = unit_uses(plan.stage, plan.units);
+  if (plan.options.optimizer.offload_weights)
+    for (const ParameterUnit& unit : plan.units) {
+      std::vector<WeightPart>& parts = weight_parts_.emplace_back();
+      for (auto parameter = static_cast<size_t>(unit.first); parameter < static_cast<size_t>(unit.first + unit.count); ++parameter)
+        for (const StatePlace& place : state_places(plan, parameter, StateField::kNewest))
+          parts.push_back({place.offset, plan.memory.parameter_offset[parameter] + place.begin * dtype_bytes(plan.stage.compute_dtype), place.end - place.begin});
+    }
   const size_t sequences = sequences_.size();
   const size_t copies = plan.options.evaluates ? 3 : 2;
   segment_starts_.assign(copies * (sequences * static_cast<size_t>(plan.options.segments_per_sequence) + 1), 0);
@@ -77,6 +84,16 @@ TrainingEngine::TrainingEngine(const Plan& plan, const EngineOptions& options, C
   for (const Action& action : plan.schedule.actions) {
     labels_.push_back(to_string(action, plan.schedule));
     if (action.kind == ActionKind::kForward) slots_[static_cast<size_t>(action.micro_batch) * num_chunks + static_cast<size_t>(action.chunk)] = action.slot;
+  }
+  if (offload_bytes(plan) > 0) {
+    offloaded_.emplace(options.offload_place, offload_bytes(plan));
+    copy_thread_.emplace([this] {
+      try {
+        run_copies();
+      } catch (...) {
+        progress_.fail(std::current_exception());
+      }
+    });
   }
   const int64_t size = plan.options.world_size();
   ORRERY_CHECK((world == nullptr && size == 1) || (world != nullptr && world->size() == size && world->rank() == plan.options.world_rank()), "a plan for rank {} of {}",
@@ -151,6 +168,8 @@ std::byte* TrainingEngine::state_data(size_t parameter, StateField field) const 
   return offset < 0 ? nullptr : arena_.data() + offset;
 }
 
+std::byte* TrainingEngine::state_data(const StatePlace& place) const { return (place.offloaded ? offloaded_->data() : arena_.data()) + place.offset; }
+
 std::byte* TrainingEngine::batch_data(BatchField field, int copy) const {
   const auto index = static_cast<size_t>(field);
   ORRERY_CHECK(plan_.memory.batch_offset[index] >= 0, "the model has no batch field {}", index);
@@ -164,18 +183,43 @@ void TrainingEngine::initialize_weights(uint64_t seed) {
   const auto width = static_cast<int64_t>(dtype_bytes(plan_.stage.compute_dtype));
   for (size_t i = 0; i < plan_.stage.parameters.size(); ++i) {
     const ParameterSpec& spec = plan_.stage.parameters[i];
-    auto* low = reinterpret_cast<int16_t*>(state_data(i, StateField::kLow));
-    const auto& [begin, end] = plan_.memory.state_range[i];
-    const bool partly = low != nullptr && end - begin < spec.num_elements();
+    const std::vector<StatePlace> low = state_places(plan_, i, StateField::kLow);
+    const bool partly = low.size() > 1 || (!low.empty() && low[0].end - low[0].begin < spec.num_elements());
     if (partly) whole_low.resize(static_cast<size_t>(spec.num_elements()));
-    const bool sharded = plan_.options.data.shards_weights();
+    const bool elsewhere = plan_.options.optimizer.offload_weights, sharded = plan_.options.data.shards_weights() || elsewhere;
     if (sharded) whole.resize(static_cast<size_t>(spec.num_elements() * width));
-    initialize_parameter(spec, seed, plan_.stage.compute_dtype, sharded ? whole.data() : parameter_data(i), partly ? whole_low.data() : low, pool_);
-    if (partly) std::copy(whole_low.begin() + begin, whole_low.begin() + end, low);
-    if (!sharded) continue;
+    int16_t* const into = partly ? whole_low.data() : low.empty() ? nullptr : reinterpret_cast<int16_t*>(state_data(low[0]));
+    initialize_parameter(spec, seed, plan_.stage.compute_dtype, sharded ? whole.data() : parameter_data(i), into, pool_);
+    if (partly)
+      for (const StatePlace& place : low) std::copy(whole_low.begin() + place.begin, whole_low.begin() + place.end, reinterpret_cast<int16_t*>(state_data(place)));
+    if (elsewhere)
+      for (const StatePlace& place : state_places(plan_, i, StateField::kNewest)) std::memcpy(state_data(place), whole.data() + place.begin * width, static_cast<size_t>((place.end - place.begin) * width));
+    if (!sharded || elsewhere) continue;
     const OwnedElements kept = weight_shard(plan_, i);
     std::memcpy(parameter_data(i), whole.data() + kept.begin * width, static_cast<size_t>(kept.size() * width));
   }
+  start_from_weights();
+}
+
+void TrainingEngine::for_each_newest(const std::function<void(std::byte* weight, std::byte* newest, size_t bytes)>& visit) {
+  const int64_t width = dtype_bytes(plan_.stage.compute_dtype);
+  for (size_t i = 0; i < plan_.stage.parameters.size(); ++i)
+    for (const StatePlace& place : state_places(plan_, i, StateField::kNewest))
+      visit(parameter_data(i) + (place.begin - weight_shard(plan_, i).begin) * width, state_data(place), static_cast<size_t>((place.end - place.begin) * width));
+}
+
+void TrainingEngine::start_from_weights() {
+  if (plan_.options.optimizer.gradient_delay == 0) return;
+  for_each_newest([](std::byte* weight, std::byte* newest, size_t bytes) { std::memcpy(newest, weight, bytes); });
+}
+
+void TrainingEngine::exchange_weight_versions() {
+  for_each_newest([](std::byte* weight, std::byte* newest, size_t bytes) { std::swap_ranges(weight, weight + bytes, newest); });
+  const DataParallel& data = plan_.options.data;
+  if (data.size > 1 && data.zero_stage >= 1 && !data.shards_weights())
+    for (const ParameterUnit& unit : plan_.units)
+      if (unit.accumulator == 0) gather_parameters(unit, "exchange weights");
+  share_weights();
 }
 
 BatchView TrainingEngine::batch(int copy) {
@@ -264,15 +308,9 @@ void TrainingEngine::compute(int copy, const std::function<void()>& before_updat
         sums.back() = static_cast<double>(count_valid(copy, static_cast<int64_t>(sequences_.size())));
         break;
       }
-      case ActionKind::kOptimizer: {
-        const auto num_valid = static_cast<int32_t>(sums.back());
-        std::memcpy(step_data(StepField::kNumValid), &num_valid, sizeof num_valid);
-        if (before_update) before_update();
-        if (!is_empty(action)) executor_.run(Phase::kOptimizer, binding);
-        break;
-      }
       default:
-        // In parts, where an op in the middle waits for a unit.
+        if (action.kind == ActionKind::kOptimizer) begin_update(before_update);
+        // In parts, where an op in the middle waits for a unit, or a piece of the state.
         for (int32_t first = 0; first != kNoOp;) {
           const int32_t next = next_wait(action, first);
           if (!is_empty(action))
@@ -291,6 +329,12 @@ void TrainingEngine::compute(int copy, const std::function<void()>& before_updat
   }
 }
 
+void TrainingEngine::begin_update(const std::function<void()>& before_update) {
+  const auto num_valid = static_cast<int32_t>(exchanged().back());
+  std::memcpy(step_data(StepField::kNumValid), &num_valid, sizeof num_valid);
+  if (before_update) before_update();
+}
+
 StepResult TrainingEngine::step(int copy, const OptimizerHyper& hyper, const std::function<void()>& before_update) {
   const auto begin = std::chrono::steady_clock::now();
   std::memcpy(step_data(StepField::kHyper), &hyper, sizeof hyper);
@@ -302,6 +346,7 @@ StepResult TrainingEngine::step(int copy, const OptimizerHyper& hyper, const std
   for (const auto& group : op_groups_) group->set_step(check_context().step);
   if (!alone) collective_thread_->begin();
   if (message_thread_) message_thread_->begin();
+  if (copy_thread_) copy_thread_->begin();
   try {
     compute(copy, before_update);
   } catch (...) {
@@ -309,6 +354,7 @@ StepResult TrainingEngine::step(int copy, const OptimizerHyper& hyper, const std
   }
   if (!alone) collective_thread_->wait();
   if (message_thread_) message_thread_->wait();
+  if (copy_thread_) copy_thread_->wait();
   progress_.rethrow();
   ++num_steps_timed_;
   step_seconds_ += seconds_since(begin);

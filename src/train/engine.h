@@ -1,5 +1,5 @@
 // One rank's plan in motion: the arena, the executor, and the walk over the schedule's actions, compute on the caller's thread,
-// collectives and messages on one of their own each. It knows nothing of files, configuration or reporting; the trainer (trainer.h) does.
+// collectives, messages and copies on one of their own each. It knows nothing of files, configuration or reporting; the trainer (trainer.h) does.
 #pragma once
 
 #include <cstdint>
@@ -16,6 +16,7 @@
 #include "planner/step_time.h"
 #include "runtime/arena.h"
 #include "runtime/executor.h"
+#include "runtime/offload_store.h"
 #include "train/action_progress.h"
 #include "train/message_stream.h"
 #include "train/step_thread.h"
@@ -29,6 +30,7 @@ struct EngineOptions {
   bool native_arithmetic = true;  // false: emulate the arithmetic id with f32 FMAs
   bool pin_threads = true;
   bool computes = true;  // false: no op runs, so that a step is what its schedule communicates; to time that alone
+  std::string offload_place;  // of what the plan offloads: a folder, or "numa:N"
 };
 
 /// The processor's own choice of instruction set and arithmetic, `num_threads` <= 0 meaning every core this process may use.
@@ -72,6 +74,11 @@ class TrainingEngine {
   void connect();
 
   void initialize_weights(uint64_t seed);
+  /// With a gradient delay: the weights that are there, initial or loaded ones, are the newest too, so that the first step is undelayed.
+  void start_from_weights();
+  /// With a gradient delay: the weights that forwards and evaluations read and the newest ones change places. Between steps, twice: evaluate()
+  /// in between sees the newest. Every rank.
+  void exchange_weight_versions();
   /// Copies the weight of a matrix that two stages share to the rank that does not update it: after weights were loaded. Every rank.
   void share_weights();
 
@@ -92,7 +99,8 @@ class TrainingEngine {
 
   /// Addresses of a parameter's weight and state: for checkpoints.
   std::byte* parameter_data(size_t parameter) const;  // of the first element that this rank keeps, where weights are sharded
-  std::byte* state_data(size_t parameter, StateField field) const;  // null when the plan has none
+  std::byte* state_data(size_t parameter, StateField field) const;  // null when the plan has none, or offloads it
+  std::byte* state_data(const StatePlace& place) const;             // of state_places()
 
   /// The planned buffer that a save streams through.
   std::span<std::byte> checkpoint_buffer() const;
@@ -115,6 +123,13 @@ class TrainingEngine {
 
   // The streams of a step. Each runs its own actions and waits for the others' through progress_.
   void compute(int copy, const std::function<void()>& before_update);
+  void begin_update(const std::function<void()>& before_update);
+  void for_each_newest(const std::function<void(std::byte* weight, std::byte* newest, size_t bytes)>& visit);
+  void run_copies();
+  void copy(ActionKind kind, int64_t file_offset, std::byte* data, int64_t bytes);
+  void copy_state(const Action& action);
+  void copy_activations(const Action& action);
+  void fetch_weights(const ParameterUnit& unit);
   void run_collectives();
   void run_collective(const Action& action);
   std::span<std::byte> message_buffer(const Action& action);
@@ -127,6 +142,7 @@ class TrainingEngine {
   void reduce_scatter(const Action& action, const ParameterUnit& unit, std::string_view label);
   void all_reduce_shards(const Action& action, const ParameterUnit& unit, std::string_view label);
   void gather_weights(int32_t unit, std::string_view label);
+  void gather_parameters(const ParameterUnit& unit, std::string_view label);
   std::byte* gradient_data(const ParameterUnit& unit, int32_t buffer) const;  // of the unit's first element
   std::byte* shard_sum(int32_t unit, int32_t sum) const;
   std::span<const ElementRange> owners(const ParameterUnit& unit, int64_t origin, int64_t end, int64_t scale);
@@ -137,6 +153,7 @@ class TrainingEngine {
   const bool computes_;
   ThreadPool pool_;
   Arena arena_;
+  std::optional<OffloadStore> offloaded_;
   Executor executor_;
   std::vector<int32_t> segment_starts_;  // [copy][B * segments_per_sequence + 1]
   std::vector<int32_t> segment_counts_;  // [copy][B]
@@ -153,13 +170,17 @@ class TrainingEngine {
   std::vector<ReductionPlan> reductions_;  // by round; one where there are no rounds
   ReductionPlan replica_reduction_;
   std::vector<int> sequences_;             // of the global batch, in the order of the micro-batches
-  UnitUses unit_uses_;                     // where weights are sharded
+  UnitUses unit_uses_;                     // where weights have slots
+  struct WeightPart {
+    int64_t file_offset = 0, arena_offset = 0, count = 0;
+  };
+  std::vector<std::vector<WeightPart>> weight_parts_;  // by unit: of offloaded weights
   std::vector<std::string> labels_;   // by action: its text
   std::vector<ElementRange> ranges_;  // of the collective in progress
   std::vector<int32_t> slots_;        // [micro-batch][chunk]
   ActionProgress progress_;
   std::optional<MessageStream> messages_;
-  std::optional<StepThread> collective_thread_, message_thread_;  // last: they use everything above
+  std::optional<StepThread> collective_thread_, message_thread_, copy_thread_;  // last: they use everything above
 };
 
 }  // namespace orrery

@@ -1,4 +1,5 @@
-// What a rank's engine exchanges with others: reductions and gathers of parameters' units, and where messages between stages lie.
+// What a rank's engine exchanges with others, and with what it offloads to: reductions and gathers of parameters' units, copies of pieces of the
+// state, and where messages between stages lie.
 #include <algorithm>
 #include <array>
 #include <chrono>
@@ -60,16 +61,9 @@ void TrainingEngine::run_collective(const Action& action) {
     case ActionKind::kAllGatherGradients:
       group.all_gather_ranges({gradient_data(unit, action.gradient_buffer), static_cast<size_t>(unit.size()) * 4}, owners(unit, unit.begin(), unit.cuts.back(), 4), label);
       return;
-    case ActionKind::kAllGatherParameters: {
+    case ActionKind::kAllGatherParameters:
       if (plan_.options.data.shards_weights()) return gather_weights(action.unit, label);
-      const int64_t width = dtype_bytes(plan_.stage.compute_dtype);
-      for (size_t i = 0; i < unit.starts.size(); ++i) {
-        const auto parameter = static_cast<size_t>(unit.first) + i;
-        const int64_t first = unit.starts[i], count = plan_.stage.parameters[parameter].num_elements();
-        group.all_gather_ranges({parameter_data(parameter), static_cast<size_t>(count * width)}, owners(unit, first, first + count, width), label);
-      }
-      return;
-    }
+      return gather_parameters(unit, label);
     default: ORRERY_CHECK(false, "{} is no collective", label);
   }
 }
@@ -118,14 +112,33 @@ void TrainingEngine::all_reduce_shards(const Action& action, const ParameterUnit
   group.all_gather_ranges({whole, static_cast<size_t>(count) * 4}, parts, label);
 }
 
+// From the ranks that update them to all.
+void TrainingEngine::gather_parameters(const ParameterUnit& unit, std::string_view label) {
+  const int64_t width = dtype_bytes(plan_.stage.compute_dtype);
+  for (size_t i = 0; i < unit.starts.size(); ++i) {
+    const auto parameter = static_cast<size_t>(unit.first) + i;
+    const int64_t first = unit.starts[i], count = plan_.stage.parameters[parameter].num_elements();
+    data_->all_gather_ranges({parameter_data(parameter), static_cast<size_t>(count * width)}, owners(unit, first, first + count, width), label);
+  }
+}
+
+// What this rank keeps of the unit's weights, from what it offloads to into the unit's slot.
+void TrainingEngine::fetch_weights(const ParameterUnit& unit) {
+  const int64_t width = dtype_bytes(plan_.stage.compute_dtype);
+  for (const WeightPart& part : weight_parts_[static_cast<size_t>(&unit - plan_.units.data())])
+    offloaded_->read(part.file_offset, {arena_.data() + part.arena_offset, static_cast<size_t>(part.count * width)});
+}
+
 void TrainingEngine::gather_weights(int32_t index, std::string_view label) {
   const ParameterUnit& unit = plan_.units[static_cast<size_t>(index)];
+  if (!plan_.options.data.shards_weights()) return fetch_weights(unit);
   const int64_t width = dtype_bytes(plan_.stage.compute_dtype);
   std::byte* const slot = arena_.data() + plan_.memory.parameter_offset[static_cast<size_t>(unit.first)];
   const std::span<const ElementRange> shards = owners(unit, unit.begin(), unit.cuts.back(), width);
   const ElementRange& own = shards[static_cast<size_t>(data_->rank())];
   const std::byte* const kept = arena_.data() + plan_.memory.unit_shard_offset[static_cast<size_t>(index)];
-  if (own.size() > 0 && kept != slot + own.begin) std::memcpy(slot + own.begin, kept, static_cast<size_t>(own.size()));
+  if (plan_.options.optimizer.offload_weights) fetch_weights(unit);
+  else if (own.size() > 0 && kept != slot + own.begin) std::memcpy(slot + own.begin, kept, static_cast<size_t>(own.size()));
   data_->all_gather_ranges({slot, static_cast<size_t>(unit.size() * width)}, shards, label);
 }
 
@@ -136,6 +149,36 @@ void TrainingEngine::run_collectives() {
     if (!progress_.wait_for(action)) return;
     const auto begin = std::chrono::steady_clock::now();
     run_collective(action);
+    action_seconds_[i] += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    progress_.mark_done(i);
+  }
+}
+
+void TrainingEngine::copy(ActionKind kind, int64_t file_offset, std::byte* data, int64_t bytes) {
+  const std::span<std::byte> span(data, static_cast<size_t>(bytes));
+  kind == ActionKind::kFetch ? offloaded_->read(file_offset, span) : offloaded_->write(file_offset, span);
+}
+
+void TrainingEngine::copy_state(const Action& action) {
+  const OffloadPiece& piece = plan_.offload.pieces[static_cast<size_t>(action.unit)];
+  copy(action.kind, piece.file_offset, arena_.data() + plan_.memory.offload_slot_offset[static_cast<size_t>(plan_.offload.slot_of(action.unit))], piece.bytes);
+}
+
+void TrainingEngine::copy_activations(const Action& action) {
+  if (is_empty(action)) return;
+  const ActivationGroup& group = plan_.activation_groups[static_cast<size_t>(action.unit)];
+  for (size_t i = 0; i < group.values.size(); ++i)
+    copy(action.kind, group.file_offset + action.slot * group.bytes + group.offsets[i], arena_.data() + plan_.memory.activation(group.values[i], action.slot), plan_.stage.value(group.values[i]).bytes());
+}
+
+void TrainingEngine::run_copies() {
+  for (size_t i = 0; i < plan_.schedule.actions.size(); ++i) {
+    const Action& action = plan_.schedule.actions[i];
+    if (stream_of(action.kind) != Stream::kCopy) continue;
+    if (!progress_.wait_for(action)) return;
+    const auto begin = std::chrono::steady_clock::now();
+    if (action.kind == ActionKind::kFetchParameters) fetch_weights(plan_.units[static_cast<size_t>(action.unit)]);
+    else action.micro_batch >= 0 ? copy_activations(action) : copy_state(action);
     action_seconds_[i] += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     progress_.mark_done(i);
   }

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <cmath>
 #include <cstring>
 
@@ -139,6 +140,80 @@ TEST(Engine, SameBitsForEveryPlan) {
           EXPECT_TRUE(outcome.weights == reference.weights) << micro_batch << " " << recompute_name(recompute);
         }
     }
+}
+
+// The f32 numbers that a parameter's values stand for: master weights where `low` holds their other half.
+std::vector<double> numbers_of(const std::byte* data, const std::byte* low, DType dtype, int64_t count) {
+  std::vector<double> numbers;
+  for (int64_t i = 0; i < count; ++i) {
+    uint32_t bits = 0;
+    if (dtype == DType::kF32) {
+      std::memcpy(&bits, data + 4 * i, 4);
+    } else {
+      uint16_t high = 0;
+      int16_t rest = 0;
+      std::memcpy(&high, data + 2 * i, 2);
+      if (low != nullptr) std::memcpy(&rest, low + 2 * i, 2);
+      bits = (static_cast<uint32_t>(high) << 16) + static_cast<uint32_t>(static_cast<int32_t>(rest));
+    }
+    numbers.push_back(static_cast<double>(std::bit_cast<float>(bits)));
+  }
+  return numbers;
+}
+
+// Delayed AdamW against the formula, W(t + 1) = W(t) - u(g(W(t - 1))) (NUMERICS rule 15) in f64. The gradient comes from an engine without a delay whose
+// weights are set to W(t - 1): of SGD without momentum its only moment is the clipped mean gradient.
+TEST(Engine, DelayedUpdateFollowsTheFormula) {
+  for (DType dtype : {DType::kF32, DType::kBF16}) {
+    TrainingPlanOptions options = small_options(kShapes[1], dtype);
+    const EngineOptions device = default_engine_options(1);
+    const WorkspaceBytes traits = workspace_traits(device, options.sequence_tokens);
+    options.optimizer.kind = OptimizerKind::kSgd;
+    const Plan plain_plan = make_training_plan(options, traits);
+    options.optimizer.kind = OptimizerKind::kAdamW;
+    options.optimizer.gradient_delay = 1;
+    const Plan plan = make_training_plan(options, traits);
+    TrainingEngine plain(plain_plan, device), delayed(plan, device);
+    delayed.initialize_weights(11);
+    plain.initialize_weights(11);
+    const size_t num_parameters = plan.stage.parameters.size();
+    const auto count_of = [&](size_t i) { return plan.stage.parameters[i].num_elements(); };
+    const auto newest_of = [&](size_t i) { return numbers_of(delayed.state_data(i, StateField::kNewest), delayed.state_data(i, StateField::kLow), dtype, count_of(i)); };
+    std::vector<std::vector<double>> master(num_parameters), m(num_parameters), v(num_parameters);
+    std::vector<std::vector<std::byte>> before(num_parameters);  // the weights of the update before, in the compute type
+    for (size_t i = 0; i < num_parameters; ++i) {
+      master[i] = newest_of(i);
+      m[i] = v[i] = std::vector<double>(master[i].size(), 0);
+      before[i].assign(plain.parameter_data(i), plain.parameter_data(i) + count_of(i) * dtype_bytes(dtype));
+    }
+    for (int step = 0; step < 5; ++step) {
+      OptimizerHyper hyper = hyper_at(step);
+      hyper.weight_decay = 0;
+      hyper.clip = 0.25f;
+      fill_batch(plain, step % 2, static_cast<uint32_t>(step));
+      fill_batch(delayed, step % 2, static_cast<uint32_t>(step));
+      for (size_t i = 0; i < num_parameters; ++i) std::memcpy(plain.parameter_data(i), before[i].data(), before[i].size());
+      for (size_t i = 0; i < num_parameters; ++i) before[i].assign(delayed.state_data(i, StateField::kNewest), delayed.state_data(i, StateField::kNewest) + before[i].size());
+      const StepResult wanted = plain.step(step % 2, hyper), found = delayed.step(step % 2, hyper);
+      EXPECT_EQ(found.loss_sum, wanted.loss_sum);
+      EXPECT_EQ(found.gradient_norm, wanted.gradient_norm);
+      EXPECT_GT(found.gradient_norm, hyper.clip);
+      for (size_t i = 0; i < num_parameters; ++i) {
+        const auto* gradient = reinterpret_cast<const float*>(plain.state_data(i, StateField::kMoment1));
+        const std::vector<double> updated = newest_of(i);
+        for (size_t k = 0; k < updated.size(); ++k) {
+          const double g = static_cast<double>(gradient[k]);
+          m[i][k] = 0.9 * m[i][k] + 0.1 * g;
+          v[i][k] = 0.95 * v[i][k] + 0.05 * g * g;
+          const double change = 3e-3 * (m[i][k] / static_cast<double>(hyper.bias_correction1)) / (std::sqrt(v[i][k] / static_cast<double>(hyper.bias_correction2)) + 1e-8);
+          // f32 betas and roundings of the moments, then one of the weight.
+          ASSERT_NEAR(updated[k], master[i][k] - change, 1e-5 * std::abs(change) + 1e-9 + 0x1p-23 * std::abs(master[i][k])) << plan.stage.parameters[i].name << " " << k << " step " << step;
+        }
+        master[i] = updated;
+        EXPECT_EQ(std::memcmp(delayed.parameter_data(i), before[i].data(), before[i].size()), 0);
+      }
+    }
+  }
 }
 
 }  // namespace

@@ -25,7 +25,7 @@ PhaseSeconds TrainingEngine::phase_seconds() const {
   phases.update = sum(Phase::kMerge) + sum(Phase::kNorm) + sum(Phase::kOptimizer);
   const std::vector<double> actions = action_seconds();
   for (size_t i = 0; i < actions.size(); ++i)
-    if (stream_of(plan_.schedule.actions[i].kind) != Stream::kCompute) phases.communication += actions[i];
+    if (const Stream stream = stream_of(plan_.schedule.actions[i].kind); stream == Stream::kPoint || stream == Stream::kCollective) phases.communication += actions[i];
   return phases;
 }
 

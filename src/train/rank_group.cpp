@@ -120,6 +120,14 @@ void RankGroup::initialize_weights(uint64_t seed) {
   for (auto& rank : ranks_) rank->engine->initialize_weights(seed);
 }
 
+void RankGroup::start_from_weights() {
+  for (auto& rank : ranks_) rank->engine->start_from_weights();
+}
+
+void RankGroup::exchange_weight_versions() {
+  if (delays_gradients()) on_every_rank([this](int rank) { engine(rank).exchange_weight_versions(); });
+}
+
 void RankGroup::start_data(const Dataset& dataset, int64_t first_step) {
   for (auto& rank : ranks_) {
     const Plan& plan = rank->engine->plan();
@@ -211,6 +219,7 @@ std::vector<int> RankGroup::local_parts() const {
 }
 
 std::vector<PhysicalTensor> RankGroup::weights(int replica, int part) const {
+  if (plan().options.optimizer.offload_weights) return state(StateField::kNewest, replica, part);
   std::vector<PhysicalTensor> tensors;
   const DataParallel& data = plan().options.data;
   const int first = shards_weights() ? first_of_shards(replica) : replica, end = shards_weights() ? first + static_cast<int>(data.num_shards()) : first + 1;
@@ -231,7 +240,7 @@ std::vector<PhysicalTensor> RankGroup::weights(int replica, int part) const {
 }
 
 std::vector<PhysicalTensor> RankGroup::state(StateField field, int replica, int part) const {
-  const DType dtype = field == StateField::kLow ? DType::kI16 : plan().options.optimizer.moment_dtype;
+  const DType dtype = field == StateField::kLow ? DType::kI16 : field == StateField::kNewest ? plan().stage.compute_dtype : plan().options.optimizer.moment_dtype;
   const DataParallel& data = plan().options.data;
   const int first = shards_state() ? first_of_shards(replica) : replica, end = shards_state() ? first + static_cast<int>(data.num_shards()) : first + 1;
   std::vector<PhysicalTensor> tensors;
@@ -239,9 +248,8 @@ std::vector<PhysicalTensor> RankGroup::state(StateField field, int replica, int 
     const Stage& stage = plan(stage_begin).stage;
     for (size_t i = 0; i < stage.parameters.size(); ++i) {
       for (int holder = stage_begin + first; holder < stage_begin + end; ++holder) {
-        if (plan(holder).memory.state_offset[i][static_cast<size_t>(field)] < 0) continue;
-        const auto& [begin, stop] = plan(holder).memory.state_range[i];
-        tensors.push_back({&stage.parameters[i], is_local(holder) ? local(holder).engine->state_data(i, field) : nullptr, dtype, begin, stop, holder, part});
+        for (const StatePlace& place : state_places(plan(holder), i, field))
+          tensors.push_back({&stage.parameters[i], is_local(holder) ? local(holder).engine->state_data(place) : nullptr, dtype, place.begin, place.end, holder, part});
       }
     }
   }

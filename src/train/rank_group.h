@@ -66,6 +66,10 @@ class RankGroup {
   bool shards_weights() const { return plan().options.data.shards_weights(); }
   /// The data-parallel ranks that have the shards of a replica: one where nothing is sharded.
   int first_of_shards(int replica) const { return replica - replica % static_cast<int>(plan().options.data.num_shards()); }
+  /// With a gradient delay: after weights were loaded whose newest version was not; and the exchange of the two versions (TrainingEngine).
+  void start_from_weights();
+  void exchange_weight_versions();
+  bool delays_gradients() const { return plan().options.optimizer.gradient_delay > 0; }
   /// After weights were loaded: a matrix that two stages of a replica have goes from the one to the other. All processes call it.
   void share_weights();
 

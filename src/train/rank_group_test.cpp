@@ -81,6 +81,119 @@ TEST_F(GroupTest, SameBitsForAScheduleFile) {
   EXPECT_NE(testing::error_of([&] { make_training_plans(options, traits); }).first.find("does not verify"), std::string::npos);
 }
 
+// Delayed gradients: the bits of one rank with the same delay, which are others than without, for 2BW and every other pipeline, ZeRO stage and
+// number of ranks, with clipping at work.
+TEST_F(GroupTest, DelayedGradientsHaveTheBitsOfOneRank) {
+  for (DType dtype : {DType::kBF16, DType::kF32}) {
+    TrainingPlanOptions options = group_options(ModelFamily::kLlama, true, dtype, dataset_);
+    options.model.num_layers = 4;
+    options.micro_batch_size = 16;
+    const Outcome undelayed = train(options, 5);
+    options.optimizer.gradient_delay = 1;
+    const Outcome reference = train(options, 5);
+    EXPECT_GT(reference.numbers[1], 0.5) << "nothing is clipped";
+    // The first two steps are taken at the same weights, so the second update is the first that differs.
+    EXPECT_EQ(reference.numbers[0], undelayed.numbers[0]);
+    EXPECT_NE(reference.numbers[3], undelayed.numbers[3]);
+    struct Case {
+      int64_t pipeline, data;
+      PipelineKind kind;
+      int zero_stage;
+      int64_t micro_batch;
+    };
+    for (const Case& one : {Case{1, 1, PipelineKind::k1F1B, 0, 4}, Case{2, 1, PipelineKind::k2Bw, 0, 2}, Case{4, 1, PipelineKind::k2Bw, 0, 1}, Case{4, 2, PipelineKind::k2Bw, 1, 1},
+                            Case{2, 3, PipelineKind::k2Bw, 2, 1}, Case{2, 2, PipelineKind::k2Bw, 3, 2}, Case{2, 2, PipelineKind::kZbV, 1, 2}, Case{1, 4, PipelineKind::k1F1B, 1, 2},
+                            Case{1, 4, PipelineKind::k1F1B, 3, 2}}) {
+      options.pipeline = {one.pipeline, 0, one.kind, 1, {}, {}};
+      options.data = {one.data, 0, one.zero_stage};
+      options.data.reshard_after_forward = one.micro_batch != 2;
+      options.micro_batch_size = one.micro_batch;
+      expect_equal(options, reference, 5);
+    }
+    options.optimizer.gradient_delay = 0;
+    options.pipeline = {2, 0, PipelineKind::k2Bw, 1, {}, {}};
+    EXPECT_NE(testing::error_of([&] { make_training_plans(options, workspace_traits(default_engine_options(1), testing::kGroupSequenceTokens)); }).first.find("a step late"), std::string::npos);
+  }
+}
+
+// State in a file, in many small pieces: the bits of a run that keeps it, and an arena that is smaller by it.
+TEST_F(GroupTest, OffloadedStateHasTheBitsOfStateInTheArena) {
+  for (DType dtype : {DType::kBF16, DType::kF32}) {
+    TrainingPlanOptions options = group_options(ModelFamily::kGpt2, true, dtype, dataset_);
+    options.micro_batch_size = 16;
+    options.optimizer.gradient_delay = dtype == DType::kF32 ? 1 : 0;
+    const Outcome reference = train(options);
+    const WorkspaceBytes traits = workspace_traits(default_engine_options(1), testing::kGroupSequenceTokens);
+    const auto state_bytes = [&] {
+      const Plan plan = make_training_plans(options, traits).front();
+      int64_t bytes = 0;
+      for (MemoryClass kept : {MemoryClass::kNewestWeights, MemoryClass::kMasterLow, MemoryClass::kMoments, MemoryClass::kOffloadSlots}) bytes += plan.memory.class_bytes[static_cast<size_t>(kept)];
+      return bytes;
+    };
+    const int64_t kept = state_bytes();
+    for (int64_t piece_bytes : {1 << 10, 1 << 18, 8 << 20}) {
+      options.optimizer.offload_piece_bytes = piece_bytes;
+      options.data = {1, 0, 0};
+      options.pipeline = {};
+      expect_equal(options, reference);
+      const Plan plan = make_training_plans(options, traits).front();
+      EXPECT_EQ(state_bytes(), plan.offload.slots.count * plan.offload.slots.bytes);
+      if (piece_bytes == 1 << 10) {
+        EXPECT_GT(plan.offload.pieces.size(), 10u);
+        EXPECT_LT(3 * state_bytes(), kept);
+      }
+      for (int zero_stage : {0, 1, 3}) {
+        options.data = {2, 0, zero_stage};
+        options.micro_batch_size = 2;
+        expect_equal(options, reference);
+      }
+      options.pipeline = {2, 0, PipelineKind::k1F1B, 1, {}, {}};
+      expect_equal(options, reference);
+    }
+  }
+}
+
+// Activations of all layers but the last ones leave, and weights come layer by layer: the same bits, and an arena that is smaller by them.
+TEST_F(GroupTest, OffloadedActivationsAndWeightsHaveTheBitsOfThoseInTheArena) {
+  TrainingPlanOptions options = group_options(ModelFamily::kLlama, false, DType::kBF16, dataset_);
+  options.model.num_layers = 7;
+  options.micro_batch_size = 16;
+  options.recompute = Recompute::kNone;
+  const Outcome reference = train(options);
+  const WorkspaceBytes traits = workspace_traits(default_engine_options(1), testing::kGroupSequenceTokens);
+  const auto bytes = [&](MemoryClass memory_class) { return make_training_plans(options, traits).front().memory.class_bytes[static_cast<size_t>(memory_class)]; };
+  const int64_t activations = bytes(MemoryClass::kActivations), weights = bytes(MemoryClass::kWeights);
+  options.offload_activations = true;
+  EXPECT_LT(bytes(MemoryClass::kActivations), activations * 3 / 4);
+  options.optimizer.offload_piece_bytes = 1 << 16;
+  options.optimizer.offload_weights = true;
+  EXPECT_EQ(bytes(MemoryClass::kWeights), 0);
+  EXPECT_LT(bytes(MemoryClass::kGatheredWeights), weights * 2 / 3);
+  expect_equal(options, reference);
+  struct Case {
+    int64_t pipeline;
+    PipelineKind kind;
+    int64_t data;
+    int zero_stage;
+    Recompute recompute;
+    bool weights;
+  };
+  for (const Case& one : {Case{1, PipelineKind::k1F1B, 2, 0, Recompute::kNone, true}, Case{1, PipelineKind::k1F1B, 4, 3, Recompute::kSelective, true}, Case{1, PipelineKind::k1F1B, 3, 2, Recompute::kNone, false},
+                          Case{2, PipelineKind::k1F1B, 1, 0, Recompute::kNone, true}, Case{2, PipelineKind::kZbV, 1, 0, Recompute::kFull, true}, Case{2, PipelineKind::kZbH1, 2, 1, Recompute::kNone, false},
+                          Case{2, PipelineKind::kInterleaved, 2, 3, Recompute::kNone, true}, Case{2, PipelineKind::kGPipe, 1, 0, Recompute::kSelective, true}}) {
+    options.pipeline = {one.pipeline, 0, one.kind, one.kind == PipelineKind::kInterleaved ? 2 : 1, {}, {}};
+    options.data = {one.data, 0, one.zero_stage};
+    options.recompute = one.recompute;
+    options.optimizer.offload_weights = one.weights;
+    options.micro_batch_size = 2;
+    expect_equal(options, reference);
+  }
+  options.optimizer.offload_weights = true;
+  options.pipeline = {};
+  options.data = {2, 0, 1};
+  EXPECT_NE(testing::error_of([&] { make_training_plans(options, traits); }).first.find("use zero_stage 3, or 0"), std::string::npos);
+}
+
 TEST_F(GroupTest, SameBitsForEveryShareAndSplit) {
   TrainingPlanOptions options = group_options(ModelFamily::kGpt2, true, DType::kBF16, dataset_);
   options.model.num_layers = 3;

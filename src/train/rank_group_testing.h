@@ -58,7 +58,8 @@ class GroupTest : public ::testing::Test {
         dataset_({{"data", {shard_}, 1.0}}, {.seq_len = kGroupSequenceTokens, .vocab_size = kGroupVocabulary}) {}
 
   Outcome train(const TrainingPlanOptions& options, int num_steps = 3) {
-    const EngineOptions engine = default_engine_options(2);
+    EngineOptions engine = default_engine_options(2);
+    engine.offload_place = directory_.path();
     EngineOptions each = engine;
     each.num_threads = rank_threads(engine.num_threads, static_cast<int>(options.world_size()));
     RankGroup group(make_training_plans(options, workspace_traits(each, kGroupSequenceTokens)), engine);
@@ -77,7 +78,9 @@ class GroupTest : public ::testing::Test {
       const StepResult result = group.step(step, hyper, {});
       outcome.numbers.insert(outcome.numbers.end(), {result.loss_sum, result.gradient_norm, static_cast<double>(result.num_valid)});
     }
+    group.exchange_weight_versions();
     const StepResult evaluated = group.evaluate(dataset_, 0, 11);
+    group.exchange_weight_versions();
     outcome.numbers.insert(outcome.numbers.end(), {evaluated.loss_sum, static_cast<double>(evaluated.num_valid)});
     std::vector<std::byte> first;
     append_tensors(group.weights(0), first);
@@ -93,6 +96,7 @@ class GroupTest : public ::testing::Test {
     }
     outcome.weights_and_state = first;
     for (StateField field : {StateField::kLow, StateField::kMoment1, StateField::kMoment2}) append_tensors(group.state(field, 0), outcome.weights_and_state);
+    if (group.delays_gradients()) append_tensors(group.state(StateField::kNewest, 0), outcome.weights_and_state);
     check_bytes(group, num_steps);
     return outcome;
   }
@@ -115,8 +119,9 @@ class GroupTest : public ::testing::Test {
   // The case differs from one rank in nothing that NUMERICS promises.
   void expect_equal(const TrainingPlanOptions& options, const Outcome& reference, int num_steps = 3) {
     const std::string name =
-        fmt::format("tp {}{} cp {} pp {} {} x{}, dp {} ZeRO-{} in groups of {}, micro-batch {}, recompute {}", options.parallel.tensor_size, options.parallel.sequence_parallel ? " sp" : "", options.parallel.context_size, options.pipeline.size, pipeline_name(options.pipeline.kind), options.pipeline.virtual_stages, options.data.size,
-                    options.data.zero_stage, options.data.num_shards(), options.micro_batch_size.value_or(0), recompute_name(options.recompute.value_or(Recompute::kNone)));
+        fmt::format("tp {}{} cp {} pp {} {} x{}, dp {} ZeRO-{} in groups of {}, micro-batch {}, recompute {}, offload {}{}{}", options.parallel.tensor_size, options.parallel.sequence_parallel ? " sp" : "", options.parallel.context_size, options.pipeline.size, pipeline_name(options.pipeline.kind), options.pipeline.virtual_stages, options.data.size,
+                    options.data.zero_stage, options.data.num_shards(), options.micro_batch_size.value_or(0), recompute_name(options.recompute.value_or(Recompute::kNone)), options.optimizer.offload_piece_bytes, options.offload_activations ? " activations" : "",
+                    options.optimizer.offload_weights ? " weights" : "");
     SCOPED_TRACE(name);
     const Outcome outcome = train(options, num_steps);
     EXPECT_EQ(outcome.numbers, reference.numbers);

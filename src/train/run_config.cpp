@@ -185,10 +185,9 @@ void add_train_keys(TomlSchema<RunConfig>& schema) {
       .key("nonfinite", &S::nonfinite,
            {.help = "what to do when a gradient is not finite: skip the step and count it, or stop"})
       .key("gradient_delay", &S::gradient_delay,
-           {.help = "1 applies the gradient of the step before (PipeDream-2BW)",
+           {.help = "1: gradients are taken at the weights of the step before and applied to the newest (PipeDream-2BW); schedule = \"2bw\" sets it",
             .min = 0,
-            .max = 1,
-            .requires_feature = "delayed gradients"});
+            .max = 1});
 }
 
 void add_optimizer_keys(TomlSchema<RunConfig>& schema) {
@@ -266,7 +265,7 @@ void add_parallel_keys(TomlSchema<RunConfig>& schema) {
            {.help = "with zero_stage 3: true: layers' weights take turns in few places, gathered for each forward and backward; false: they stay once gathered"})
       .key("prefetch", &S::prefetch, {.help = "with zero_stage 3: layers whose weights are gathered ahead of the one that computes", .unit = "layers", .min = 0, .max = 64, .also_called = {"prefetch_layers"}})
       .key("schedule", &S::schedule,
-           {.help = "order of a pipeline's work: gpipe, 1f1b, interleaved, zb-h1, zb-v, dualpipe-v, or the path of a schedule file (2bw can be planned, not trained yet)",
+           {.help = "order of a pipeline's work: gpipe, 1f1b, interleaved, zb-h1, zb-v, dualpipe-v, 2bw (delayed gradients), or the path of a schedule file",
             .also_called = {"pipeline_schedule"}})
       .key("virtual_stages", &S::virtual_stages, at_least(1, "", "stages on each rank of schedule = \"interleaved\"", "1"))
       .key("stage_layers", &S::stage_layers,
@@ -276,8 +275,9 @@ void add_parallel_keys(TomlSchema<RunConfig>& schema) {
       .key("context_method", &S::context_method,
            {.help = "how attention crosses context-parallel ranks. ring: keys and values go round; ulysses: ranks exchange tokens for heads, which they must divide"})
       .key("offload", &S::offload,
-           needs("offloading", "what leaves the device between uses: optimizer, activations, parameters"))
-      .key("offload_dir", &S::offload_dir, needs("offloading", "a folder on fast storage for what is offloaded"))
+           {.help = "what leaves the arena between uses, bits unchanged: \"optimizer\": its state, which comes piece by piece for the update; \"parameters\", with it: the weights, layer by layer; \"activations\": each layer's, from its forward to its backward", .default_text = "nothing"})
+      .key("offload_dir", &S::offload_dir,
+           {.help = "where to: a folder on fast storage, for a file that is gone with the process, or \"numa:N\" for the memory of node N", .default_text = "checkpoint.dir"})
       .key("reduction", &S::reduction, {.help = "reproducible: gradients are summed in the lane tree; fast: around a ring, with bits that depend on the number of data-parallel ranks"})
       .key("timeout_seconds", &S::timeout_seconds,
            {.help = "how long a rank that is a process waits for another inside a step before the run ends with a report of who is late",
@@ -440,7 +440,18 @@ void check_train(const RunConfig& config, const ConfigText& text) {
   }
 }
 
+void check_parallel(const RunConfig& config, const ConfigText& text) {
+  const ParallelSection& parallel = config.parallel;
+  if (parallel.schedule == "2bw" && text.given("train.gradient_delay") && config.train.gradient_delay == 0)
+    text.fail("train.gradient_delay", "`train.gradient_delay` is 0 and `parallel.schedule` is \"2bw\", whose gradients are a step late", "leave one of them out");
+  for (const std::string& what : parallel.offload) {
+    if (what != "optimizer" && what != "activations" && what != "parameters")
+      text.fail("parallel.offload", fmt::format("\"{}\" is nothing that can be offloaded", what), "wanted: optimizer, activations, parameters");
+  }
+}
+
 void fill_defaults(RunConfig& config, const std::string& file) {
+  if (config.parallel.schedule == "2bw") config.train.gradient_delay = 1;
   CheckpointSection& checkpoint = config.checkpoint;
   if (!checkpoint.every_steps && !checkpoint.every_seconds) checkpoint.every_seconds = kDefaultCheckpointSeconds;
   const std::string name = std::filesystem::path(file).stem().string();
@@ -480,6 +491,7 @@ RunConfig parse_run_config(std::string_view toml_text, const std::string& file, 
   check_model(config.model, text);
   check_data(config, text);
   check_train(config, text);
+  check_parallel(config, text);
   fill_defaults(config, file);
   return config;
 }

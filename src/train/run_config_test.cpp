@@ -168,15 +168,19 @@ TEST(RunConfig, EveryMistakeNamesItsPlaceAndAWayOut) {
 
 TEST(RunConfig, WhatIsNotThereIsUnsupportedUnlessItIsTheDefault) {
   const std::string text(kRun);
-  for (const char* line : {"expert_parallel_size = 2",
-                           "offload = [\"optimizer\"]"}) {
-    EXPECT_NE(message_of(text + "[parallel]\n" + line, {}, ErrorCode::kUnsupported).find("which this version does not have"),
-              std::string::npos)
-        << line;
-  }
+  EXPECT_NE(message_of(text + "[parallel]\nexpert_parallel_size = 2", {}, ErrorCode::kUnsupported).find("which this version does not have"), std::string::npos);
   EXPECT_EQ(message_of(text + "[parallel]\ntensor_parallel_size = 1\nschedule = \"1f1b\"\nlayout = \"manual\""), "accepted");
   EXPECT_NE(message_of(text, {"train.dtype=fp8"}, ErrorCode::kUnsupported).find("use bf16 or f32"), std::string::npos);
   EXPECT_NE(message_of(text, {"budget.hours=3"}, ErrorCode::kUnsupported).find("needs planning"), std::string::npos);
+}
+
+TEST(RunConfig, DelayAndOffload) {
+  const std::string text = std::string(kRun) + "[parallel]\n";
+  EXPECT_EQ(parse_run_config(text + "schedule = \"2bw\"", "run.toml").train.gradient_delay, 1);
+  EXPECT_EQ(parse_run_config(text, "run.toml").train.gradient_delay, 0);
+  EXPECT_NE(message_of(text + "schedule = \"2bw\"", {"train.gradient_delay=0"}).find("leave one of them out"), std::string::npos);
+  EXPECT_EQ(message_of(text + "offload = [\"optimizer\", \"activations\", \"parameters\"]"), "accepted");
+  EXPECT_NE(message_of(text + "offload = [\"gradients\"]").find("wanted: optimizer, activations, parameters"), std::string::npos);
 }
 
 TEST(RunConfig, OverrideMistakes) {

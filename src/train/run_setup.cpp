@@ -20,6 +20,8 @@ namespace fs = std::filesystem;
 
 constexpr std::string_view kTrainBpe = "train:bpe";
 constexpr int kNumericsVersion = 2;
+// Long enough for a disk's full rate; three slots of it are small beside a layer.
+constexpr int64_t kOffloadPieceBytes = 8 << 20;
 
 std::string read_whole(const fs::path& path) {
   std::ifstream file(path, std::ios::binary);
@@ -75,6 +77,7 @@ void resolve_steps(RunSetup& setup) {
 
 void resolve_engine(RunSetup& setup, int num_threads) {
   setup.engine = default_engine_options(num_threads);
+  setup.engine.offload_place = setup.config.parallel.offload_dir.value_or(setup.folder);
   const auto& wanted = setup.config.train.arithmetic;
   if (wanted && *wanted != setup.engine.arithmetic) {
     setup.engine.arithmetic = *wanted;
@@ -195,6 +198,12 @@ TrainingPlanOptions plan_options_of(const RunConfig& config, const ModelConfig& 
     case OptimizerName::kLion: options.optimizer.kind = OptimizerKind::kLion; break;
   }
   options.optimizer.moment_dtype = config.optimizer.state_dtype == StateDType::kBf16 ? DType::kBF16 : DType::kF32;
+  options.optimizer.gradient_delay = static_cast<int>(config.train.gradient_delay);
+  const auto& offload = config.parallel.offload;
+  const auto offloads = [&](std::string_view what) { return std::find(offload.begin(), offload.end(), what) != offload.end(); };
+  if (offloads("optimizer")) options.optimizer.offload_piece_bytes = kOffloadPieceBytes;
+  options.optimizer.offload_weights = offloads("parameters");
+  options.offload_activations = offloads("activations");
   const ByteBudget& memory = config.budget.memory;
   options.memory_budget_bytes = memory.bytes > 0 ? memory.bytes : static_cast<int64_t>(memory.fraction * static_cast<double>(available_memory_bytes()));
   return options;
@@ -241,7 +250,7 @@ std::string RunSetup::numerics_key() const {
   model_hash.update(model_config_to_json(model, options.compute_dtype));
   return fmt::format(
       "numerics {} model {} dtype {} moments {} arithmetic {} seed {} data {} seq_len {} global_batch_size {} lanes {} tensor {}{} context {} expert 1 optimizer {} "
-      "lr {} schedule {} warmup {} steps {} beta {} {} decay {} clip {}{}",
+      "lr {} schedule {} warmup {} steps {} beta {} {} decay {} clip {}{}{}",
       kNumericsVersion, model_hash.hex(), dtype_name(options.compute_dtype),
       dtype_name(options.optimizer.moment_dtype), options.compute_dtype == DType::kF32 ? "fma1" : arithmetic_name(engine.arithmetic), config.train.seed,
       train->manifest_hash().hex(), options.sequence_tokens, options.global_batch_size, options.lanes, options.parallel.tensor_size,
@@ -249,6 +258,7 @@ std::string RunSetup::numerics_key() const {
       config_names(OptimizerName{})[static_cast<size_t>(config.optimizer.name)], config.optimizer.lr,
       config_names(LrScheduleName{})[static_cast<size_t>(config.optimizer.schedule)], config.optimizer.warmup_steps, steps, config.optimizer.beta1,
       config.optimizer.beta2, config.optimizer.weight_decay, config.optimizer.clip,
+      options.optimizer.gradient_delay > 0 ? fmt::format(" delay {}", options.optimizer.gradient_delay) : "",
       options.data.fast_reduction && options.data.size > 1 ? fmt::format(" reduction fast-{}", options.data.size) : "");
 }
 

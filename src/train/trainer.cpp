@@ -99,6 +99,7 @@ class Trainer {
  private:
   static constexpr std::pair<StateField, std::string_view> kStateFields[] = {
       {StateField::kLow, ".low"}, {StateField::kMoment1, ".m"}, {StateField::kMoment2, ".v"}};
+  static constexpr std::string_view kDelayed = ".delayed";  // with a gradient delay: the weights of the update before
 
   /// What all processes know at the end of a step.
   struct StepEdge {
@@ -158,6 +159,8 @@ void Trainer::begin_weights() {
     for (int replica : ranks_.local_replicas())
       for (int part : ranks_.local_parts())
         load_model(*setup_.base, ranks_.weights(replica, part), ranks_.state(StateField::kLow, replica, part));
+  if (setup_.base)
+    ranks_.start_from_weights();
   else
     ranks_.initialize_weights(static_cast<uint64_t>(setup_.config.train.seed));
 }
@@ -196,17 +199,21 @@ int64_t Trainer::start_or_resume() {
 
 void Trainer::load(const std::string& path) {
   const CheckpointReader reader(path);
+  // A run that was not delayed before has one version.
+  const bool two_versions = ranks_.delays_gradients() && reader.find(logical_views(ranks_.weights(0)).front().name() + std::string(kDelayed)) != nullptr;
   int filled = -1;
   for (int replica : ranks_.local_replicas()) {
     const bool shards_are_filled = ranks_.shards_state() && ranks_.first_of_shards(replica) == filled;  // those of a group together
     filled = ranks_.first_of_shards(replica);
     for (int part : ranks_.local_parts()) {
-      reader.load(ranks_.weights(replica, part), "");
+      reader.load(ranks_.weights(replica, part), two_versions ? kDelayed : "");
       if (shards_are_filled) continue;
+      if (two_versions) reader.load(ranks_.state(StateField::kNewest, replica, part), "");
       for (const auto& [field, suffix] : kStateFields)
         if (const auto tensors = ranks_.state(field, replica, part); !tensors.empty()) reader.load(tensors, suffix);
     }
   }
+  if (!two_versions) ranks_.start_from_weights();
 }
 
 // The settings that the folder's newest state is made with: not before they were accepted.
@@ -231,9 +238,12 @@ void Trainer::open_writer() {
   options.buffer = ranks_.engine(ranks_.first_local()).checkpoint_buffer();
   if (world_ != nullptr) options.role = leads_ ? CheckpointOptions::Role::kWriter : CheckpointOptions::Role::kReader;
   CheckpointContent content;
-  content.model = save_sources(ranks_.weights(0), "");
+  const bool delayed = ranks_.delays_gradients();
+  content.model = save_sources(delayed ? ranks_.state(StateField::kNewest, 0) : ranks_.weights(0), "");
   for (const auto& [field, suffix] : kStateFields)
     for (TensorSource& source : save_sources(ranks_.state(field, 0), suffix)) content.state.push_back(std::move(source));
+  if (delayed)
+    for (TensorSource& source : save_sources(ranks_.weights(0), kDelayed)) content.state.push_back(std::move(source));
   if (leads_) content.documents = setup_.documents();
   content.position_names = {"next_sample"};
   content.numerics_key = setup_.numerics_key();
@@ -279,6 +289,9 @@ void Trainer::require_saved(int64_t step) const {
 
 std::optional<double> Trainer::validate() {
   if (!setup_.validation) return std::nullopt;
+  // What is evaluated is what a checkpoint would have: the newest weights.
+  if (ranks_.delays_gradients() && saving_step_ >= 0) writer_->wait_sources();
+  ranks_.exchange_weight_versions();
   double loss_sum = 0;
   int64_t num_valid = 0;
   const auto num_samples = static_cast<int64_t>(setup_.validation->num_samples());
@@ -287,6 +300,7 @@ std::optional<double> Trainer::validate() {
     loss_sum += result.loss_sum;
     num_valid += result.num_valid;
   }
+  ranks_.exchange_weight_versions();
   return num_valid > 0 ? std::optional<double>(loss_sum / static_cast<double>(num_valid)) : std::nullopt;
 }
 

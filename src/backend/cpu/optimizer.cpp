@@ -1,4 +1,4 @@
-// The optimizer phase: kZero, kAccumulate, kSquaredSums, kOptimizerScale, kAdamW, kSgd, kLion.
+// The optimizer phase: kZero, kAccumulate, kCopy, kSquaredSums, kOptimizerScale, kAdamW, kSgd, kLion.
 //
 // Gradient buffers hold G = loss_scale * (sum over the step's valid tokens of d token_loss). With n = num_valid_tokens and
 // s = loss_scale, the mean gradient is G / (s n), and kOptimizerScale (sums, num_valid_tokens, hyper) -> (scale, stats) gives
@@ -60,6 +60,14 @@ void run_accumulate(const KernelContext& context, const OpCall& call) {
   context.pool->parallel_for(source.num_elements(), kBytesWorthAThread / 4, [&](int64_t begin, int64_t end) {
     kernels.accumulate(source.as<float>() + begin, destination.as<float>() + begin, end - begin);
   });
+}
+
+void run_copy(const KernelContext& context, const OpCall& call) {
+  const TensorView &source = call.in(0), &destination = call.out(0);
+  ORRERY_CHECK(source.contiguous() && destination.contiguous() && source.dtype == destination.dtype && source.num_elements() == destination.num_elements(), "copy {} to {}",
+               source.num_elements(), destination.num_elements());
+  context.pool->parallel_for(source.num_elements() * dtype_bytes(source.dtype), kBytesWorthAThread,
+                             [&](int64_t begin, int64_t end) { std::memcpy(destination.data + begin, source.data + begin, end - begin); });
 }
 
 void run_squared_sums(const KernelContext& context, const OpCall& call) {
@@ -170,6 +178,8 @@ constexpr KernelEntry kEntries[] = {
     {OpKind::kZero, DType::kF32, run_zero},
     {OpKind::kAccumulate, DType::kBF16, run_accumulate},
     {OpKind::kAccumulate, DType::kF32, run_accumulate},
+    {OpKind::kCopy, DType::kBF16, run_copy},
+    {OpKind::kCopy, DType::kF32, run_copy},
     {OpKind::kSquaredSums, DType::kBF16, run_squared_sums},
     {OpKind::kSquaredSums, DType::kF32, run_squared_sums},
     {OpKind::kOptimizerScale, DType::kBF16, run_optimizer_scale},

@@ -128,6 +128,16 @@ TEST(Optimizer, ZeroAndAccumulate) {
   }
 }
 
+TEST(Optimizer, Copy) {
+  for (DType compute : kComputeTypes)
+    for (int64_t n : {0, 1, 17, 20011}) {
+      const Tensor source = Tensor::random(compute, {n}, 1);
+      std::vector<Tensor> destination = {Tensor::random(compute, {n}, 2)};
+      run_everywhere(OpKind::kCopy, compute, NoAttributes{}, {source}, destination);
+      EXPECT_TRUE(destination[0].same_bits(source));
+    }
+}
+
 TEST(Optimizer, SquaredSums) {
   for (int64_t n : {1, 100, 4096, 4097, 20000}) {
     const Tensor gradient = Tensor::random(DType::kF32, {n}, 1);
