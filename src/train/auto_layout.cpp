@@ -91,8 +91,9 @@ LayoutChoice choose_layout(RunSetup& setup, bool ranks_given, const SetupNote& n
       weighed.layout = fmt::format("{} ranks, zero {}", candidate.ranks, candidate.zero_stage);
       weighed.reason = "does not fit";
       if (!misfit) misfit = error;
-      // What does not fit may in more shards: of gradients, then of weights. Where the lesser fits it is the faster one, with less to send.
-      if (counts.size() > 1 && candidate.ranks > 1 && candidate.zero_stage >= 1 && candidate.zero_stage < 3) candidates.push_back({candidate.ranks, candidate.zero_stage + 1, candidate.micro_batch_size});
+      // What does not fit may in more shards. Where the lesser fits it is the faster one, with less to send.
+      const int first_stage = counts.size() > 1 ? 1 : 0;  // 0 and 1 are weighed anyway
+      if (automatic && candidate.ranks > 1 && candidate.zero_stage >= first_stage && candidate.zero_stage < 3) candidates.push_back({candidate.ranks, candidate.zero_stage + 1, candidate.micro_batch_size});
     }
     choice.weighed.push_back(std::move(weighed));
   }
