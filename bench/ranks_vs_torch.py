@@ -9,13 +9,13 @@ import argparse, json, os, re, statistics, subprocess, tempfile
 
 BATCH = {"llama-11m": 8, "gpt2-124m": 4}
 
-def orrery(args, folder, ranks, zero):
+def orrery(args, folder, ranks, zero, reduction="reproducible"):
     toml = os.path.join(folder, "run.toml")
     if not os.path.exists(toml):
         text = subprocess.run([args.orrery, "examples", args.model], capture_output=True, text=True, check=True).stdout
         with open(toml, "w") as f: f.write(re.sub(r"^(tokens|steps) = .*$", f"steps = {args.steps}", text, flags=re.M))
     command = [args.orrery, "train", toml, "--json", "--fresh", "--threads", "2", "--ranks", str(ranks)]
-    for setting in (f"parallel.zero_stage={zero}", "model.max_seq_len=512", f"train.global_batch_size={BATCH[args.model]}", "train.lanes=4", "train.eval_every=0", "data.tokenizer=train:bpe", "data.train=[\"" + os.path.abspath(args.corpus) + "/*.txt\"]", "optimizer.warmup_steps=1", f"checkpoint.dir={folder}/run"):
+    for setting in (f"parallel.zero_stage={zero}", f"parallel.reduction={reduction}", "model.max_seq_len=512", f"train.global_batch_size={BATCH[args.model]}", "train.lanes=4", "train.eval_every=0", "data.tokenizer=train:bpe", "data.train=[\"" + os.path.abspath(args.corpus) + "/*.txt\"]", "optimizer.warmup_steps=1", f"checkpoint.dir={folder}/run"):
         command += ["--set", setting]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     rates = [line["tokens_per_second"] for line in map(json.loads, out.splitlines()) if "tokens_per_second" in line]
@@ -34,7 +34,10 @@ def main():
     parser.add_argument("--model", choices=BATCH, default="llama-11m")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        kinds = {"one rank, two threads": lambda: orrery(args, folder, 1, 0), "two ranks, ZeRO-0": lambda: orrery(args, folder, 2, 0), "two ranks, ZeRO-1": lambda: orrery(args, folder, 2, 1),
+        kinds = {"one rank, two threads": lambda: orrery(args, folder, 1, 0),
+                 "two ranks, ZeRO-0": lambda: orrery(args, folder, 2, 0),
+                 "two ranks, ZeRO-0, fast reduction": lambda: orrery(args, folder, 2, 0, "fast"),
+                 "two ranks, ZeRO-1": lambda: orrery(args, folder, 2, 1),
                  "two ranks, ZeRO-3": lambda: orrery(args, folder, 2, 3)}
         if args.torchrun: kinds |= {"PyTorch DDP": lambda: torch(args, "ddp"), "PyTorch FSDP": lambda: torch(args, "fsdp")}
         rates = {name: [] for name in kinds}

@@ -14,6 +14,9 @@ std::span<Byte> part(std::span<Byte> all, const ElementRange& range) {
   return all.subspan(static_cast<size_t>(range.begin), static_cast<size_t>(range.size()));
 }
 
+// How many segments a rank of a sum sends ahead of what its peers have added.
+constexpr int64_t kSendWindows = 4;
+
 }  // namespace
 
 void Communicator::barrier(const CommLabel& label) {
@@ -120,23 +123,35 @@ void Communicator::reduce(Call& call, const ReductionPlan& plan, DType dtype, st
   const int64_t num_segments = (longest + segment - 1) / segment;
   const ElementRange& own = owners[static_cast<size_t>(rank_)];
 
-  // pending_ holds two windows of equal length: a slot for each source that this rank reads and each transfer that it sends.
-  const auto window_slots = static_cast<size_t>(num_sources) + pieces.size() * members_.size();
-  pending_.assign(2 * window_slots, {});
+  // pending_ holds a slot for each source that this rank reads, in two windows, and for each transfer that it sends, in kSendWindows: a
+  // send waits in its slot until its place is wanted again, so a rank may be that many segments behind before another one waits for it.
+  const auto num_sends = static_cast<int64_t>(pieces.size()) * size();
+  const auto receive_slot = [&](int64_t index) { return static_cast<size_t>(index % 2 * num_sources); };
+  const auto send_slot = [&](int64_t index) { return static_cast<size_t>(2 * num_sources + index % kSendWindows * num_sends); };
+  pending_.assign(static_cast<size_t>(2 * num_sources + kSendWindows * num_sends), {});
   const auto move_to_slot = [&](size_t slot, size_t posted) {
     pending_[slot] = pending_[posted];
     pending_.pop_back();
   };
-  const auto post_window = [&](int64_t index) {
-    const size_t base = static_cast<size_t>(index & 1) * window_slots;
-    const int64_t own_count = std::min(segment, own.size() - index * segment);
-    if (own_count > 0)
-      for (int64_t i = 0; i < num_sources; ++i) {
-        const int from = plan.sources[static_cast<size_t>(i)].rank;
-        if (from == rank_ || from == ReductionPlan::Source::kCarried) continue;
-        std::byte* place = room.empty() ? nullptr : room.data() + ((index & 1) * num_sources + i) * segment * element_bytes;
-        move_to_slot(base + static_cast<size_t>(i), call.borrow(own_count * element_bytes, place, from));
+  const auto post_receives = [&](int64_t index) {
+    const int64_t count = std::min(segment, own.size() - index * segment);
+    if (count <= 0) return;
+    for (int64_t i = 0; i < num_sources; ++i) {
+      const int from = plan.sources[static_cast<size_t>(i)].rank;
+      if (from == rank_ || from == ReductionPlan::Source::kCarried) continue;
+      std::byte* place = room.empty() ? nullptr : room.data() + (index % 2 * num_sources + i) * segment * element_bytes;
+      move_to_slot(receive_slot(index) + static_cast<size_t>(i), call.borrow(count * element_bytes, place, from));
+    }
+  };
+  const auto finish_sends = [&](int64_t index) {
+    for (size_t slot = send_slot(index), end = slot + static_cast<size_t>(num_sends); slot < end; ++slot)
+      if (pending_[slot].request != nullptr) {
+        call.wait(slot);
+        call.release(slot);
       }
+  };
+  const auto post_sends = [&](int64_t index) {
+    finish_sends(index);
     // A rank's pieces travel in order of their number, which is the order of its sources by first lane.
     for (int distance = 1; distance < size(); ++distance) {
       const int to = (rank_ + distance) % size();
@@ -145,41 +160,39 @@ void Communicator::reduce(Call& call, const ReductionPlan& plan, DType dtype, st
       if (count <= 0) continue;
       for (size_t piece = 0; piece < pieces.size(); ++piece) {
         const std::byte* data = pieces[piece] + (range.begin + index * segment) * element_bytes;
-        move_to_slot(base + static_cast<size_t>(num_sources) + piece * members_.size() + static_cast<size_t>(to),
-                     call.send({data, static_cast<size_t>(count * element_bytes)}, to));
+        move_to_slot(send_slot(index) + piece * members_.size() + static_cast<size_t>(to), call.send({data, static_cast<size_t>(count * element_bytes)}, to));
       }
     }
   };
-  const auto finish_window = [&](int64_t index) {
-    const size_t base = static_cast<size_t>(index & 1) * window_slots;
-    const int64_t own_count = std::min(segment, own.size() - index * segment);
-    if (own_count > 0) {
-      sum_sources_.resize(static_cast<size_t>(num_sources));
-      for (int64_t i = 0; i < num_sources; ++i) {
-        const ReductionPlan::Source& source = plan.sources[static_cast<size_t>(i)];
-        const size_t slot = base + static_cast<size_t>(i);
-        if (source.rank == ReductionPlan::Source::kCarried) {
-          sum_sources_[static_cast<size_t>(i)] = carried[static_cast<size_t>(source.piece)] + index * segment * element_bytes;
-        } else if (source.rank == rank_) {
-          sum_sources_[static_cast<size_t>(i)] = pieces[static_cast<size_t>(source.piece)] + (own.begin + index * segment) * element_bytes;
-        } else {
-          call.wait(slot);
-          sum_sources_[static_cast<size_t>(i)] = call.borrowed(slot);
-        }
+  const auto sum_segment = [&](int64_t index) {
+    const int64_t count = std::min(segment, own.size() - index * segment);
+    if (count <= 0) return;
+    sum_sources_.resize(static_cast<size_t>(num_sources));
+    for (int64_t i = 0; i < num_sources; ++i) {
+      const ReductionPlan::Source& source = plan.sources[static_cast<size_t>(i)];
+      const size_t slot = receive_slot(index) + static_cast<size_t>(i);
+      if (source.rank == ReductionPlan::Source::kCarried) {
+        sum_sources_[static_cast<size_t>(i)] = carried[static_cast<size_t>(source.piece)] + index * segment * element_bytes;
+      } else if (source.rank == rank_) {
+        sum_sources_[static_cast<size_t>(i)] = pieces[static_cast<size_t>(source.piece)] + (own.begin + index * segment) * element_bytes;
+      } else {
+        call.wait(slot);
+        sum_sources_[static_cast<size_t>(i)] = call.borrowed(slot);
       }
-      for (size_t output = 0; output < outputs.size(); ++output)
-        tree_sum(isa, dtype, plan.programs[output], sum_sources_, outputs[output] + index * segment * element_bytes, own_count);
     }
-    for (size_t slot = base; slot < base + window_slots; ++slot)
-      if (pending_[slot].request != nullptr) {
-        if (!pending_[slot].receives) call.wait(slot);
-        call.release(slot);
-      }
+    for (size_t output = 0; output < outputs.size(); ++output)
+      tree_sum(isa, dtype, plan.programs[output], sum_sources_, outputs[output] + index * segment * element_bytes, count);
+    for (size_t slot = receive_slot(index), end = slot + static_cast<size_t>(num_sources); slot < end; ++slot)
+      if (pending_[slot].request != nullptr) call.release(slot);
   };
-  for (int64_t index = 0; index <= num_segments; ++index) {
-    if (index < num_segments) post_window(index);
-    if (index > 0) finish_window(index - 1);
+  for (int64_t index = 0; index < std::min(kSendWindows, num_segments); ++index) post_sends(index);
+  post_receives(0);
+  for (int64_t index = 0; index < num_segments; ++index) {
+    if (index + 1 < num_segments) post_receives(index + 1);
+    sum_segment(index);
+    if (index + kSendWindows < num_segments) post_sends(index + kSendWindows);
   }
+  for (int64_t index = std::max<int64_t>(0, num_segments - kSendWindows); index < num_segments; ++index) finish_sends(index);
   pending_.clear();
 }
 

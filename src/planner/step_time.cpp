@@ -11,7 +11,7 @@ namespace orrery {
 namespace {
 
 // Half width of the 90 % interval around a step whose ops were all timed here, and what each share of scaled ops adds to it
-// (bench/results/2026-11-25-this-machine.md).
+// (bench/results/2026-11-29-this-machine.md).
 constexpr double kMeasuredWidth = 0.08, kScaledWidth = 0.15;
 
 // What one rank's actions take when nothing else runs.
