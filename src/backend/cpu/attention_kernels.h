@@ -46,17 +46,19 @@ struct AttentionTask {
   int64_t dq_stride = 0, dk_stride = 0, dv_stride = 0;
 };
 
-/// One (sequence, kv head) of kPagedAttention: `num_queries` rows at positions context - num_queries .. context - 1.
+/// One sequence and `num_kv_heads` neighbouring kv heads of kPagedAttention: `num_queries` rows at positions context - num_queries .. context - 1.
+/// The block kernels take one kv head at a time, the decode kernels (paged_decode.h) all of a task.
 struct PagedTask {
   int64_t num_queries = 0;
   int64_t context = 0;
+  int64_t num_kv_heads = 1;
   int64_t head_dim = 0, group = 0, window = 0;
   float scale = 0;
-  const void* q = nullptr;  // first row, first head of the group
+  const void* q = nullptr;  // first row, first head of the first group
   int64_t q_stride = 0;
   void* o = nullptr;
   int64_t o_stride = 0;
-  const void *k_cache = nullptr, *v_cache = nullptr;  // column of the kv head in block 0
+  const void *k_cache = nullptr, *v_cache = nullptr;  // column of the first kv head in block 0
   int64_t token_stride = 0;                           // elements of the cache from one slot to the next
   int64_t block_tokens = 0;
   const int32_t* block_table = nullptr;  // of this sequence

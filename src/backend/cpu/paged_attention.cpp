@@ -3,7 +3,7 @@
 // Keys and values are read from the cache only, the current chunk's too, in blocks of 64 positions anchored at position 0 and
 // folded in order; the products follow the arithmetic id, over a cache in 8 bits that of paged_int8.h. A query row's bits therefore depend neither on how many rows its
 // sequence brings (decoded alone or prefilled in a chunk), nor on cache block size or placement, nor on other sequences.
-// Threads take whole (sequence, kv head) pairs, cut in contiguous ranges of about equal work.
+// Threads take whole (sequence, kv head) pairs, cut in contiguous ranges of about equal work; what a thread has of a sequence is one task.
 #include <algorithm>
 #include <cstring>
 
@@ -52,8 +52,10 @@ void run_kv_write(const KernelContext& context, const OpCall& call) {
 }
 
 int64_t scratch_bytes(const OpCall& call) {
-  const int64_t head_dim = call.attribute<AttentionAttributes>().head_dim, element_bytes = dtype_bytes(call.in(0).dtype);
-  return call.in(1).dtype == DType::kI8 ? paged_int8_scratch_bytes(head_dim, element_bytes) : paged_scratch_bytes(head_dim, element_bytes);
+  const auto& a = call.attribute<AttentionAttributes>();
+  const int64_t element_bytes = dtype_bytes(call.in(0).dtype);
+  const int64_t block = call.in(1).dtype == DType::kI8 ? paged_int8_scratch_bytes(a.head_dim, element_bytes) : paged_scratch_bytes(a.head_dim, element_bytes);
+  return std::max(block, paged_decode_scratch_bytes(a.num_heads, a.head_dim));
 }
 int64_t paged_workspace(const DeviceSpec& device, const OpCall& call) { return device.num_threads * scratch_bytes(call); }
 
@@ -96,8 +98,18 @@ void run_paged_attention(const KernelContext& context, const OpCall& call) {
     PagedTask task;
     bool waiting = false;
     const auto run_task = [&](const PagedTask* next) {
-      if (decode == nullptr || task.num_queries > kDecodeRows) return int8 ? kernels.paged_int8(task) : kernels.paged(task);
       PagedTask one = task;
+      if (decode == nullptr || task.num_queries > kDecodeRows) {
+        one.num_kv_heads = 1;
+        for (int64_t head = 0; head < task.num_kv_heads; ++head) {
+          one.q = static_cast<const std::byte*>(task.q) + head * group * H * size;
+          one.o = static_cast<std::byte*>(task.o) + head * group * H * size;
+          one.k_cache = static_cast<const std::byte*>(task.k_cache) + head * head_bytes;
+          one.v_cache = static_cast<const std::byte*>(task.v_cache) + head * head_bytes;
+          int8 ? kernels.paged_int8(one) : kernels.paged(one);
+        }
+        return;
+      }
       one.num_queries = 1;
       for (int64_t row = 0; row < task.num_queries; ++row) {
         one.context = task.context - task.num_queries + 1 + row;
@@ -112,30 +124,35 @@ void run_paged_attention(const KernelContext& context, const OpCall& call) {
       const int64_t rows = starts[s + 1] - starts[s];
       if (rows == 0) continue;
       const double work = sequence_work(context_lens[s], rows * group);
-      for (int64_t head = 0; head < a.num_kv_heads; ++head, before += work) {
-        if (std::min(num_threads - 1, static_cast<int>((before + work / 2) / total * num_threads)) != thread_index) continue;
-        PagedTask next;
-        next.num_queries = rows;
-        next.context = context_lens[s];
-        next.head_dim = H;
-        next.group = group;
-        next.window = a.window;
-        next.scale = a.scale;
-        next.q = row_at(q, starts[s]) + head * group * H * size;
-        next.q_stride = q.row_stride;
-        next.o = row_at(o, starts[s]) + head * group * H * size;
-        next.o_stride = o.row_stride;
-        next.k_cache = k_cache.data + head * head_bytes;
-        next.v_cache = v_cache.data + head * head_bytes;
-        next.token_stride = k_cache.dims[2];
-        next.block_tokens = a.block_tokens;
-        next.block_table = block_table.as<int32_t>() + s * block_table.row_stride;
-        next.tile = &tile_gemm(context);
-        next.scratch = call.workspace.data() + thread_index * scratch;
-        if (waiting) run_task(&next);
-        task = next;
-        waiting = true;
-      }
+      int64_t first_head = a.num_kv_heads, end_head = 0;
+      for (int64_t head = 0; head < a.num_kv_heads; ++head, before += work)
+        if (std::min(num_threads - 1, static_cast<int>((before + work / 2) / total * num_threads)) == thread_index) {
+          first_head = std::min(first_head, head);
+          end_head = head + 1;
+        }
+      if (first_head >= end_head) continue;
+      PagedTask next;
+      next.num_queries = rows;
+      next.context = context_lens[s];
+      next.num_kv_heads = end_head - first_head;
+      next.head_dim = H;
+      next.group = group;
+      next.window = a.window;
+      next.scale = a.scale;
+      next.q = row_at(q, starts[s]) + first_head * group * H * size;
+      next.q_stride = q.row_stride;
+      next.o = row_at(o, starts[s]) + first_head * group * H * size;
+      next.o_stride = o.row_stride;
+      next.k_cache = k_cache.data + first_head * head_bytes;
+      next.v_cache = v_cache.data + first_head * head_bytes;
+      next.token_stride = k_cache.dims[2];
+      next.block_tokens = a.block_tokens;
+      next.block_table = block_table.as<int32_t>() + s * block_table.row_stride;
+      next.tile = &tile_gemm(context);
+      next.scratch = call.workspace.data() + thread_index * scratch;
+      if (waiting) run_task(&next);
+      task = next;
+      waiting = true;
     }
     if (waiting) run_task(nullptr);
   });

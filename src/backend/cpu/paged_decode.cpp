@@ -3,7 +3,7 @@
 namespace orrery {
 
 PagedDecode paged_decode(const KernelContext& context, DType dtype, DType cache_dtype, int64_t head_dim) {
-  const bool here = context.isa == VectorIsa::kAvx512 && head_dim % 32 == 0 && head_dim <= 256;
+  const bool here = context.isa == VectorIsa::kAvx512 && head_dim % 32 == 0 && head_dim <= kPagedDecodeMaxHead;
   if (!here) return nullptr;
   if (cache_dtype == DType::kI8) return dtype == DType::kF32 ? kPagedDecodeInt8F32 : kPagedDecodeInt8Bf16;
   if (!cpu_features().avx512_bf16) return nullptr;

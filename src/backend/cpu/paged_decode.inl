@@ -12,7 +12,7 @@ namespace orrery::ORRERY_SIMD {
 namespace {
 
 constexpr int64_t B = kAttentionBlock;
-constexpr int64_t kMaxHead = 256;
+constexpr int64_t kMaxHead = kPagedDecodeMaxHead;
 constexpr float kLog2E = 1.44269504088896341f;
 
 ORRERY_INLINE int32_t word_at(const void* p) {
@@ -27,17 +27,16 @@ constexpr int64_t stored_head_bytes(int64_t head_dim) {
   return sizeof(T) == 1 ? kv_int8_head_bytes(head_dim) : head_dim * static_cast<int64_t>(sizeof(T));
 }
 
-/// The 64 keys and values of a block, or as many as there are.
+/// The 64 keys and values of a block, or as many as there are: first kv head of the task, the others behind it.
 template <typename T>
 struct BlockRows {
   const T *keys[B], *values[B];
-  int64_t rows = 0, line_bytes = 0;  // line_bytes: of a row
+  int64_t rows = 0;
 
   // Positions block * 64 on of task t.
   ORRERY_MEMBER void find(const PagedTask& t, int64_t block) {
     const T *k_cache = static_cast<const T*>(t.k_cache), *v_cache = static_cast<const T*>(t.v_cache);
     rows = t.context - block * B < B ? t.context - block * B : B;
-    line_bytes = stored_head_bytes<T>(t.head_dim);
     for (int64_t s = 0; s < rows;) {
       const int64_t position = block * B + s, cache_block = position / t.block_tokens, in_block = position - cache_block * t.block_tokens;
       int64_t offset = (t.block_table[cache_block] * t.block_tokens + in_block) * t.token_stride;
@@ -47,15 +46,36 @@ struct BlockRows {
         values[s] = v_cache + offset;
       }
     }
+    for (int64_t s = rows; s < B; ++s) {
+      keys[s] = keys[rows - 1];
+      values[s] = values[rows - 1];
+    }
   }
-  // A head's rows lie a token apart, which hardware prefetchers do not follow: rows [begin, begin + 16) come to L2 while others are used.
-  ORRERY_MEMBER void prefetch(int64_t begin) const {
-    const int64_t end = begin + 16 < rows ? begin + 16 : rows;
-    for (int64_t s = begin; s < end; ++s)
-      for (int64_t at = 0; at < line_bytes; at += 64) {
-        __builtin_prefetch(reinterpret_cast<const char*>(keys[s]) + at, 0, 2);
-        __builtin_prefetch(reinterpret_cast<const char*>(values[s]) + at, 0, 2);
-      }
+};
+
+/// Brings a line to L2. Each line that the kernels read asks for its like in the block that comes next: bursts of requests get lost.
+ORRERY_INLINE void prefetch_next(const void* line) { __builtin_prefetch(line, 0, 2); }
+
+/// The same for the values of rows that this block does not have, at `column`.
+template <typename T>
+ORRERY_INLINE void prefetch_rest(const BlockRows<T>& block, const BlockRows<T>& next, int64_t column) {
+  for (int64_t s = block.rows; s < next.rows; ++s) prefetch_next(next.values[s] + column);
+}
+
+/// Of each query head of a task, in its scratch memory.
+struct HeadSums {
+  float* o;  // [heads][head_dim]
+  float *maximum, *sum;
+
+  ORRERY_MEMBER explicit HeadSums(const PagedTask& t) {
+    const int64_t heads = t.num_kv_heads * t.group;
+    o = reinterpret_cast<float*>(t.scratch);
+    maximum = o + heads * t.head_dim;
+    sum = maximum + heads;
+    for (int64_t head = 0; head < heads; ++head) {
+      maximum[head] = -__builtin_inff();
+      sum[head] = 0;
+    }
   }
 };
 
@@ -106,7 +126,7 @@ struct HeadCount {
   static constexpr int value = kCount;
 };
 
-/// Calls heads(HeadCount<n>, first) for the heads of the group, four at a time and then what is left.
+/// Calls heads(HeadCount<n>, first) for the heads of a group, four at a time and then what is left.
 template <typename Heads>
 ORRERY_INLINE void by_fours(int64_t group, Heads&& heads) {
   int64_t head = 0;
@@ -116,10 +136,10 @@ ORRERY_INLINE void by_fours(int64_t group, Heads&& heads) {
   if (group - head == 1) heads(HeadCount<1>{}, head);
 }
 
-/// Calls body(j, block, next) for the blocks of keys that the query sees; `next` is what will be read next: the block behind, or the first of the
-/// task behind where these heads are the last of the group.
+/// Calls body(HeadCount<n>, j, block, next, kv_head, first_head) for the blocks of keys that the query sees, in each for all kv heads of the task and
+/// their groups by fours; `next` is the block behind, or the first of the task behind.
 template <typename T, typename Body>
-ORRERY_INLINE void each_block(const PagedTask& t, int64_t end_head, Body&& body) {
+ORRERY_INLINE void each_block(const PagedTask& t, Body&& body) {
   BlockRows<T> blocks[2];
   const int64_t first = lowest_position(t) / B;
   blocks[0].find(t, first);
@@ -127,11 +147,12 @@ ORRERY_INLINE void each_block(const PagedTask& t, int64_t end_head, Body&& body)
     BlockRows<T>& next = blocks[1 - now];
     if ((j + 1) * B < t.context)
       next.find(t, j + 1);
-    else if (t.next != nullptr && end_head == t.group)
+    else if (t.next != nullptr)
       next.find(*t.next, lowest_position(*t.next) / B);
     else
-      next.rows = 0;
-    body(j, blocks[now], next);
+      next.find(t, j);
+    for (int64_t kv_head = 0; kv_head < t.num_kv_heads; ++kv_head)
+      by_fours(t.group, [&](auto count, int64_t head) { body(count, j, blocks[now], next, kv_head, kv_head * t.group + head); });
   }
 }
 

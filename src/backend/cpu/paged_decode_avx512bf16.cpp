@@ -17,19 +17,20 @@ ORRERY_INLINE F32x16 add_word(F32x16 sum, F32x16 keys, const uint16_t* q) {
 }
 ORRERY_INLINE F32x16 add_word(F32x16 sum, F32x16 keys, const float* q) { return fma(splat(*q), keys, sum); }
 
-// scores[c][s] = q_c . k_s for the 64 keys of a block; keys from `rows` on are zero. `next` is what will be used next.
+// scores[c][s] = q_c . k_s for the 64 keys of a block, which lie `column` behind the starts of their rows; the softmax hides keys that are not there.
 template <typename T, int C>
-ORRERY_INLINE void block_scores(const T* const (&keys)[B], int64_t rows, int64_t H, const T* q, const BlockRows<T>& next, float (&scores)[C][B]) {
+ORRERY_INLINE void block_scores(const BlockRows<T>& block, const BlockRows<T>& next, int64_t column, int64_t H, const T* q, float (&scores)[C][B]) {
   const int64_t words = H / kPerWord<T>;
   for (int64_t s = 0; s < B; s += kLanes) {
     F32x16 sum[C];
     for (int c = 0; c < C; ++c) sum[c] = zero();
-    next.prefetch(s);
-    if (s < rows)
+    if (s < block.rows)
       for (int64_t w = 0; w < words; w += 16) {
         F32x16 tile[16];
-        for (int64_t i = 0; i < 16; ++i)
-          tile[i] = s + i < rows ? F32x16{_mm512_loadu_ps(reinterpret_cast<const float*>(keys[s + i] + w * kPerWord<T>))} : zero();
+        for (int64_t i = 0; i < 16; ++i) {
+          prefetch_next(next.keys[s + i] + column + w * kPerWord<T>);
+          tile[i] = {_mm512_loadu_ps(reinterpret_cast<const float*>(block.keys[s + i] + column + w * kPerWord<T>))};
+        }
         transpose_16x16(tile);
 #pragma GCC unroll 16
         for (int64_t i = 0; i < 16; ++i)
@@ -43,20 +44,22 @@ ORRERY_INLINE void block_scores(const T* const (&keys)[B], int64_t rows, int64_t
 // o[c] = o[c] shrink_c + sum over keys of p[c][s] v_s. bf16: o holds, for 32 numbers of the head, first the lower and then the upper four
 // of each eight: what interleaving two rows gives.
 template <int C>
-ORRERY_INLINE void add_values(const uint16_t* const (&values)[B], int64_t rows, int64_t H, const float (&p)[C][B], const float (&shrink)[C], bool first,
-                              float (&o)[C][kMaxHead]) {
+ORRERY_INLINE void add_values(const BlockRows<uint16_t>& block, const BlockRows<uint16_t>& next, int64_t column, int64_t H, const float (&p)[C][B], const float (&shrink)[C], bool first,
+                              float* o) {
   alignas(64) uint16_t rounded[C][B];
   for (int c = 0; c < C; ++c)
     for (int64_t s = 0; s < B; s += kLanes) store(rounded[c] + s, load(p[c] + s));
   for (int64_t h = 0; h < H; h += 32) {
     __m512 low[C], high[C];
     for (int c = 0; c < C; ++c) {
-      low[c] = first ? _mm512_setzero_ps() : (load(o[c] + h) * splat(shrink[c])).v;
-      high[c] = first ? _mm512_setzero_ps() : (load(o[c] + h + 16) * splat(shrink[c])).v;
+      low[c] = first ? _mm512_setzero_ps() : (load(o + c * H + h) * splat(shrink[c])).v;
+      high[c] = first ? _mm512_setzero_ps() : (load(o + c * H + h + 16) * splat(shrink[c])).v;
     }
-    for (int64_t s = 0; s < B; s += 2) {
-      const __m512i even = s < rows ? _mm512_loadu_si512(values[s] + h) : _mm512_setzero_si512();
-      const __m512i odd = s + 1 < rows ? _mm512_loadu_si512(values[s + 1] + h) : _mm512_setzero_si512();
+    for (int64_t s = 0; s < block.rows; s += 2) {  // what would come behind is zero
+      prefetch_next(next.values[s] + column + h);
+      prefetch_next(next.values[s + 1] + column + h);
+      const __m512i even = _mm512_loadu_si512(block.values[s] + column + h);
+      const __m512i odd = s + 1 < block.rows ? _mm512_loadu_si512(block.values[s + 1] + column + h) : _mm512_setzero_si512();
       const __m512bh lower = pairs(_mm512_unpacklo_epi16(even, odd)), upper = pairs(_mm512_unpackhi_epi16(even, odd));
       for (int c = 0; c < C; ++c) {
         const __m512bh both = pairs(_mm512_set1_epi32(word_at(rounded[c] + s)));
@@ -64,28 +67,31 @@ ORRERY_INLINE void add_values(const uint16_t* const (&values)[B], int64_t rows, 
         high[c] = _mm512_dpbf16_ps(high[c], both, upper);
       }
     }
+    prefetch_rest(block, next, column + h);
     for (int c = 0; c < C; ++c) {
-      _mm512_storeu_ps(o[c] + h, low[c]);
-      _mm512_storeu_ps(o[c] + h + 16, high[c]);
+      _mm512_storeu_ps(o + c * H + h, low[c]);
+      _mm512_storeu_ps(o + c * H + h + 16, high[c]);
     }
   }
 }
 template <int C>
-ORRERY_INLINE void add_values(const float* const (&values)[B], int64_t rows, int64_t H, const float (&p)[C][B], const float (&shrink)[C], bool first,
-                              float (&o)[C][kMaxHead]) {
+ORRERY_INLINE void add_values(const BlockRows<float>& block, const BlockRows<float>& next, int64_t column, int64_t H, const float (&p)[C][B], const float (&shrink)[C], bool first,
+                              float* o) {
   for (int64_t h = 0; h < H; h += 32) {
     F32x16 low[C], high[C];
     for (int c = 0; c < C; ++c) low[c] = high[c] = zero();
     for (int64_t s = 0; s < B; ++s) {
-      const F32x16 a = s < rows ? load(values[s] + h) : zero(), b = s < rows ? load(values[s] + h + 16) : zero();
+      prefetch_next(next.values[s] + column + h);
+      prefetch_next(next.values[s] + column + h + 16);
+      const F32x16 a = s < block.rows ? load(block.values[s] + column + h) : zero(), b = s < block.rows ? load(block.values[s] + column + h + 16) : zero();
       for (int c = 0; c < C; ++c) {
         low[c] = fma(splat(p[c][s]), a, low[c]);
         high[c] = fma(splat(p[c][s]), b, high[c]);
       }
     }
     for (int c = 0; c < C; ++c) {
-      store(o[c] + h, first ? low[c] : load(o[c] + h) * splat(shrink[c]) + low[c]);
-      store(o[c] + h + 16, first ? high[c] : load(o[c] + h + 16) * splat(shrink[c]) + high[c]);
+      store(o + c * H + h, first ? low[c] : load(o + c * H + h) * splat(shrink[c]) + low[c]);
+      store(o + c * H + h + 16, first ? high[c] : load(o + c * H + h + 16) * splat(shrink[c]) + high[c]);
     }
   }
 }
@@ -96,34 +102,27 @@ ORRERY_INLINE void in_order(const float* o, int64_t H, const float*, float* out)
   for (int64_t h = 0; h < H; h += 16) store(out + h, load(o + h));
 }
 
-template <typename T, int C>
-void heads(const PagedTask& t, int64_t head) {
-  const int64_t H = t.head_dim, lowest = lowest_position(t);
-  const T* q = static_cast<const T*>(t.q) + head * H;
-  const float scale = t.scale * kLog2E, first = static_cast<float>(lowest), last = static_cast<float>(t.context - 1);
-  alignas(64) float p[C][B], o[C][kMaxHead];
-  float maximum[C], sum[C], shrink[C];
-  for (int c = 0; c < C; ++c) {
-    maximum[c] = -__builtin_inff();
-    sum[c] = 0;
-  }
-  each_block<T>(t, head + C, [&](int64_t j, const BlockRows<T>& block, const BlockRows<T>& next) {
-    block_scores<T, C>(block.keys, block.rows, H, q, next, p);
-    for (int c = 0; c < C; ++c) shrink[c] = softmax_keys(p[c], j * B, scale, first, last, maximum[c], sum[c]);
-    add_values<C>(block.values, block.rows, H, p, shrink, j == lowest / B, o);
-  });
-  for (int c = 0; c < C; ++c) {
-    const F32x16 inverse = splat(1.0f) / splat(sum[c]);
-    alignas(64) float ordered[kMaxHead];
-    in_order(o[c], H, q, ordered);
-    T* out = static_cast<T*>(t.o) + (head + c) * H;
-    for (int64_t h = 0; h < H; h += kLanes) store(out + h, load(ordered + h) * inverse);
-  }
-}
-
 template <typename T>
 void decode(const PagedTask& t) {
-  by_fours(t.group, [&](auto count, int64_t head) { heads<T, decltype(count)::value>(t, head); });
+  const int64_t H = t.head_dim, lowest = lowest_position(t);
+  const T* q = static_cast<const T*>(t.q);
+  const float scale = t.scale * kLog2E, first = static_cast<float>(lowest), last = static_cast<float>(t.context - 1);
+  const HeadSums sums(t);
+  each_block<T>(t, [&](auto count, int64_t j, const BlockRows<T>& block, const BlockRows<T>& next, int64_t kv_head, int64_t head) {
+    constexpr int C = decltype(count)::value;
+    alignas(64) float p[C][B];
+    float shrink[C];
+    block_scores<T, C>(block, next, kv_head * H, H, q + head * H, p);
+    for (int c = 0; c < C; ++c) shrink[c] = softmax_keys(p[c], j * B, scale, first, last, sums.maximum[head + c], sums.sum[head + c]);
+    add_values<C>(block, next, kv_head * H, H, p, shrink, j == lowest / B, sums.o + head * H);
+  });
+  for (int64_t head = 0; head < t.num_kv_heads * t.group; ++head) {
+    const F32x16 inverse = splat(1.0f) / splat(sums.sum[head]);
+    alignas(64) float ordered[kMaxHead];
+    in_order(sums.o + head * H, H, q, ordered);
+    T* out = static_cast<T*>(t.o) + head * H;
+    for (int64_t h = 0; h < H; h += kLanes) store(out + h, load(ordered + h) * inverse);
+  }
 }
 
 }  // namespace
