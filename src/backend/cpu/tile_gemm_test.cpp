@@ -5,14 +5,19 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <vector>
 
 #include "base/bfloat16.h"
 #include "base/philox.h"
 
 namespace orrery {
+
+TileGemm amx_tile_gemm_in_software();  // tile_gemm_amx_software_test.cpp
+
 namespace {
 
 float random_value(uint32_t i, uint32_t stream) {
@@ -118,6 +123,48 @@ TEST_F(TileGemmTest, FoldTakesRowsAndPanels) {
       gemm.end_thread();
     }
   if (num_folds == 0) GTEST_SKIP() << "no vdpbf16ps here: the product that adds was not compared";
+}
+
+// The AMX kernels over tiles in software, against amx32 by FMA: products, and products that finish their blocks in whatever way, with rows
+// and columns that fill no tile, K in more than one block, and results that lie in the midst of a wider matrix.
+TEST_F(TileGemmTest, AmxKernelsOverTilesInSoftware) {
+  if (!cpu_features().avx512) GTEST_SKIP() << "no AVX-512 here: the AMX kernels were not run over tiles in software";
+  const TileGemm software = amx_tile_gemm_in_software(), &emulated = tile_gemm({nullptr, VectorIsa::kAvx512, Arithmetic::kAmx32, false});
+  const GemmRows& rows = gemm_rows(VectorIsa::kAvx512, DType::kBF16);
+  std::vector<std::array<int64_t, 3>> shapes = {{96, 96, 1088}, {100, 64, 2048}, {40, 16, 64}, {130, 112, 544}};
+  for (const auto& shape : kShapes) shapes.push_back({shape[0], shape[1], shape[2]});
+  for (const auto& [m, n, k] : shapes)
+    for (bool accumulate : {false, true}) {
+      SCOPED_TRACE(testing::Message() << m << " x " << n << " x " << k << (accumulate ? ", accumulated" : ""));
+      const Problem problem = make_problem(m, n, k);
+      const std::vector<float> product = multiply(emulated, problem, accumulate);
+      EXPECT_TRUE(same_bits(product, multiply(software, problem, accumulate)));
+      const int64_t padded = round_up(k, kGranuleK), columns = round_up(n, 16), stride = panel_elements_bf16(k), ld = n + 3;
+      std::vector<uint16_t> panels(columns / 16 * stride), bias(n), u(m * ld);
+      software.pack_transposed_bf16(n, k, problem.b.data(), k, panels.data(), stride);
+      for (int64_t i = 0; i < n; ++i) bias[i] = f32_to_bf16(random_value(static_cast<uint32_t>(i), 7));
+      for (int64_t i = 0; i < m * ld; ++i) u[i] = f32_to_bf16(random_value(static_cast<uint32_t>(i), 8));
+      for (FinishKind kind : {FinishKind::kPlain, FinishKind::kF32, FinishKind::kGelu, FinishKind::kGeluGrad}) {
+        const auto finish = [&](std::vector<float>& y, std::vector<uint16_t>& gelu_y, const float* c, const std::function<void(const GemmBlock&)>& run) {
+          y.assign(m * ld, 5.0f);
+          gelu_y.assign(m * ld, 6);
+          GemmBlock block{m, n, c, columns, kind == FinishKind::kGeluGrad ? nullptr : bias.data(), y.data(), ld};
+          if (kind == FinishKind::kGeluGrad) block.u = u.data(), block.ldu = ld;
+          if (kind == FinishKind::kGelu) block.gelu_y = gelu_y.data(), block.ld_gelu = ld;
+          run(block);
+        };
+        std::vector<float> y, expected_y, c = problem.c0;
+        std::vector<uint16_t> gelu_y, expected_gelu_y;
+        finish(expected_y, expected_gelu_y, product.data(), rows.finish[static_cast<int>(kind)]);
+        software.begin_thread();
+        finish(y, gelu_y, c.data(), [&](const GemmBlock& block) {
+          software.finish_bf16(m, columns, padded, problem.a.data(), padded, panels.data(), stride, c.data(), columns, accumulate, kind, block);
+        });
+        software.end_thread();
+        EXPECT_TRUE(same_bits(expected_y, y)) << "kind " << static_cast<int>(kind);
+        EXPECT_EQ(expected_gelu_y, gelu_y) << "kind " << static_cast<int>(kind);
+      }
+    }
 }
 
 // |error| <= (k + 3) * eps * sum |a b|: each of the k products and sums rounds once, eps = 2^-24.
