@@ -16,14 +16,12 @@ if [ "$which" != tsan ]; then
 fi
 
 if [ "$which" != asan ]; then
-  # The thread pool with everything that runs on it (kernels, engine), ranks as threads, the prefetcher, the checkpoint's thread.
+  # The thread pool with everything that runs on it (kernels, engine), ranks as threads, the prefetcher, the checkpoint's thread; the server's engine,
+  # and the server itself under the conformance checklist.
   cmake --preset tsan >/dev/null
-  cmake --build --preset tsan -j "$jobs" --target base_test backend_test comm_test data_test checkpoint_test train_test
+  cmake --build --preset tsan -j "$jobs" --target base_test backend_test comm_test data_test checkpoint_test train_test serve_test orrery
   export TSAN_OPTIONS="halt_on_error=1 second_deadlock_stack=1"
-  build/tsan/src/base/base_test
-  build/tsan/src/comm/comm_test
-  build/tsan/src/data/data_test
-  build/tsan/src/checkpoint/checkpoint_test
+  ctest --preset tsan -j 1 --timeout 3600 -R '^(base|comm|data|checkpoint|serve|conformance)_test$'
   build/tsan/src/train/train_test --gtest_filter='Engine.*'
   build/tsan/src/backend/backend_test --gtest_filter='*Gemm*:*Attention*'
 fi
