@@ -1,7 +1,7 @@
 // How much of the communication of two ranks hides behind their compute: the step time of layouts beside that of the same schedule without
 // communication (every transfer is done when it is posted) and without compute (no op runs). Run over a link that is slow enough to matter,
 // two processes in two network namespaces: bench/overlap_netns.sh.
-//   overlap_bench zero3|pipeline [--rounds 3] [--steps 3]       under mpirun -n 2
+//   overlap_bench zero3|pipeline|few-micro-batches [--rounds 3] [--steps 3]       under mpirun -n 2
 // Columns   step, compute alone, communication alone: milliseconds, the lower quartile of all rounds' steps, rounds going through all rows in turn
 //           processor  milliseconds of rank 0's processor time in a step of communication alone: what compute cannot have
 //           hidden   (compute + communication - step) / the shorter of the two
@@ -91,15 +91,17 @@ Row zero3_row(const TestModel& model, int prefetch, bool reshard) {
   return row;
 }
 
-Row pipeline_row(const TestModel& model, PipelineKind kind, int64_t virtual_stages) {
+Row pipeline_row(const TestModel& model, PipelineKind kind, int64_t virtual_stages, int64_t group_size = 0) {
   TrainingPlanOptions options = plan_options(model);
   // A tied matrix on two ranks would send its gradient and its weight once a step, more than all micro-batches together.
   options.model.tie_embeddings = false;
   resolve(options.model);
   options.micro_batch_size = 1;
-  options.pipeline.size = 2, options.pipeline.kind = kind, options.pipeline.virtual_stages = virtual_stages;
+  if (model.batch < options.lanes) options.lanes = model.batch;
+  options.pipeline.size = 2, options.pipeline.kind = kind, options.pipeline.virtual_stages = virtual_stages, options.pipeline.micro_batch_group_size = group_size;
+  options.optimizer.gradient_delay = kind == PipelineKind::k2Bw ? 1 : 0;
   Row row;
-  row.name = pipeline_name(kind);
+  row.name = fmt::format("{}{}{}", pipeline_name(kind), virtual_stages > 2 ? fmt::format(", {} stages a rank", virtual_stages) : "", group_size > 0 ? fmt::format(", groups of {}", group_size) : "");
   row.plans = make_training_plans(options, workspace_traits(default_engine_options(1), model.tokens));
   return row;
 }
@@ -110,12 +112,22 @@ std::vector<Row> rows_of(const std::string& family) {
     constexpr TestModel kModel{"llama-11m", ModelFamily::kLlama, 6, 384, 6, 2, 1024, 4096, 256, 8};
     for (const int prefetch : {0, 1, 2}) rows.push_back(zero3_row(kModel, prefetch, true));
     rows.push_back(zero3_row(kModel, 1, false));
+  } else if (family == "few-micro-batches") {
+    // More layers than ranks, and as few micro-batches as ranks: a rank waits for half as long as it works.
+    constexpr TestModel kModel{"llama-16-layers", ModelFamily::kLlama, 16, 384, 6, 2, 1024, 2048, 256, 2};
+    rows.push_back(pipeline_row(kModel, PipelineKind::k1F1B, 1));
+    rows.push_back(pipeline_row(kModel, PipelineKind::kInterleaved, 2));
+    rows.push_back(pipeline_row(kModel, PipelineKind::kInterleaved, 4));
+    rows.push_back(pipeline_row(kModel, PipelineKind::kZbV, 2));
+    rows.push_back(pipeline_row(kModel, PipelineKind::k2Bw, 1));
   } else {
     constexpr TestModel kModel{"llama-12m", ModelFamily::kLlama, 8, 384, 6, 2, 1024, 2048, 512, 4};
     rows.push_back(pipeline_row(kModel, PipelineKind::k1F1B, 1));
     rows.push_back(pipeline_row(kModel, PipelineKind::kInterleaved, 2));
+    rows.push_back(pipeline_row(kModel, PipelineKind::kInterleaved, 2, 4));
     rows.push_back(pipeline_row(kModel, PipelineKind::kZbH1, 1));
     rows.push_back(pipeline_row(kModel, PipelineKind::kZbV, 2));
+    rows.push_back(pipeline_row(kModel, PipelineKind::k2Bw, 1));
   }
   return rows;
 }
@@ -172,7 +184,8 @@ int main(int argc, char** argv) {
     else if (argument == "--steps" && i + 1 < argc) num_steps = std::atoi(argv[++i]);
     else family = argument;
   }
-  if (family != "zero3" && family != "pipeline") return fmt::print(stderr, "usage: mpirun -n 2 overlap_bench zero3|pipeline [--rounds N] [--steps N]\n"), 2;
+  if (family != "zero3" && family != "pipeline" && family != "few-micro-batches")
+    return fmt::print(stderr, "usage: mpirun -n 2 overlap_bench zero3|pipeline|few-micro-batches [--rounds N] [--steps N]\n"), 2;
   try {
     orrery::bench::run(family, num_rounds, num_steps);
   } catch (const orrery::Error& error) {

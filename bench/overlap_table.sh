@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 build=$(realpath "${1:-build/release}"); shift || true
-for run in "2gbit zero3" "1gbit pipeline" "150mbit pipeline"; do
+for run in "2gbit zero3" "1gbit pipeline" "150mbit pipeline" "1gbit few-micro-batches"; do
   read -r rate family <<<"$run"
   echo "## $family, a link of $rate"
   ORRERY_MPI_PLUGIN_DIR=$build bench/overlap_netns.sh "$rate" "$build/bench/overlap_bench" "$family" "$@"

@@ -49,8 +49,9 @@ int fill_batch(SampleReader& reader, uint64_t step, uint64_t global_batch_size, 
   return num_segments;
 }
 
-Prefetcher::Prefetcher(const Dataset& dataset, Options options, std::array<BatchBuffers, 2> buffers)
-    : reader_(dataset, options.ranges), options_(std::move(options)), buffers_(buffers) {
+Prefetcher::Prefetcher(const Dataset& dataset, Options options, std::vector<BatchBuffers> buffers)
+    : reader_(dataset, options.ranges), options_(std::move(options)), buffers_(std::move(buffers)), num_segments_(buffers_.size(), 0) {
+  ORRERY_CHECK(buffers_.size() >= 2, "{} buffers", buffers_.size());
   for (int sequence : options_.sequences)
     ORRERY_CHECK(sequence >= 0 && static_cast<uint64_t>(sequence) < options_.global_batch_size, "sequence {} of {}", sequence,
                  options_.global_batch_size);
@@ -72,14 +73,14 @@ void Prefetcher::run() {
     for (uint64_t batch = 0;; ++batch) {
       {
         std::unique_lock lock(mutex_);
-        changed_.wait(lock, [&] { return stopping_ || batch < num_released_ + 2; });
+        changed_.wait(lock, [&] { return stopping_ || batch < num_released_ + buffers_.size(); });
         if (stopping_) return;
       }
       const int count = fill_batch(reader_, options_.first_step + batch, options_.global_batch_size, options_.sequences,
-                                   buffers_[batch % 2]);
+                                   buffers_[batch % buffers_.size()]);
       {
         std::lock_guard lock(mutex_);
-        num_segments_[batch % 2] = count;
+        num_segments_[batch % buffers_.size()] = count;
         num_filled_ = batch + 1;
       }
       changed_.notify_all();
@@ -93,20 +94,30 @@ void Prefetcher::run() {
   }
 }
 
-Prefetcher::Batch Prefetcher::next() {
-  std::unique_lock lock(mutex_);
-  num_released_ = num_taken_;
-  changed_.notify_all();
-  if (num_filled_ <= num_taken_ && !error_) {
+void Prefetcher::wait_filled(std::unique_lock<std::mutex>& lock, uint64_t num_batches) {
+  if (num_filled_ < num_batches && !error_) {
     const auto begin = std::chrono::steady_clock::now();
-    changed_.wait(lock, [&] { return num_filled_ > num_taken_ || error_; });
+    changed_.wait(lock, [&] { return num_filled_ >= num_batches || error_; });
     const auto waited = std::chrono::steady_clock::now() - begin;
     stall_ns_ += static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(waited).count());
   }
   // Batches that were filled before the error are still good.
-  if (num_filled_ <= num_taken_) std::rethrow_exception(error_);
+  if (num_filled_ < num_batches) std::rethrow_exception(error_);
+}
+
+void Prefetcher::wait_ahead() {
+  ORRERY_CHECK(buffers_.size() >= 3, "{} buffers", buffers_.size());
+  std::unique_lock lock(mutex_);
+  wait_filled(lock, num_taken_ + 1);
+}
+
+Prefetcher::Batch Prefetcher::next() {
+  std::unique_lock lock(mutex_);
+  num_released_ = num_taken_;
+  changed_.notify_all();
+  wait_filled(lock, num_taken_ + 1);
   const uint64_t batch = num_taken_++;
-  return {options_.first_step + batch, num_segments_[batch % 2], &buffers_[batch % 2]};
+  return {options_.first_step + batch, num_segments_[batch % buffers_.size()], &buffers_[batch % buffers_.size()]};
 }
 
 }  // namespace orrery

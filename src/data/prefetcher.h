@@ -1,7 +1,6 @@
 // Fills the next step's batch on its own thread ("data") while the current one is being trained on.
 #pragma once
 
-#include <array>
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
@@ -60,7 +59,8 @@ class Prefetcher {
     std::vector<TokenRange> ranges = {};  // as SampleReader
     std::vector<int> sequences;  // which sequences of the global batch this rank reads, in the order of its rows
   };
-  Prefetcher(const Dataset& dataset, Options options, std::array<BatchBuffers, 2> buffers);
+  /// Batch k is put into buffers[k % n], of which there are at least two.
+  Prefetcher(const Dataset& dataset, Options options, std::vector<BatchBuffers> buffers);
   ~Prefetcher();
   Prefetcher(const Prefetcher&) = delete;
   Prefetcher& operator=(const Prefetcher&) = delete;
@@ -73,15 +73,18 @@ class Prefetcher {
   /// The batch of the next step, from first_step on; waits for it if it must. Gives the previous batch's buffers back to the
   /// thread. Errors  whatever filling it threw; every later call throws it again.
   Batch next();
+  /// Waits for the batch behind the one that next() gave last, which stays the caller's: of three buffers or more. Errors as next().
+  void wait_ahead();
   /// Nanoseconds that next() has waited in all: the data stall, for the step's report.
   uint64_t stall_ns() const { return stall_ns_; }
 
  private:
   void run();
+  void wait_filled(std::unique_lock<std::mutex>& lock, uint64_t num_batches);
   SampleReader reader_;
   Options options_;
-  std::array<BatchBuffers, 2> buffers_;
-  std::array<int, 2> num_segments_{};
+  std::vector<BatchBuffers> buffers_;
+  std::vector<int> num_segments_;
   std::mutex mutex_;
   std::condition_variable changed_;
   uint64_t num_filled_ = 0;    // batches the thread has finished

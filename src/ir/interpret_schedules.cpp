@@ -9,6 +9,7 @@
 
 #include "ir/gradient_sums.h"
 #include "ir/memory_map.h"
+#include "ir/unroll_schedule.h"
 
 namespace orrery {
 namespace {
@@ -52,6 +53,9 @@ class Interpreter {
     activations_.resize(ranks.size());
     result_.gradients.assign(ranks.size(), 0);
     units_.resize(ranks.size());
+    weight_versions_.assign(ranks.size(), {});
+    num_updates_.assign(ranks.size(), 0);
+    delays_ = context.delays_gradients || std::any_of(ranks.begin(), ranks.end(), [](const Schedule& schedule) { return schedule.carries; });
   }
 
   Interpretation run() {
@@ -314,7 +318,7 @@ class Interpreter {
         Slot& mine = slot(rank, one);
         const bool last = stage(rank, one) + 1 == context_.num_stages;
         if (const Slot* behind = last ? nullptr : local_slot(rank, one, stage(rank, one) + 1)) mine.output_gradient = behind->input_gradient;
-        const uint64_t gradient = mix_hash(mix_hash(mine.saved, last ? 1 : mine.output_gradient), read_by(ref));
+        const uint64_t gradient = mix_hash(mix_hash(mix_hash(mine.saved, last ? 1 : mine.output_gradient), read_by(ref)), weight_version(rank, one));
         mine.input_gradient = mix_hash(gradient, static_cast<uint64_t>(stage(rank, one)));
         fold(rank, one, GradientPart::kInput, gradient);
         if (one.kind == ActionKind::kBackward) fold(rank, one, GradientPart::kWeight, gradient);
@@ -369,7 +373,7 @@ class Interpreter {
     const int32_t held = stage(rank, one);
     if (held == 0) mine.input = mix_hash(2, static_cast<uint64_t>(one.micro_batch));
     if (const Slot* before = held == 0 ? nullptr : local_slot(rank, one, held - 1)) mine.input = before->output;
-    mine.saved = mix_hash(mix_hash(mine.input, static_cast<uint64_t>(held) + 100), read);
+    mine.saved = mix_hash(mix_hash(mix_hash(mine.input, static_cast<uint64_t>(held) + 100), read), weight_version(rank, one));
     mine.output = mix_hash(mine.saved, 3);
     fold(rank, one, GradientPart::kForward, mine.output);
   }
@@ -388,17 +392,36 @@ class Interpreter {
   void merge(int32_t rank, const Action& one) {
     Buffer& into = buffer(rank, one.chunk, one.gradient_buffer);
     Buffer& from = buffer(rank, one.chunk, one.source_buffer);
-    for (size_t part = 0; part < into.parts.size(); ++part) into.parts[part] = sum_hash(into.parts[part], from.parts[part]);
+    const bool last = stage(rank, one) + 1 == context_.num_stages;
+    for (size_t part = 0; part < into.parts.size(); ++part)
+      if (last || part != static_cast<size_t>(GradientPart::kForward)) into.parts[part] = sum_hash(into.parts[part], from.parts[part]);
+  }
+
+  // The weights that forwards and backwards of a step read, and the newest ones, which are those of the next.
+  struct WeightVersions {
+    uint64_t read = 11, newest = 11;
+  };
+  uint64_t weight_version(int32_t rank, const Action& one) const {
+    const WeightVersions& versions = weight_versions_[static_cast<size_t>(rank)];
+    const Schedule& mine = ranks_[static_cast<size_t>(rank)];
+    // What a fresh start runs before its first step is on the weights of that step.
+    const bool fresh = mine.carries && &one < &mine.actions[static_cast<size_t>(mine.step_begins[1])];
+    return one.next_step && !fresh ? versions.newest : versions.read;
   }
 
   void optimizer(int32_t rank) {
     uint64_t& digest = result_.gradients[static_cast<size_t>(rank)];
+    const int64_t step = num_updates_[static_cast<size_t>(rank)]++;
     if (sharded(rank))
       for (size_t unit = 0; unit < context_.unit_uses[static_cast<size_t>(rank)].gradient_slot.size(); ++unit) digest = mix_hash(digest, shard_sum(rank, static_cast<int32_t>(unit), 0));
     const std::vector<std::vector<int32_t>>& pieces = ranks_[static_cast<size_t>(rank)].piece_buffers;
     for (size_t chunk = 0; chunk < pieces.size(); ++chunk)
       for (int32_t index : pieces[chunk])
-        for (uint64_t part : buffer(rank, static_cast<int32_t>(chunk), index).parts) digest = mix_hash(digest, part);
+        for (uint64_t part : buffer(rank, static_cast<int32_t>(chunk), buffer_in_step(ranks_[static_cast<size_t>(rank)], index, step)).parts) digest = mix_hash(digest, part);
+    WeightVersions& versions = weight_versions_[static_cast<size_t>(rank)];
+    versions.read = versions.newest;
+    versions.newest = mix_hash(versions.newest, digest);
+    if (!delays_) versions.read = versions.newest;
   }
 
   const std::vector<Schedule>& ranks_;
@@ -417,11 +440,19 @@ class Interpreter {
   std::vector<std::vector<uint64_t>> stored_, state_slots_;  // by rank: pieces of state where they are offloaded to, and what their slots hold
   std::vector<std::map<std::pair<int32_t, int32_t>, Place>> activations_;     // by rank: of a group and slot
   std::map<std::pair<int32_t, int32_t>, uint64_t> updated_;  // by rank and piece: what its update found
+  std::vector<WeightVersions> weight_versions_;  // by rank
+  std::vector<int64_t> num_updates_;             // by rank
+  bool delays_ = false;
   Interpretation result_;
 };
 
 }  // namespace
 
-Interpretation interpret_schedules(const std::vector<Schedule>& ranks, const ScheduleContext& context, uint64_t seed) { return Interpreter(ranks, context, seed).run(); }
+Interpretation interpret_schedules(const std::vector<Schedule>& ranks, const ScheduleContext& context, uint64_t seed) {
+  constexpr int32_t kSteps = 3;
+  if (!carry(ranks)) return Interpreter(ranks, context, seed).run();
+  const std::vector<Schedule> steps = unroll(ranks, kSteps);
+  return Interpreter(steps, context, seed).run();
+}
 
 }  // namespace orrery

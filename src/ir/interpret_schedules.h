@@ -17,6 +17,7 @@ struct Interpretation {
   std::vector<uint64_t> gradients;  // by rank: a hash of all sums that OPT read, and of the state that it left where that is offloaded
 };
 
+/// Schedules that carry run some steps, on weights of which each update makes a new version.
 /// `seed` draws the interleaving (log it with a failure). Fields have to be in range, as verify_schedules checks first.
 Interpretation interpret_schedules(const std::vector<Schedule>& ranks, const ScheduleContext& context, uint64_t seed);
 

@@ -3,10 +3,13 @@
 #include <algorithm>
 
 #include "ir/memory_map.h"
+#include "ir/unroll_schedule.h"
 
 namespace orrery {
 
-Lifetimes::Lifetimes(const Stage& stage, const Schedule& schedule, const std::vector<ActivationGroup>& groups) : stage_(stage) {
+Lifetimes::Lifetimes(const Stage& stage, const Schedule& one_step, const std::vector<ActivationGroup>& groups) : stage_(stage) {
+  // Of steps that run into each other the second finds and leaves what every later one does.
+  const Schedule schedule = one_step.carries ? unroll(one_step, 2) : one_step;
   for (const ActivationGroup& group : groups)
     for (ValueId id : group.values) group_of_[id] = &group;
   for (const Action& action : schedule.actions)

@@ -14,10 +14,11 @@
 namespace orrery {
 
 /// An action that comes again with all slots in the same state takes the same time: so the line is as long as a period of the schedule, and a
-/// buffer is alive where it is in any of the repetitions. What is offloaded is not alive while its memory is others' (ActivationGroup).
+/// buffer is alive where it is in any of the repetitions. Steps that run
+/// into each other are looked at together. What is offloaded is not alive while its memory is others' (ActivationGroup).
 class Lifetimes {
  public:
-  Lifetimes(const Stage& stage, const Schedule& schedule, const std::vector<ActivationGroup>& groups);
+  Lifetimes(const Stage& stage, const Schedule& one_step, const std::vector<ActivationGroup>& groups);
 
   int64_t end() const { return end_; }
   int64_t end_of_step() const { return end_of_step_; }

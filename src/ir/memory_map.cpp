@@ -216,9 +216,11 @@ class Layout {
     if (!trains()) return;
     for (int32_t slot = 0; slot < options_.offload_slots.count; ++slot) map_.offload_slot_offset.push_back(take(options_.offload_slots.bytes, MemoryClass::kOffloadSlots));
     if (options_.offload_slots.count > 0) return;
+    map_.newest_whole = options_.newest_whole;
     const auto take_state = [&](StateField field, DType dtype, MemoryClass memory_class) {
+      const bool whole = options_.newest_whole && field == StateField::kNewest;
       for (size_t i = 0; i < count; ++i)
-        if (const int64_t kept = map_.state_range[i][1] - map_.state_range[i][0]; kept > 0)
+        if (const int64_t kept = whole ? stage_.parameters[i].num_elements() : map_.state_range[i][1] - map_.state_range[i][0]; kept > 0)
           map_.state_offset[i][static_cast<size_t>(field)] = take(kept * dtype_bytes(dtype), memory_class);
     };
     if (options_.newest_apart) take_state(StateField::kNewest, stage_.compute_dtype, MemoryClass::kNewestWeights);
@@ -304,7 +306,8 @@ class Layout {
       auto& offsets = map_.gradient_buffer_offset.emplace_back();
       auto& sizes = map_.gradient_buffer_bytes.emplace_back();
       for (int buffer = 0; buffer < schedule_.num_gradient_buffers[chunk]; ++buffer) {
-        sizes.push_back((buffer == 0 ? layout.chunks[chunk].num_elements : layout.chunks[chunk].num_summed) * 4);
+        const bool reaches_update = buffer == 0 || (buffer == 1 && schedule_.num_swapped_buffers > 0);
+        sizes.push_back((reaches_update ? layout.chunks[chunk].num_elements : layout.chunks[chunk].num_summed) * 4);
         offsets.push_back(take(sizes.back(), MemoryClass::kGradients));
       }
     }

@@ -47,7 +47,10 @@ std::optional<Phase> phase_of_action(ActionKind kind);
 struct MemoryMap {
   /// Persistent buffers: bytes from the arena's start; -1 where there is none.
   std::vector<int64_t> parameter_offset;                // by parameter: the compute weight
-  std::vector<std::array<int64_t, kNumStateFields>> state_offset;  // by parameter and StateField: of the first element that this rank keeps; -1 where it is offloaded
+  /// By parameter and StateField: of the first element that this rank keeps, of newest weights that are whole on every rank the parameter's first; -1 where it
+  /// is offloaded.
+  std::vector<std::array<int64_t, kNumStateFields>> state_offset;
+  bool newest_whole = false;
   std::vector<std::array<int64_t, 2>> state_range;      // by parameter: elements [begin, end) whose state this rank keeps
   std::vector<std::vector<int64_t>> gradient_buffer_offset, gradient_buffer_bytes;  // by chunk and gradient buffer
   /// A step of one micro-batch writes each gradient once, while the activations before it die: gradients then lie in the activations' area, each
@@ -97,6 +100,7 @@ struct MemoryMapOptions {
   DType moment_dtype = DType::kF32;
   int num_moments = 2;                // AdamW 2, SGD with momentum and Lion 1
   bool newest_apart = false;          // the newest weights are state, forwards and backwards read others
+  bool newest_whole = false;          // and whole on every rank, because work of the next step reads them
   OffloadSlots offload_slots;         // where state is offloaded
   std::vector<ActivationGroup> activation_groups;  // what leaves between forward and backward
   std::vector<std::array<int64_t, 2>> state_range;  // by parameter: elements whose state this rank keeps; empty: all of them

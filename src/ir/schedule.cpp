@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 namespace orrery {
 
 Stream stream_of(ActionKind kind) {
@@ -41,6 +43,10 @@ int64_t num_sequences(const Schedule& schedule) {
 }
 
 std::string to_string(const Action& action, const Schedule& schedule) {
+  const auto per_step = static_cast<int32_t>(schedule.micro_batches.size() / std::max<size_t>(1, schedule.step_begins.size()));
+  const std::string batch = action.micro_batch < 0 || schedule.step_begins.empty() || per_step == 0
+                                ? fmt::format("{}{}", action.micro_batch, action.next_step ? "'" : "")
+                                : fmt::format("{}@{}", action.micro_batch % per_step, action.micro_batch / per_step);
   const std::string stage =
       schedule.stage_of_chunk.size() > 1 ? fmt::format("{}", schedule.stage_of_chunk[static_cast<size_t>(action.chunk)]) : std::string();
   // A copy moves a group of a micro-batch's activations, or a piece of the state.
@@ -48,17 +54,17 @@ std::string to_string(const Action& action, const Schedule& schedule) {
     return action.micro_batch >= 0 ? fmt::format("{}{}F{}.{}", stage, direction, action.micro_batch, action.unit) : fmt::format("{}U{}", direction, action.unit);
   };
   switch (action.kind) {
-    case ActionKind::kForward: return fmt::format("{}F{}", stage, action.micro_batch);
-    case ActionKind::kBackward: return fmt::format("{}B{}", stage, action.micro_batch);
-    case ActionKind::kBackwardInput: return fmt::format("{}I{}", stage, action.micro_batch);
-    case ActionKind::kBackwardWeight: return fmt::format("{}W{}", stage, action.micro_batch);
-    case ActionKind::kMerge: return fmt::format("{}M{}>{}", stage, action.source_buffer, action.gradient_buffer);
+    case ActionKind::kForward: return fmt::format("{}F{}", stage, batch);
+    case ActionKind::kBackward: return fmt::format("{}B{}", stage, batch);
+    case ActionKind::kBackwardInput: return fmt::format("{}I{}", stage, batch);
+    case ActionKind::kBackwardWeight: return fmt::format("{}W{}", stage, batch);
+    case ActionKind::kMerge: return fmt::format("{}M{}>{}{}", stage, action.source_buffer, action.gradient_buffer, action.next_step ? "'" : "");
     case ActionKind::kNorm: return "NORM";
     case ActionKind::kOptimizer: return "OPT";
-    case ActionKind::kSendActivation: return fmt::format("{}SF{}>{}", stage, action.micro_batch, action.peer);
-    case ActionKind::kRecvActivation: return fmt::format("{}RF{}<{}", stage, action.micro_batch, action.peer);
-    case ActionKind::kSendGradient: return fmt::format("{}SB{}>{}", stage, action.micro_batch, action.peer);
-    case ActionKind::kRecvGradient: return fmt::format("{}RB{}<{}", stage, action.micro_batch, action.peer);
+    case ActionKind::kSendActivation: return fmt::format("{}SF{}>{}", stage, batch, action.peer);
+    case ActionKind::kRecvActivation: return fmt::format("{}RF{}<{}", stage, batch, action.peer);
+    case ActionKind::kSendGradient: return fmt::format("{}SB{}>{}", stage, batch, action.peer);
+    case ActionKind::kRecvGradient: return fmt::format("{}RB{}<{}", stage, batch, action.peer);
     case ActionKind::kSendSum: return fmt::format("SU{}>{}", action.unit, action.peer);
     case ActionKind::kRecvSum: return fmt::format("RU{}<{}", action.unit, action.peer);
     case ActionKind::kSendWeight: return fmt::format("SW{}>{}", action.unit, action.peer);

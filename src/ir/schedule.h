@@ -84,6 +84,7 @@ struct Action {
   int32_t round = -1;            // RS of gradients that leave the rank round by round: an index into Schedule::rounds
   std::vector<uint8_t> merges;   // forward and backward: GradFold::merges of this micro-batch
   bool add_to_destination = false;
+  bool next_step = false;        // where the schedule carries: of the step behind this one
   std::vector<Wait> waits;       // beside the order of its stream
   bool operator==(const Action&) const = default;
 };
@@ -123,12 +124,26 @@ struct Schedule {
   /// ZeRO-2 and 3: instead of piece_buffers. A rank then has one buffer for gradients on their way, and shards of finished sums.
   std::vector<ReductionRound> rounds;
   int32_t num_shard_sums = 0;
+  /// PipeDream-2BW: instead of draining, a step ends with the first micro-batches of the next one, its `next_step` actions, on the weights that are the
+  /// next one's already; and it begins with what the step before has left, slots in use and sums begun. So each micro-batch comes once forward and
+  /// once backward, in the step itself or the one before. What a fresh start has to run first are the `next_step` actions alone.
+  bool carries = false;
+  /// The first so many gradient buffers change places in pairs between steps: what a step leaves in 0, 2, ..., its piece_buffers, the next one has begun
+  /// in 1, 3, ... .
+  int32_t num_swapped_buffers = 0;
+  std::vector<int32_t> step_begins;  // of several steps laid end to end (unroll_schedule.h): the first action of each; else empty
   bool operator==(const Schedule&) const = default;
 };
 
 int64_t num_sequences(const Schedule& schedule);
 
-/// "F2"; with more than one chunk a rank the stage stands before it: "3F2", as in PyTorch's pipeline schedules.
+/// Which of the rank's gradient buffers `buffer` is in step `step`.
+inline int32_t buffer_in_step(const Schedule& schedule, int32_t buffer, int64_t step) {
+  return buffer >= 0 && buffer < schedule.num_swapped_buffers && step % 2 != 0 ? buffer ^ 1 : buffer;
+}
+
+/// "F2"; with more than one chunk a rank the stage stands before it: "3F2", as in PyTorch's pipeline schedules. "F2'" is of the next step, and where
+/// several are laid end to end "F2@1" of step 1.
 std::string to_string(const Action& action, const Schedule& schedule);
 /// Actions separated by blanks.
 std::string to_string(const Schedule& schedule);

@@ -95,6 +95,20 @@ void ScheduleGraph::add_points() {
       }
     }
   }
+  for (int32_t rank = 0; rank < num_ranks; ++rank) join_steps(rank);
+}
+
+// A step begins when all actions of the one before are done.
+void ScheduleGraph::join_steps(int32_t rank) {
+  const Schedule& schedule = ranks_[static_cast<size_t>(rank)];
+  const auto num_actions = static_cast<int32_t>(schedule.actions.size());
+  for (size_t step = 1; step < schedule.step_begins.size(); ++step) {
+    const int32_t begin = schedule.step_begins[step], end_of_step = step + 1 < schedule.step_begins.size() ? schedule.step_begins[step + 1] : num_actions;
+    if (begin == 0 || begin == num_actions) continue;
+    const int32_t meeting = add_meeting_point({rank, begin});
+    for (int32_t index = schedule.step_begins[step - 1]; index < begin; ++index) add_edge(end({rank, index}), meeting);
+    for (int32_t index = begin; index < end_of_step; ++index) add_edge(meeting, start({rank, index}));
+  }
 }
 
 int32_t ScheduleGraph::done_point(ActionRef ref, int32_t after_op) const {
@@ -126,9 +140,10 @@ int32_t ScheduleGraph::behind_op(ActionRef ref, int32_t op) const {
 ActionRef ScheduleGraph::send_of(ActionRef receive) const { return send_of_[static_cast<size_t>(receive.rank)][static_cast<size_t>(receive.action)]; }
 
 void ScheduleGraph::match_messages() {
-  // (from, to, activation or gradient, sender's stage, micro-batch); stages out of range are reported elsewhere and match nothing.
+  // (from, to, activation or gradient, sender's stage, micro-batch and whether it is the next step's); stages out of range are reported elsewhere and
+  // match nothing.
   constexpr int32_t kNoStage = std::numeric_limits<int32_t>::min();
-  using Key = std::tuple<int32_t, int32_t, bool, int32_t, int32_t>;
+  using Key = std::tuple<int32_t, int32_t, bool, int32_t, int32_t, bool>;
   std::map<Key, std::pair<std::vector<ActionRef>, std::vector<ActionRef>>> messages;
   for (int32_t rank = 0; rank < static_cast<int32_t>(ranks_.size()); ++rank) {
     const Schedule& schedule = ranks_[static_cast<size_t>(rank)];
@@ -139,18 +154,18 @@ void ScheduleGraph::match_messages() {
         // One of a kind between two ranks: the sum, or the weight, of the matrix that they share.
         const bool sum = action.kind == ActionKind::kSendSum || action.kind == ActionKind::kRecvSum;
         if (is_send(action.kind))
-          messages[{rank, action.peer, sum, kNoStage, -1}].first.push_back({rank, index});
+          messages[{rank, action.peer, sum, kNoStage, -1, false}].first.push_back({rank, index});
         else
-          messages[{action.peer, rank, sum, kNoStage, -1}].second.push_back({rank, index});
+          messages[{action.peer, rank, sum, kNoStage, -1, false}].second.push_back({rank, index});
         continue;
       }
       const int32_t stage = action.chunk >= 0 && action.chunk < static_cast<int32_t>(schedule.stage_of_chunk.size())
                                 ? schedule.stage_of_chunk[static_cast<size_t>(action.chunk)] : -1;
       const bool activation = action.kind == ActionKind::kSendActivation || action.kind == ActionKind::kRecvActivation;
       if (is_send(action.kind))
-        messages[{rank, action.peer, activation, stage, action.micro_batch}].first.push_back({rank, index});
+        messages[{rank, action.peer, activation, stage, action.micro_batch, action.next_step}].first.push_back({rank, index});
       else
-        messages[{action.peer, rank, activation, activation ? stage - 1 : stage + 1, action.micro_batch}].second.push_back({rank, index});
+        messages[{action.peer, rank, activation, activation ? stage - 1 : stage + 1, action.micro_batch, action.next_step}].second.push_back({rank, index});
     }
   }
   const auto lonely = [&](ActionRef ref, const char* wanted) {

@@ -20,6 +20,7 @@ struct ScheduleContext {
   /// Of a kPoint or kCollective action as this rank sees it; both ends have to agree. Empty function: not compared.
   std::function<int64_t(int32_t rank, const Action& action)> bytes;
   int32_t num_stages = 1;
+  bool delays_gradients = false;  // forwards and backwards read the weights of the update before (NUMERICS rule 15); always so where schedules carry
   /// By rank, the lanes it holds, or that its shard group holds in turns: the sums that reach OPT have to be theirs. Empty: every rank holds all
   /// lanes of its schedule.
   std::vector<LaneRange> lanes;
@@ -37,7 +38,8 @@ struct ActionRef {
 
 /// Points of an action: its start, its end, and for each place between its ops that a wait names, "the ops before are done" and "the
 /// ops behind may start". A message's or collective's end comes after the start of every other side: correct for transports that
-/// buffer and for those that do not. Behind the points of all actions stands one for each collective, where its members meet.
+/// buffer and for those that do not. Behind the points of all actions stands one for each collective, where its members meet,
+/// and for each step behind another.
 class ScheduleGraph {
  public:
   ScheduleGraph(const std::vector<Schedule>& ranks, const ScheduleContext& context);
@@ -70,6 +72,7 @@ class ScheduleGraph {
 
  private:
   void add_points();
+  void join_steps(int32_t rank);
   int32_t add_meeting_point(ActionRef member);
   void add_edge(int32_t from, int32_t to);
   void match_messages();

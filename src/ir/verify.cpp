@@ -2,11 +2,14 @@
 
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <set>
 #include <tuple>
+#include <utility>
 
 #include "base/error.h"
 #include "ir/op_table.h"
+#include "ir/unroll_schedule.h"
 
 namespace orrery {
 namespace {
@@ -58,10 +61,14 @@ class ByteOwners {
 class Verifier {
  public:
   Verifier(const Stage& stage, const Schedule& schedule, const MemoryMap& map, const ShardOptions& shards, const std::vector<ActivationGroup>& groups)
-      : stage_(stage), schedule_(schedule), map_(map), shards_(shards), groups_(groups) {}
+      : stage_(stage), schedule_(schedule), map_(map), shards_(shards), groups_(groups) {
+    // Steps that run into each other are followed for as long as it takes until they repeat.
+    if (schedule.carries) steps_ = unroll(schedule, 2);
+  }
 
   std::vector<std::string> run() {
-    for (const Action& action : schedule_.actions)
+    const Schedule& steps = steps_ ? *steps_ : schedule_;
+    for (const Action& action : steps.actions)
       if (action.kind == ActionKind::kForward) slot_of_[{action.chunk, action.micro_batch}] = action.slot;
     persistent_buffers();
     message_buffers();
@@ -70,7 +77,7 @@ class Verifier {
     end_of_schedule();
     weight_versions();
     plan_copies();
-    for (const Action& action : schedule_.actions) {
+    for (const Action& action : steps.actions) {
       if (problems_.size() >= kMaxProblems) break;
       run_action(action);
     }
@@ -109,7 +116,8 @@ class Verifier {
       if (!shards_.weights) persistent(spec.name, map_.parameter_offset[i], spec.num_elements() * dtype_bytes(stage_.compute_dtype));
       if (i < map_.state_offset.size())
         for (size_t field = 0; field < kNumStateFields; ++field)
-          persistent(fmt::format("{} state {}", spec.name, field), map_.state_offset[i][field], (map_.state_range[i][1] - map_.state_range[i][0]) * 2);
+          persistent(fmt::format("{} state {}", spec.name, field), map_.state_offset[i][field],
+                     (map_.newest_whole && field == static_cast<size_t>(StateField::kNewest) ? spec.num_elements() : map_.state_range[i][1] - map_.state_range[i][0]) * 2);
     }
     for (const Value& value : stage_.values)
       if (value.kind == ValueKind::kParameter && value.sub == 1) persistent(value.name, map_.packed_offset[static_cast<size_t>(value.index)], value.bytes());
@@ -129,17 +137,36 @@ class Verifier {
   // With delayed gradients the compute weights are those of the update before: what the newest were is copied to them before these change.
   void weight_versions() {
     const auto is_newest = [&](ValueId id) { return stage_.value(id).kind == ValueKind::kState && stage_.value(id).sub == static_cast<int32_t>(StateField::kNewest); };
-    std::set<ValueId> copied;
+    std::map<int32_t, Range> copied;  // by parameter: elements
+    const auto elements = [&](ValueId id) { return Range{stage_.value(id).element_offset, stage_.value(id).element_offset + stage_.value(id).bytes() / dtype_bytes(stage_.value(id).dtype)}; };
     const std::vector<Op>& ops = stage_.block(Phase::kOptimizer).ops;
     const bool delayed = !shards_.weights_elsewhere && std::any_of(ops.begin(), ops.end(), [&](const Op& op) { return std::any_of(op.outputs.begin(), op.outputs.end(), is_newest); });
     for (const Op& op : ops) {
       if (op.kind == OpKind::kCopy && is_newest(op.inputs[0])) {
         const Value &from = stage_.value(op.inputs[0]), &to = stage_.value(op.outputs[0]);
-        if (to.kind != ValueKind::kParameter || to.index != from.index || !copied.insert(op.inputs[0]).second) problem("{} is copied to {}", from.name, to.name);
+        if (to.kind != ValueKind::kParameter || to.index != from.index) problem("{} is copied to {}", from.name, to.name);
+        // Pieces of what is offloaded come one after the other, each to its update.
+        const bool again = copied.count(from.index) > 0 && from.buffer_role != Value::kOffloadRole;
+        if (again) problem("{} is copied to {} again", from.name, to.name);
+        copied[from.index] = elements(op.inputs[0]);
       }
       if (op.kind != OpKind::kAdamW && op.kind != OpKind::kSgd && op.kind != OpKind::kLion) continue;
-      if (delayed && !is_newest(op.outputs[0])) problem("{} is updated without its delay", stage_.value(op.outputs[0]).name);
-      if (delayed && is_newest(op.outputs[0]) && copied.count(op.outputs[0]) == 0) problem("{} is updated before the weights of the step before are kept", stage_.value(op.outputs[0]).name);
+      const Value& updated = stage_.value(op.outputs[0]);
+      if (delayed && !is_newest(op.outputs[0])) problem("{} is updated without its delay", updated.name);
+      if (!delayed || !is_newest(op.outputs[0])) continue;
+      const auto kept = copied.find(updated.index);
+      const Range range = elements(op.outputs[0]);
+      if (kept == copied.end() || range.begin < kept->second.begin || range.end > kept->second.end) problem("{} is updated before the weights of the step before are kept", updated.name);
+    }
+    if (!schedule_.carries) return;
+    // Work of the next step reads the newest weights, whatever of them is updated here, and finds them as its own a step later.
+    for (const Value& value : stage_.values) {
+      if (value.kind != ValueKind::kParameter || value.sub != 0) continue;
+      const auto parameter = static_cast<size_t>(value.index);
+      if (map_.parameter_offset[parameter] < 0) continue;
+      if (!map_.newest_whole || map_.state_offset[parameter][static_cast<size_t>(StateField::kNewest)] < 0) problem("{} has no newest weights for work of the next step", value.name);
+      const auto kept = copied.find(value.index);
+      if (kept == copied.end() || kept->second.begin != 0 || kept->second.end != stage_.parameters[parameter].num_elements()) problem("{} keeps the weights of two steps before", value.name);
     }
   }
 
@@ -240,6 +267,9 @@ class Verifier {
     const auto num_optimizer = std::count_if(schedule_.actions.begin(), schedule_.actions.end(), is_optimizer);
     const auto last_compute = std::find_if(schedule_.actions.rbegin(), schedule_.actions.rend(), [](const Action& action) { return stream_of(action.kind) == Stream::kCompute; });
     if (!schedule_.actions.empty() && (num_optimizer != 1 || !is_optimizer(*last_compute))) problem("the schedule does not end in one OPT");
+    for (const Action& action : schedule_.actions)
+      if ((action.kind == ActionKind::kNorm || is_optimizer(action)) && action.gradient_buffer != 0)
+        problem("{} reads gradient buffer {}; the sums of every chunk are in 0", to_string(action, schedule_), action.gradient_buffer);
   }
 
   // Where a value of a micro-batch is: in the slot that its chunk gave it.
@@ -343,7 +373,7 @@ class Verifier {
   }
 
   void run_action(const Action& action) {
-    const std::string name = to_string(action, schedule_);
+    const std::string name = to_string(action, steps_ ? *steps_ : schedule_);
     const auto chunk = static_cast<size_t>(action.chunk);
     if (action.chunk < 0 || action.chunk >= stage_.num_chunks()) return problem("{} names chunk {} of {}", name, action.chunk, stage_.num_chunks());
     const StageBoundary& boundary = stage_.boundaries[chunk];
@@ -358,10 +388,8 @@ class Verifier {
     if (!phase) return;  // collectives, and messages of what is persistent: verify_schedules.h
     if (chunk >= map_.gradient_buffer_offset.size() || action.gradient_buffer < 0 || action.gradient_buffer >= static_cast<int32_t>(map_.gradient_buffer_offset[chunk].size()))
       return problem("{} names gradient buffer {}, the map has another number", name, action.gradient_buffer);
-    const bool updates = action.kind == ActionKind::kNorm || action.kind == ActionKind::kOptimizer;
-    if (updates && action.gradient_buffer != 0) problem("{} reads gradient buffer {}; the sums of every chunk are in 0", name, action.gradient_buffer);
     if (action.kind == ActionKind::kNorm) normed_ = true;
-    if (action.kind == ActionKind::kOptimizer && !normed_) problem("OPT comes before NORM");
+    if (action.kind == ActionKind::kOptimizer && !std::exchange(normed_, false)) problem("OPT comes before NORM");
     run_ops(*phase, action.chunk, action.micro_batch, name);
   }
 
@@ -371,6 +399,7 @@ class Verifier {
 
   const Stage& stage_;
   const Schedule& schedule_;
+  std::optional<Schedule> steps_;  // of a schedule that carries: some steps in a row
   const MemoryMap& map_;
   const ShardOptions& shards_;
   const std::vector<ActivationGroup>& groups_;

@@ -9,6 +9,7 @@
 #include <set>
 
 #include "ir/gradient_sums.h"
+#include "ir/unroll_schedule.h"
 #include "ir/verify_offload.h"
 #include "ir/verify_shards.h"
 
@@ -46,41 +47,52 @@ struct BatchActions {
 
 class SetVerifier {
  public:
-  SetVerifier(const std::vector<Schedule>& ranks, const ScheduleContext& context) : ranks_(ranks), context_(context) {}
+  SetVerifier(const std::vector<Schedule>& ranks, const ScheduleContext& context) : ranks_(&ranks), context_(context) {}
 
   std::vector<std::string> run() {
     for (int32_t rank = 0; rank < num_ranks(); ++rank) check_fields(rank);
+    for (int32_t rank = 0; rank < num_ranks(); ++rank) check_optimizer(rank);
     if (!problems_.empty()) return std::move(problems_);  // what follows indexes by these fields
-    const ScheduleGraph graph(ranks_, context_);
+    // A step that begins with what the one before has left is looked at as some steps in a row: the last of them leaves what the others do.
+    std::vector<Schedule> steps;
+    if (carry(*ranks_)) {
+      steps = unroll(*ranks_, kSteps);
+      ranks_ = &steps;
+    }
+    const ScheduleGraph graph(*ranks_, context_);
     graph_ = &graph;
     for (const std::string& text : graph.problems()) problem("{}", text);
     if (const std::string cycle = graph.cycle(); !cycle.empty()) problem("these wait for each other: {}", cycle);
-    for (int32_t rank = 0; rank < num_ranks(); ++rank) {
-      index_batches(rank);
-      check_optimizer(rank);
-    }
+    for (int32_t rank = 0; rank < num_ranks(); ++rank) index_batches(rank);
     if (!problems_.empty()) return std::move(problems_);  // order can be asked for only where there is one
     for (int32_t rank = 0; rank < num_ranks(); ++rank) {
-      for (const auto& [key, batch] : batches_[static_cast<size_t>(rank)]) check_batch(rank, key.first, key.second, batch);
+      for (const auto& [key, batch] : batches_[static_cast<size_t>(rank)])
+        if (key.second < num_whole_batches(rank)) check_batch(rank, key.first, key.second, batch);
       check_slots(rank);
       for (const std::string& text : verify_offload(schedule(rank), context_, graph, rank)) problem("{}", text);
       for (int32_t chunk = 0; chunk < num_chunks(rank) && schedule(rank).rounds.empty(); ++chunk) check_sums(rank, chunk);
       if (has_units(rank))
-        for (const std::string& text : verify_shards(ranks_, context_, graph, rank)) problem("{}", text);
+        for (const std::string& text : verify_shards(*ranks_, context_, graph, rank)) problem("{}", text);
     }
     return std::move(problems_);
   }
 
  private:
   using BatchKey = std::pair<int32_t, int32_t>;  // (chunk, micro-batch)
+  static constexpr int32_t kSteps = 3;
 
   template <typename... Args>
   void problem(fmt::format_string<Args...> format, Args&&... args) {
     if (problems_.size() < kMaxProblems) problems_.push_back(fmt::format(format, std::forward<Args>(args)...));
   }
 
-  int32_t num_ranks() const { return static_cast<int32_t>(ranks_.size()); }
-  const Schedule& schedule(int32_t rank) const { return ranks_[static_cast<size_t>(rank)]; }
+  int32_t num_ranks() const { return static_cast<int32_t>(ranks_->size()); }
+  const Schedule& schedule(int32_t rank) const { return (*ranks_)[static_cast<size_t>(rank)]; }
+  // Those of a step that is not there are begun and not ended.
+  int32_t num_whole_batches(int32_t rank) const {
+    const auto all = static_cast<int32_t>(schedule(rank).micro_batches.size());
+    return schedule(rank).carries ? all / (kSteps + 1) * kSteps : all;
+  }
   const Action& action(int32_t rank, int32_t index) const { return schedule(rank).actions[static_cast<size_t>(index)]; }
   int32_t num_chunks(int32_t rank) const { return static_cast<int32_t>(schedule(rank).stage_of_chunk.size()); }
   int32_t stage(int32_t rank, int32_t chunk) const { return schedule(rank).stage_of_chunk[static_cast<size_t>(chunk)]; }
@@ -100,9 +112,14 @@ class SetVerifier {
 
   void check_fields(int32_t rank) {
     const Schedule& mine = schedule(rank);
+    if (mine.carries != schedule(0).carries) problem("rank {} ends its steps with work of the next one, and another rank does not", mine.carries ? rank : 0);
+    const auto stays_in_step = [](const Action& one) { return !one.next_step; };
+    if (!mine.carries && !std::all_of(mine.actions.begin(), mine.actions.end(), stays_in_step)) problem("rank {} has work of the next step, and its steps do not carry any", rank);
     if (static_cast<int32_t>(mine.num_slots.size()) != num_chunks(rank)) problem("rank {} counts slots of {} chunks, it has {}", rank, mine.num_slots.size(), num_chunks(rank));
     if (static_cast<int32_t>(mine.num_gradient_buffers.size()) != num_chunks(rank) || static_cast<int32_t>(mine.piece_buffers.size()) != num_chunks(rank))
       problem("rank {} counts gradient buffers of {} chunks, sums of {}; it has {}", rank, mine.num_gradient_buffers.size(), mine.piece_buffers.size(), num_chunks(rank));
+    for (int32_t buffers : mine.num_gradient_buffers)
+      if (mine.num_swapped_buffers > buffers || mine.num_swapped_buffers % 2 != 0) problem("rank {} exchanges {} gradient buffers in pairs, it has {}", rank, mine.num_swapped_buffers, buffers);
     for (int32_t held : mine.stage_of_chunk)
       if (held < 0 || held >= context_.num_stages) problem("rank {} holds stage {} of {}", rank, held, context_.num_stages);
     if (!mine.rounds.empty() && static_cast<size_t>(rank) >= context_.unit_uses.size()) problem("rank {} reduces unit by unit, its units are not known", rank);
@@ -126,6 +143,8 @@ class SetVerifier {
       if (stream_of(one.kind) == Stream::kCompute && one.kind != ActionKind::kOptimizer && (one.gradient_buffer < 0 || one.gradient_buffer >= num_buffers))
         problem("{} names gradient buffer {} of {}", called, one.gradient_buffer, num_buffers);
       const bool is_copy = one.kind == ActionKind::kOffload || one.kind == ActionKind::kFetch;
+      if (mine.carries && (stream_of(one.kind) == Stream::kCopy || !mine.rounds.empty() || has_units(rank))) problem("{} is of what takes turns in a step, and steps run into each other", called);
+      if (one.next_step && !belongs_to_batch(one.kind) && one.kind != ActionKind::kMerge) problem("{} is of the next step, and no part of a micro-batch", called);
       if (one.kind == ActionKind::kFetchParameters && !has_units(rank)) problem("{} fetches what is not offloaded", called);
       if (is_copy && !names_what_is_offloaded(one, context_, rank)) problem("{} copies what is not there", called);
       if (is_copy && one.micro_batch >= static_cast<int32_t>(mine.micro_batches.size())) problem("{} names a micro-batch that is not there", called);
@@ -156,7 +175,7 @@ class SetVerifier {
       place = index;
     }
     for (int32_t chunk = 0; chunk < num_chunks(rank); ++chunk)
-      for (int32_t batch = 0; batch < static_cast<int32_t>(mine.micro_batches.size()); ++batch) {
+      for (int32_t batch = 0; batch < num_whole_batches(rank); ++batch) {
         const BatchActions& found = batches[{chunk, batch}];
         const bool whole = found[ActionKind::kBackward] >= 0;
         const bool split = found[ActionKind::kBackwardInput] >= 0 && found[ActionKind::kBackwardWeight] >= 0;
@@ -225,7 +244,7 @@ class SetVerifier {
   void check_slots(int32_t rank) {
     std::map<BatchKey, std::vector<std::pair<int32_t, int32_t>>> users;  // (chunk, slot) -> (forward, micro-batch)
     for (const auto& [key, found] : batches_[static_cast<size_t>(rank)])
-      users[{key.first, action(rank, found[ActionKind::kForward]).slot}].emplace_back(found[ActionKind::kForward], key.second);
+      if (key.second < num_whole_batches(rank)) users[{key.first, action(rank, found[ActionKind::kForward]).slot}].emplace_back(found[ActionKind::kForward], key.second);
     for (auto& [key, order] : users) {
       std::sort(order.begin(), order.end());
       for (size_t i = 0; i + 1 < order.size(); ++i) {
@@ -253,11 +272,13 @@ class SetVerifier {
   void check_sums(int32_t rank, int32_t chunk) {
     const bool last_stage = stage(rank, chunk) + 1 == context_.num_stages;
     std::array<std::map<int32_t, uint64_t>, 3> filled;  // by part: buffer -> sum
+    int64_t step = 0;
     for (int32_t index = 0; index < static_cast<int32_t>(schedule(rank).actions.size()); ++index) {
       const Action& one = action(rank, index);
       if (one.kind == ActionKind::kOptimizer) {
         for (GradientPart part : {GradientPart::kForward, GradientPart::kInput, GradientPart::kWeight})
-          if (part != GradientPart::kForward || last_stage) check_finished(rank, chunk, filled[static_cast<size_t>(part)]);
+          if (part != GradientPart::kForward || last_stage) check_finished(rank, chunk, step, filled[static_cast<size_t>(part)]);
+        ++step;
         continue;
       }
       if (one.chunk != chunk) continue;
@@ -299,23 +320,27 @@ class SetVerifier {
   LaneRange lanes(int32_t rank) const { return context_.lanes.empty() ? LaneRange{0, schedule(rank).lanes} : context_.lanes[static_cast<size_t>(rank)]; }
 
   // The sums that are left are the largest nodes of the lane tree that the rank's lanes make up, where piece_buffers says, the first in
-  // buffer 0.
-  void check_finished(int32_t rank, int32_t chunk, const std::map<int32_t, uint64_t>& sums) {
+  // buffer 0. The update ends them; beside them are at most those of the next step.
+  void check_finished(int32_t rank, int32_t chunk, int64_t step, std::map<int32_t, uint64_t>& sums) {
+    const Schedule& mine = schedule(rank);
     const auto [first, count] = lanes(rank);
-    const std::vector<int32_t>& buffers = schedule(rank).piece_buffers[static_cast<size_t>(chunk)];
+    std::vector<int32_t> buffers = mine.piece_buffers[static_cast<size_t>(chunk)];
     size_t piece = 0;
-    bool right = true;
+    bool right = buffers.empty() || buffers[0] == 0;
+    for (int32_t& buffer : buffers) buffer = buffer_in_step(mine, buffer, step);
+    const int64_t before = step * mine.lanes;  // of the steps before
     for (int64_t lane = first; lane < first + count && right; ++piece) {
       auto size = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(first + count - lane)));
       while (lane % size != 0) size /= 2;
-      right = piece < buffers.size() && (piece > 0 || buffers[0] == 0) && sums.count(buffers[piece]) > 0 && sums.at(buffers[piece]) == lane_tree_hash(lane, size, schedule(rank).sequences_per_lane);
+      right = piece < buffers.size() && sums.count(buffers[piece]) > 0 && sums.at(buffers[piece]) == lane_tree_hash(before + lane, size, mine.sequences_per_lane);
       lane += size;
     }
-    if (!right || piece != buffers.size() || sums.size() != buffers.size())
+    if (!right || piece != buffers.size() || (!mine.carries && sums.size() != buffers.size()))
       problem("rank {} stage {}: the gradient sums that reach OPT are not the lane tree over lanes [{}, {})", rank, stage(rank, chunk), first, first + count);
+    for (int32_t buffer : buffers) sums.erase(buffer);
   }
 
-  const std::vector<Schedule>& ranks_;
+  const std::vector<Schedule>* ranks_;
   const ScheduleContext& context_;
   const ScheduleGraph* graph_ = nullptr;
   std::vector<std::map<BatchKey, BatchActions>> batches_;  // by rank

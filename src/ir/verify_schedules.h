@@ -20,6 +20,7 @@ namespace orrery {
 ///   - where gradients leave round by round: each RS finds the round's node of the lane tree in the unit's gradients, and nothing writes there
 ///     before it has ended; the sums that owners keep are joined as the tree does, the same on all ranks of a group, to those of its lanes;
 ///   - an op that reads gathered weights finds its unit in the slot, from when it starts to when it ends;
+///   - where steps carry, all of this over several steps, and that no sum, slot or message of one is taken for another's;
 ///   - what is offloaded leaves and comes back in time: verify_offload.h;
 ///   - OPT comes once, last of its rank's compute.
 /// Ranks that hold the same stage are replicas: each runs all of its own micro-batches.

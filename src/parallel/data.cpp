@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "ir/memory_map.h"
+#include "parallel/lower_pipeline.h"
 
 namespace orrery {
 namespace {
@@ -79,7 +80,7 @@ Wait completion(const Schedule& schedule, const Stage& stage, const ParameterUni
   for (auto i = static_cast<int32_t>(schedule.actions.size()) - 1; i >= 0; --i) {
     const Action& action = schedule.actions[static_cast<size_t>(i)];
     const auto phase = phase_of_action(action.kind);
-    if (!phase || action.chunk != unit.chunk) continue;
+    if (!phase || action.chunk != unit.chunk || action.next_step) continue;
     if (action.kind == ActionKind::kMerge) return {i};
     if (const int32_t op = last_writer(stage, *phase, unit); op >= 0) return {i, op};
   }
@@ -144,6 +145,9 @@ void append_update(Schedule& schedule, const Stage& stage, const std::vector<Par
   };
   const DataParallel& data = options.data;
   const bool reduces = data.size > 1;
+  int32_t last_compute = static_cast<int32_t>(schedule.actions.size()) - 1;
+  const auto is_work = [](const Action& action) { return stream_of(action.kind) == Stream::kCompute && action.micro_batch >= 0; };
+  while (schedule.carries && !is_work(schedule.actions[static_cast<size_t>(last_compute)])) --last_compute;
   const auto num_units = static_cast<int32_t>(units.size());
   int32_t shared_unit = -1;  // of the matrix that another rank has too
   if (options.shared)
@@ -178,6 +182,7 @@ void append_update(Schedule& schedule, const Stage& stage, const std::vector<Par
       if (unit == shared_unit) shared_weight = {gather};
     }
   if (options.shared) append(options.shared->updated_here ? ActionKind::kSendWeight : ActionKind::kRecvWeight, shared_unit, {shared_weight});
+  if (schedule.carries) move_action(schedule, norm, last_compute);
 }
 
 }  // namespace orrery

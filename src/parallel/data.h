@@ -64,6 +64,7 @@ struct UpdateOptions {
 /// Appends what follows the last backward: RS of each unit as soon as the last action that adds to it has its gradients (ZeRO-2 and 3: they
 /// are there), AR where shards have replicas, NORM, XS, for ZeRO-0 GG of the sums, OPT, for ZeRO-1 and 2 AG of the new weights; for a shared
 /// matrix SU and RU before NORM, SW and RW after OPT. With one rank NORM OPT. `stage` has its backward blocks.
+/// Where steps carry, the last action of the next step stands between NORM and OPT: what is exchanged hides behind it.
 ///   Bytes a rank sends, n ranks and P parameter bytes of f32: RS P (n-1)/n for each of its pieces; GG the same; AG in weight bytes; SU what
 ///   it owns of the shared matrix in f32, SW all of it in weight bytes (ZeRO-3: what it owns).
 void append_update(Schedule& schedule, const Stage& stage, const std::vector<ParameterUnit>& units, const UpdateOptions& options);

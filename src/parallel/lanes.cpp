@@ -30,6 +30,8 @@ std::vector<Schedule> lane_schedules(const LaneSchedule& options) {
   pipeline.kind = options.pipeline;
   pipeline.num_ranks = static_cast<int32_t>(options.pipeline_ranks.size());
   pipeline.chunks_per_rank = options.chunks_per_rank;
+  pipeline.micro_batch_group_size = options.micro_batch_group_size;
+  pipeline.carries = options.carries;
   pipeline.num_micro_batches = static_cast<int32_t>(lane_folds(share).micro_batches.size());
   if (options.order && (options.order->num_micro_batches != pipeline.num_micro_batches || options.order->steps.size() != options.pipeline_ranks.size()))
     throw Error(ErrorCode::kInvalidConfig,

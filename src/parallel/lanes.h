@@ -22,6 +22,8 @@ struct LaneSchedule {
   PipelineKind pipeline = PipelineKind::k1F1B;
   std::vector<int32_t> pipeline_ranks = {0};  // the world ranks that share these micro-batches, by rank of the pipeline
   int32_t chunks_per_rank = 1;
+  int32_t micro_batch_group_size = 0;  // as PipelineOptions
+  bool carries = false;                // as PipelineOptions
   std::optional<PipelineOrder> order;  // of a schedule file, instead of the kind's
 };
 

@@ -249,15 +249,29 @@ StateOffload build_optimizer_blocks(Stage& stage, const OptimizerBlockOptions& o
   for (int32_t parameter = 0; parameter < num_parameters; ++parameter) {
     const OwnedElements whole = updated[static_cast<size_t>(parameter)];
     const std::string& name = stage.parameters[parameter].name;
+    const auto newest_value = [&](OwnedElements range) {
+      Value value = state_value(parameter, StateField::kNewest, stage.compute_dtype, range.size(), name);
+      value.element_offset = range.begin;
+      return optimizer.add_value(std::move(value));
+    };
+    if (options.newest_whole) {
+      const OwnedElements all{0, stage.parameters[static_cast<size_t>(parameter)].num_elements()};
+      const ValueId weight = weight_elements(optimizer, parameter, all, all, false);
+      optimizer.emit(OpKind::kCopy, {newest_value(all)}, NoAttributes{}, {weight});
+    }
     for (OwnedElements range{whole.begin, whole.begin}; range.begin < whole.end; range.begin = range.end) {
       range.end = range.begin + (offloads ? cutter.next(whole.end - range.begin, num_ops()) : whole.size());
       const auto weight = [&] { return weight_elements(optimizer, parameter, range, owned[static_cast<size_t>(parameter)], rank.weight_shards); };
       std::vector<ValueId> state;
       for (const Field& field : fields) {
+        if (options.newest_whole && field.field == StateField::kNewest) {
+          state.push_back(newest_value(range));
+          continue;
+        }
         Value value = state_value(parameter, field.field, field.dtype, range.size(), name);
         state.push_back(optimizer.add_value(offloads ? cutter.place(std::move(value), range) : std::move(value)));
       }
-      if (delayed) optimizer.emit(OpKind::kCopy, {state[0]}, NoAttributes{}, {weight()});
+      if (delayed && !options.newest_whole) optimizer.emit(OpKind::kCopy, {state[0]}, NoAttributes{}, {weight()});
       if (!options.newest_apart()) state.insert(state.begin(), weight());
       const ValueId elements = gradient(optimizer, parameter, 0, range, name);
       optimizer.emit(update, {elements, scale, hyper}, OptimizerAttributes{stage.parameters[parameter].decay}, state);

@@ -21,6 +21,7 @@ struct OptimizerBlockOptions {
   int gradient_delay = 0;  // 1: W(t + 1) = W(t) - u(gradient at W(t - 1)), PipeDream-2BW's recipe (NUMERICS rule 15)
   int64_t offload_piece_bytes = 0;  // the state lies elsewhere between its updates, in pieces of about so much; 0: it stays in the arena
   bool offload_weights = false;     // with the state: its pieces have the weights too, which come unit by unit where they are read
+  bool newest_whole = false;        // with a delay: every rank has all of the newest weights, and keeps all of them when they are updated
   bool newest_apart() const { return gradient_delay > 0 || offload_weights; }
 };
 

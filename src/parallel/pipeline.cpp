@@ -47,20 +47,27 @@ void gpipe(const PipelineOptions& options, int32_t, RankSteps& steps) {
   for (int32_t i = 0; i < options.num_micro_batches; ++i) steps.backward();
 }
 
-void one_f_one_b(int32_t num_micro_batches, int32_t num_ranks, int32_t rank, RankSteps& steps) {
-  const int32_t warm_up = std::min(num_micro_batches, num_ranks - 1 - rank);
+void one_f_one_b(const PipelineOptions& options, int32_t rank, RankSteps& steps) {
+  const int32_t warm_up = std::min(options.num_micro_batches, options.num_ranks - 1 - rank);
   for (int32_t i = 0; i < warm_up; ++i) steps.forward();
-  for (int32_t i = 0; i < num_micro_batches; ++i) {
+  for (int32_t i = 0; i < options.num_micro_batches; ++i) {
     if (!steps.done(ActionKind::kForward, 0)) steps.forward();
     steps.backward();
   }
 }
 
-// Groups of p micro-batches go through chunk 0, then through chunk 1, ...; backward from the last chunk to the first.
+int32_t group_size(const PipelineOptions& options) {
+  return std::min(options.num_micro_batches, options.micro_batch_group_size == 0 ? options.num_ranks : options.micro_batch_group_size);
+}
+
+// Groups of g micro-batches, the last of what is left, go through chunk 0, then through chunk 1, ...; backward from the last chunk to the first.
 void interleaved(const PipelineOptions& options, int32_t rank, RankSteps& steps) {
-  const int32_t p = options.num_ranks, v = options.chunks_per_rank, total = options.num_micro_batches * v;
-  const auto chunk_of = [&](int32_t step) { return step / p % v; };
-  const int32_t warm_up = std::min(total, (p - 1 - rank) * 2 + (v - 1) * p);
+  const int32_t p = options.num_ranks, v = options.chunks_per_rank, m = options.num_micro_batches, g = group_size(options), total = m * v;
+  const auto chunk_of = [&](int32_t step) {
+    const int32_t first = step / (g * v) * g;  // micro-batch of the group
+    return (step - first * v) / std::min(g, m - first);
+  };
+  const int32_t warm_up = std::min(total, (p - 1 - rank) * 2 + (v - 1) * g);
   for (int32_t i = 0; i < warm_up; ++i) steps.forward(chunk_of(i));
   for (int32_t i = 0; i < total; ++i) {
     if (warm_up + i < total) steps.forward(chunk_of(warm_up + i));
@@ -179,17 +186,27 @@ void zb_h1(const PipelineOptions& options, int32_t rank, RankSteps& steps) {
   while (!steps.done(ActionKind::kBackwardWeight, 0)) steps.weight();
 }
 
-// One rank after the other runs 1F1B over the micro-batches of all steps, with OPT behind the last backward of each step but, as with every
-// kind, of a single one, where the lowering puts it.
+// 2BW cuts the flow of 1F1B over all steps where rank 0 has run one forward behind the last backward of a step, which hides the exchange that the
+// update waits for. In times of F = 1 and B = 2, B of micro-batch i ends on rank r at 3 i + 2 (p - 1 - r), so that forward at 2 (p - 2), counted from
+// the next step's micro-batch 0; what every rank has done by then is carried.
+struct Cut {
+  int32_t forwards = 0, backwards = 0;
+};
+Cut cut_of(int32_t num_ranks, int32_t rank) {
+  Cut cut;
+  cut.backwards = (2 * rank + 1) / 3;
+  cut.forwards = cut.backwards + num_ranks - 1 - rank + (3 * cut.backwards <= 2 * rank ? 1 : 0);
+  return cut;
+}
+
 void two_bw(const PipelineOptions& options, int32_t rank, std::vector<ComputeStep>& steps) {
-  std::vector<ComputeStep> flow;
-  const int32_t total = options.num_micro_batches * options.num_steps;
-  RankSteps counted(flow, {rank}, total);
-  one_f_one_b(total, options.num_ranks, rank, counted);
-  for (const ComputeStep& step : flow) {
-    steps.push_back(step);
-    if (options.num_steps > 1 && step.kind == ActionKind::kBackward && (step.micro_batch + 1) % options.num_micro_batches == 0)
-      steps.push_back({ActionKind::kOptimizer, rank, step.micro_batch});
+  const int32_t m = options.num_micro_batches, ahead = options.num_ranks - 1 - rank;
+  const Cut cut = cut_of(options.num_ranks, rank);
+  for (int32_t forward = cut.forwards, backward = cut.backwards; forward < m + cut.forwards || backward < m + cut.backwards;) {
+    if (forward <= backward + ahead)
+      steps.push_back({ActionKind::kForward, rank, forward++});
+    else
+      steps.push_back({ActionKind::kBackward, rank, backward++});
   }
 }
 
@@ -200,14 +217,21 @@ void check_options(const PipelineOptions& options) {
   const int32_t wanted_chunks = is_v_shaped(options.kind) ? 2 : 1;
   if (options.kind != PipelineKind::kInterleaved && v != wanted_chunks)
     throw Error(ErrorCode::kInvalidConfig, "{} stages per rank with parallel.schedule = \"{}\": it has {}; use \"interleaved\" for more", v, name, wanted_chunks);
-  if (options.kind == PipelineKind::kInterleaved && m % p != 0)
-    throw Error(ErrorCode::kInvalidConfig, "parallel.schedule = \"interleaved\" sends groups of pipeline_parallel_size = {} micro-batches; {} is not a multiple, use {}", p, m,
-                (m / p + 1) * p);
+  const int32_t wanted_group = options.micro_batch_group_size;
+  if (wanted_group != 0 && (options.kind != PipelineKind::kInterleaved || wanted_group < p))
+    throw Error(ErrorCode::kInvalidConfig, "parallel.microbatch_group_size_per_virtual_pipeline_stage = {} with parallel.schedule = \"{}\" on {} ranks: it is of \"interleaved\", and at least pipeline_parallel_size = {}", wanted_group,
+                name, p, p);
+  // The first backward of a group waits for its first micro-batch to have come round.
+  if (const int32_t rest = m % group_size(options); options.kind == PipelineKind::kInterleaved && (m < p || (rest != 0 && rest < p)))
+    throw Error(ErrorCode::kInvalidConfig,
+                "parallel.schedule = \"interleaved\" sends groups of {} micro-batches and a last one of at least pipeline_parallel_size = {}; {} micro-batches leave {}, use {}, or another "
+                "parallel.microbatch_group_size_per_virtual_pipeline_stage",
+                group_size(options), p, m, rest, m < p ? p : m + p - rest);
   if (options.kind == PipelineKind::kDualPipeV && m < 2 * p)
     throw Error(ErrorCode::kInvalidConfig, "parallel.schedule = \"dualpipe-v\" needs at least 2 x pipeline_parallel_size = {} micro-batches, not {}; use \"zb-v\"", 2 * p, m);
   if (options.kind == PipelineKind::k2Bw && m < p)
     throw Error(ErrorCode::kInvalidConfig, "parallel.schedule = \"2bw\" keeps two weight versions only with at least pipeline_parallel_size = {} micro-batches, not {}", p, m);
-  ORRERY_CHECK(options.num_steps == 1 || options.kind == PipelineKind::k2Bw, "{} steps of {}", options.num_steps, name);
+  ORRERY_CHECK(!options.carries || options.kind == PipelineKind::k2Bw, "steps of {} run into each other", name);
 }
 
 }  // namespace
@@ -225,6 +249,7 @@ PipelineOrder pipeline_order(const PipelineOptions& options) {
   const int32_t p = options.num_ranks;
   PipelineOrder order;
   order.num_micro_batches = options.num_micro_batches;
+  order.carries = options.carries;
   order.steps.resize(static_cast<size_t>(p));
   for (int32_t stage = 0; stage < p * options.chunks_per_rank; ++stage)
     order.rank_of_stage.push_back(is_v_shaped(options.kind) && stage >= p ? 2 * p - 1 - stage : stage % p);
@@ -235,24 +260,24 @@ PipelineOrder pipeline_order(const PipelineOptions& options) {
     RankSteps steps(order.steps[static_cast<size_t>(rank)], stages, options.num_micro_batches);
     switch (options.kind) {
       case PipelineKind::kGPipe: gpipe(options, rank, steps); break;
-      case PipelineKind::k1F1B: one_f_one_b(options.num_micro_batches, p, rank, steps); break;
+      case PipelineKind::k1F1B: one_f_one_b(options, rank, steps); break;
       case PipelineKind::kInterleaved: interleaved(options, rank, steps); break;
       case PipelineKind::kZbV: zb_v(options, rank, steps); break;
       case PipelineKind::kDualPipeV: dualpipe_v(options, rank, steps); break;
-      case PipelineKind::k2Bw: two_bw(options, rank, order.steps[static_cast<size_t>(rank)]); break;
+      case PipelineKind::k2Bw: options.carries ? two_bw(options, rank, order.steps[static_cast<size_t>(rank)]) : one_f_one_b(options, rank, steps); break;
       case PipelineKind::kZbH1: zb_h1(options, rank, steps); break;
     }
   }
   return order;
 }
 
-int32_t peak_activations(PipelineKind kind, int32_t num_ranks, int32_t num_micro_batches, int32_t chunks_per_rank, int32_t rank) {
-  const int32_t p = num_ranks, v = chunks_per_rank, m = num_micro_batches;
-  switch (kind) {
+int32_t peak_activations(const PipelineOptions& options, int32_t rank) {
+  const int32_t p = options.num_ranks, v = options.chunks_per_rank, m = options.num_micro_batches;
+  switch (options.kind) {
     case PipelineKind::kGPipe: return m;
     case PipelineKind::k1F1B:
     case PipelineKind::k2Bw: return std::min(m, p - rank);
-    case PipelineKind::kInterleaved: return std::min(v * m, (p - 1 - rank) * 2 + (v - 1) * p + 1);
+    case PipelineKind::kInterleaved: return std::min(v * m, (p - 1 - rank) * 2 + (v - 1) * group_size(options) + 1);
     case PipelineKind::kZbH1: return std::min(m, p);
     case PipelineKind::kZbV: return std::min(2 * m, 2 * p);
     case PipelineKind::kDualPipeV: return 2 * p + 1;

@@ -5,6 +5,7 @@
 #define ORRERY_FUZZ_IN_TEST
 #include "parallel/pipeline_text_fuzz.cpp"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -12,6 +13,8 @@
 
 #include "base/error.h"
 #include "base/fuzz_util.h"
+#include "ir/interpret_schedules.h"
+#include "ir/unroll_schedule.h"
 #include "ir/verify_schedules.h"
 #include "parallel/lower_pipeline.h"
 #include "parallel/schedule_grid.h"
@@ -84,7 +87,7 @@ TEST(Pipeline, LiveActivationsEqualTheFormulas) {
             peak = std::max(peak, alive);
             alive -= step.kind == ActionKind::kBackward || step.kind == ActionKind::kBackwardWeight;
           }
-          const int32_t formula = peak_activations(kind, p, m, chunks(kind, 2), rank);
+          const int32_t formula = peak_activations({.kind = kind, .num_ranks = p, .num_micro_batches = m, .chunks_per_rank = chunks(kind, 2)}, rank);
           EXPECT_LE(peak, formula) << pipeline_name(kind) << " p=" << p << " m=" << m << " rank=" << rank;
           const bool is_exact = kind == PipelineKind::kGPipe || kind == PipelineKind::k1F1B || kind == PipelineKind::kInterleaved;
           EXPECT_TRUE(!is_exact || peak == formula) << pipeline_name(kind) << " p=" << p << " m=" << m << " rank=" << rank;
@@ -118,9 +121,13 @@ TEST(Pipeline, RefusesWhatCannotBe) {
   EXPECT_THROW(pipeline_order({.kind = PipelineKind::kZbV, .num_ranks = 4, .num_micro_batches = 8, .chunks_per_rank = 1}), Error);
   EXPECT_THROW(pipeline_order({.kind = PipelineKind::k2Bw, .num_ranks = 4, .num_micro_batches = 2}), Error);
   EXPECT_THROW(parse_pipeline_kind("zb-x"), Error);
+  const auto group = [](int32_t p, int32_t m, int32_t g) { return pipeline_order({.kind = PipelineKind::kInterleaved, .num_ranks = p, .num_micro_batches = m, .chunks_per_rank = 2, .micro_batch_group_size = g}); };
+  EXPECT_NO_THROW(group(4, 10, 6));
+  EXPECT_THROW(group(4, 10, 4), Error);  // two are left
+  EXPECT_THROW(group(4, 8, 3), Error);
+  EXPECT_THROW(group(4, 3, 4), Error);
   const auto lowered = [](const char* text) { return lower_pipeline(parse_pipeline_order(text), {.share = {.global_batch_size = 2, .lanes = 2}}); };
   EXPECT_NO_THROW(lowered("rank 0: F0 F1 B0 B1"));
-  EXPECT_THROW(lower_pipeline(pipeline_order({.kind = PipelineKind::k2Bw, .num_ranks = 2, .num_micro_batches = 2, .num_steps = 2}), {.share = {.global_batch_size = 2}}), Error);
   EXPECT_THROW(lowered("rank 0: F0 F1 B1 B0"), Error);
   EXPECT_THROW(lowered("rank 0: F0 B0"), Error);
   EXPECT_THROW(lowered("rank 0: F0 W0 I0 F1 B1"), Error);
@@ -164,32 +171,88 @@ TEST(Pipeline, GridMarksBubbles) {
   EXPECT_EQ(to_grid(lowered.ranks, times, 1), "rank 0 | F0 F1 .  .  B0 -  .  B1 -\nrank 1 | .  F0 B0 -  F1 B1 -  .  .\n");
 }
 
-// PipeDream-2BW: at OPT the next step's micro-batches are on their way, and a step's forwards and backwards find the weights of two OPT
-// ago with at most one newer version made, so two are enough.
-TEST(Pipeline, TwoBwKeepsTwoVersionsAndDoesNotDrain) {
-  for (int32_t p : {2, 3, 4})
-    for (int32_t m : {p, 2 * p}) {
-      const PipelineOrder order = pipeline_order({.kind = PipelineKind::k2Bw, .num_ranks = p, .num_micro_batches = m, .num_steps = 4});
+// Groups of more micro-batches than ranks: the same bubble where messages take no time, more activations, and less waiting where they take some.
+TEST(Pipeline, LargerGroupsHideMessages) {
+  struct Case {
+    int32_t p, m, v, g;
+  };
+  for (const Case& one : {Case{2, 4, 2, 2}, Case{2, 4, 2, 4}, Case{2, 8, 2, 4}, Case{2, 7, 3, 4}, Case{4, 8, 2, 8}, Case{4, 10, 2, 6}, Case{3, 9, 4, 5}}) {
+    const std::string text = fmt::format("p={} m={} v={} g={}", one.p, one.m, one.v, one.g);
+    Lowered lowered;
+    const PipelineOptions options{.kind = PipelineKind::kInterleaved, .num_ranks = one.p, .num_micro_batches = one.m, .chunks_per_rank = one.v, .micro_batch_group_size = one.g};
+    lowered.order = pipeline_order(options);
+    lowered.ranks = lower_pipeline(lowered.order, {.share = {.global_batch_size = one.m}});
+    lowered.context.num_stages = lowered.order.num_stages();
+    EXPECT_TRUE(verify_schedules(lowered.ranks, lowered.context).empty()) << text;
+    EXPECT_DOUBLE_EQ(bubble(lowered), (one.p - 1) * 3) << text;
+    for (int32_t rank = 0; rank < one.p; ++rank) {
+      int32_t alive = 0, peak = 0;
+      for (const ComputeStep& step : lowered.order.steps[static_cast<size_t>(rank)]) peak = std::max(peak, alive += step.kind == ActionKind::kForward ? 1 : -1);
+      EXPECT_EQ(peak, peak_activations(options, rank)) << text;
+    }
+  }
+  const auto seconds = [](int32_t g) {
+    const PipelineOrder order = pipeline_order({.kind = PipelineKind::kInterleaved, .num_ranks = 2, .num_micro_batches = 4, .chunks_per_rank = 2, .micro_batch_group_size = g});
+    return time_schedules(lower_pipeline(order, {.share = {.global_batch_size = 4}}), {.num_stages = 4}, {std::vector<StageCosts>(4), 0.9}).total;
+  };
+  EXPECT_LT(seconds(4), seconds(2));
+}
+
+// PipeDream-2BW: a step in the middle of the flow has every micro-batch once forward and once backward, with the first of the next step in place of the
+// drain, so that ranks wait for a forward's time at most, where 1F1B waits (p - 1)(F + B); two weight versions are enough, for no rank gets to the step after next.
+TEST(Pipeline, TwoBwDoesNotDrain) {
+  for (int32_t p : {2, 3, 4, 5, 8})
+    for (int32_t m : {p, p + 1, 2 * p, 3 * p + 2}) {
+      const std::string text = fmt::format("p={} m={}", p, m);
+      Lowered lowered;
+      lowered.order = pipeline_order({.kind = PipelineKind::k2Bw, .num_ranks = p, .num_micro_batches = m, .carries = true});
+      lowered.ranks = lower_pipeline(lowered.order, {.share = {.global_batch_size = m}});
+      lowered.context.num_stages = p;
+      const auto problems = verify_schedules(lowered.ranks, lowered.context);
+      ASSERT_TRUE(problems.empty()) << text << ": " << problems.front();
+      EXPECT_LE(bubble(lowered), p == 2 ? 0 : 1) << text;
+      EXPECT_DOUBLE_EQ(bubble(lower(PipelineKind::k1F1B, p, m)), (p - 1) * 3) << text;
       for (int32_t rank = 0; rank < p; ++rank) {
-        int32_t version = 0, alive = 0;
-        for (const ComputeStep& step : order.steps[static_cast<size_t>(rank)]) {
-          alive += step.kind == ActionKind::kForward;
-          alive -= step.kind == ActionKind::kBackward;
-          if (step.kind == ActionKind::kOptimizer) {
-            ++version;
-            EXPECT_EQ(alive, version == 4 ? 0 : p - 1 - rank);
-          }
-          // Step t computes on the version of OPT(t - 2): it is there when the forward runs, and at the backward at most one newer is.
-          const int32_t wanted = std::max(0, step.micro_batch / m - 1);
-          if (step.kind == ActionKind::kForward) {
-            EXPECT_GE(version, wanted);
-          } else if (step.kind == ActionKind::kBackward) {
-            EXPECT_LE(version - wanted, 1);
-          }
+        int32_t forwards = 0, backwards = 0, carried = 0;
+        for (const ComputeStep& step : lowered.order.steps[static_cast<size_t>(rank)]) {
+          ++(step.kind == ActionKind::kForward ? forwards : backwards);
+          carried += step.micro_batch >= m;
+          EXPECT_LT(step.micro_batch, 2 * m) << text;
         }
-        EXPECT_EQ(version, 4);
+        EXPECT_EQ(forwards, m) << text;
+        EXPECT_EQ(backwards, m) << text;
+        EXPECT_GE(carried, p - 1) << text;
+        // Slots: as many as 1F1B has, or what makes equal rounds of the batch.
+        EXPECT_LE(lowered.ranks[static_cast<size_t>(rank)].num_slots[0], (m + m / (p - rank) - 1) / (m / (p - rank))) << text;
+        EXPECT_LE(lowered.ranks[static_cast<size_t>(rank)].num_gradient_buffers[0], 2) << text;
       }
     }
+}
+
+// Several steps of it end with the gradients and weight versions of several steps that drain, in any order in which things may happen.
+TEST(Pipeline, TwoBwHasTheGradientsOfStepsThatDrain) {
+  for (int32_t p : {2, 3, 4, 6})
+    for (int64_t lanes : {1, 4, 8})
+      for (int32_t m : {8, 16}) {
+        const std::string text = fmt::format("p={} lanes={} m={}", p, lanes, m);
+        const LowerOptions options{.share = {.global_batch_size = m, .lanes = lanes}};
+        PipelineOptions pipeline{.kind = PipelineKind::k2Bw, .num_ranks = p, .num_micro_batches = m};
+        const std::vector<Schedule> drained = unroll(lower_pipeline(pipeline_order(pipeline), options), 3);
+        pipeline.carries = true;
+        const std::vector<Schedule> carried = lower_pipeline(pipeline_order(pipeline), options);
+        ScheduleContext context{.num_stages = p, .delays_gradients = true};
+        const auto problems = verify_schedules(carried, context);
+        ASSERT_TRUE(problems.empty()) << text << ": " << problems.front();
+        const Interpretation wanted = interpret_schedules(drained, context, 1);
+        for (uint64_t seed : {1, 2, 3}) {
+          const Interpretation found = interpret_schedules(carried, context, seed);
+          ASSERT_TRUE(found.finished) << text << ": stuck at " << found.stuck;
+          EXPECT_EQ(found.gradients, wanted.gradients) << text;
+        }
+        // Without the delay they are others.
+        context.delays_gradients = false;
+        EXPECT_NE(interpret_schedules(drained, context, 1).gradients, wanted.gradients) << text;
+      }
 }
 
 }  // namespace

@@ -129,6 +129,8 @@ Composition compose(std::mt19937_64& random) {
   options.spare_slots = static_cast<int32_t>(draw(random, 0, 2));
   const bool together = draw(random, 0, 1) == 1, shards = draw(random, 0, 1) == 1, offloads = draw(random, 0, 2) == 0;
   const bool weights_elsewhere = offloads && !shards && draw(random, 0, 1) == 1;
+  pipeline.carries = pipeline.kind == PipelineKind::k2Bw && p > 1 && !shards && !offloads;
+  if (pipeline.kind == PipelineKind::kInterleaved && draw(random, 0, 1) == 1) pipeline.micro_batch_group_size = static_cast<int32_t>(draw(random, p, 2 * p + 1));
   Composition made;
   made.context.num_stages = p * pipeline.chunks_per_rank;
   // Sizes are drawn until the kind accepts every replica's number of micro-batches.
@@ -166,7 +168,8 @@ Composition compose(std::mt19937_64& random) {
       options.share.num_members = shards ? members : 0;
       options.share.member = replica % held_by;
       pipeline.num_micro_batches = static_cast<int32_t>(lane_folds(options.share).micro_batches.size());
-      accepted = (pipeline.kind != PipelineKind::kInterleaved || pipeline.num_micro_batches % p == 0) && (pipeline.kind != PipelineKind::kDualPipeV || pipeline.num_micro_batches >= 2 * p) &&
+      const int32_t m = pipeline.num_micro_batches, group = std::min(m, std::max(p, pipeline.micro_batch_group_size));
+      accepted = (pipeline.kind != PipelineKind::kInterleaved || (m >= p && (m % group == 0 || m % group >= p))) && (pipeline.kind != PipelineKind::kDualPipeV || pipeline.num_micro_batches >= 2 * p) &&
                  (pipeline.kind != PipelineKind::k2Bw || pipeline.num_micro_batches >= p);
       if (!accepted) break;
       options.world_ranks.clear();
@@ -196,19 +199,20 @@ Composition compose(std::mt19937_64& random) {
     }
     if (accepted) return made;
     // Small pipelines accept more batches; without this a deep dualpipe-v might never find one.
-    if (draw(random, 0, 19) == 0) pipeline.kind = PipelineKind::k1F1B, pipeline.chunks_per_rank = 1, made.context.num_stages = p;
+    if (draw(random, 0, 19) == 0) pipeline = {.num_ranks = p}, made.context.num_stages = p;
   }
 }
 
 TEST(ScheduleFuzz, TenThousandCompositionsVerifyAndRun) {
   std::map<std::string, int> kinds;
-  int num_sharded = 0, num_offloaded = 0;
+  int num_sharded = 0, num_offloaded = 0, num_carrying = 0;
   for (uint64_t seed = 0; seed < 10000; ++seed) {
     std::mt19937_64 random(seed);
     const Composition composition = compose(random);
     ++kinds[composition.text.substr(0, composition.text.find(' '))];
     num_sharded += !composition.context.unit_uses.empty();
     num_offloaded += !composition.context.offload.empty();
+    num_carrying += composition.ranks.front().carries;
     const auto problems = verify_schedules(composition.ranks, composition.context);
     ASSERT_TRUE(problems.empty()) << "seed " << seed << " " << composition.text << ": " << problems.front();
     const Interpretation one = interpret_schedules(composition.ranks, composition.context, 2 * seed);
@@ -219,6 +223,7 @@ TEST(ScheduleFuzz, TenThousandCompositionsVerifyAndRun) {
   EXPECT_EQ(kinds.size(), 7u);
   EXPECT_GT(num_sharded, 4000);
   EXPECT_GT(num_offloaded, 3000);
+  EXPECT_GT(num_carrying, 200);
   for (const auto& [kind, count] : kinds) EXPECT_GT(count, 100) << kind;
 }
 
@@ -233,7 +238,7 @@ std::string mutate(std::vector<Schedule>& ranks, std::mt19937_64& random) {
       for (Wait& wait : action.waits)
         if (wait.action >= from) wait.action += by;
   };
-  switch (draw(random, 0, 12)) {
+  switch (draw(random, 0, 13)) {
     case 0: {  // drop, with the waits on it
       for (Action& action : actions) std::erase_if(action.waits, [&](const Wait& wait) { return wait.action == static_cast<int32_t>(at); });
       actions.erase(actions.begin() + static_cast<int64_t>(at));
@@ -282,6 +287,7 @@ std::string mutate(std::vector<Schedule>& ranks, std::mt19937_64& random) {
       actions[at].round = static_cast<int32_t>(draw(random, 0, static_cast<int64_t>(schedule.rounds.size()) - 1));
       return "another round";
     }
+    case 12: actions[at].next_step = !actions[at].next_step; return "another step";
     default: {
       actions[at].kind = static_cast<ActionKind>(draw(random, 0, static_cast<int64_t>(ActionKind::kRecvGradient)));
       return "another kind";
@@ -310,7 +316,7 @@ TEST(ScheduleFuzz, MutantsAreRejectedOrHarmless) {
       ASSERT_EQ(found.gradients, wanted.gradients) << "seed " << seed << " " << composition.text << ", " << mutation;
     }
   }
-  EXPECT_EQ(rejected_of.size(), 13u);
+  EXPECT_EQ(rejected_of.size(), 14u);
   for (const auto& [mutation, counts] : rejected_of) {
     EXPECT_GT(counts.second, 50) << mutation;
     EXPECT_GT(counts.first, 0) << mutation;

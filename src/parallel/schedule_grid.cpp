@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "base/error.h"
+#include "ir/unroll_schedule.h"
 
 namespace orrery {
 namespace {
@@ -57,6 +58,8 @@ ScheduleTimes time_schedules(const std::vector<Schedule>& ranks, const ScheduleC
     times.busy.push_back(busy);
     times.span.push_back(busy > 0 ? last - first : 0);
   }
+  // A step in the middle of the flow begins and ends on all ranks together.
+  if (carry(ranks)) times.span.assign(ranks.size(), times.total);
   return times;
 }
 

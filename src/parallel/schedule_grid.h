@@ -24,7 +24,7 @@ struct ScheduleTimes {
     double start = 0, end = 0;
   };
   std::vector<std::vector<Interval>> actions;  // by rank, by action
-  std::vector<double> busy, span;              // by rank: sum of its F, B, I, W; from the first of them to the end of the last
+  std::vector<double> busy, span;              // by rank: sum of its F, B, I, W; from the first of them to the end of the last; where steps carry, the whole step
   double total = 0;                            // from the first action of any rank to the last
 
   /// What the slowest rank takes beyond the work of the busiest one, and that over the work: the (p - 1)/m of 1F1B.

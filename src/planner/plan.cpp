@@ -62,6 +62,8 @@ std::vector<Schedule> pipeline_schedules(const TrainingPlanOptions& options, int
   lanes.pipeline_ranks.clear();
   for (int64_t rank = 0; rank < options.pipeline.size; ++rank) lanes.pipeline_ranks.push_back(static_cast<int32_t>(rank * options.data.size + options.data.rank));
   lanes.chunks_per_rank = chunks_per_rank(options.pipeline);
+  lanes.micro_batch_group_size = static_cast<int32_t>(options.pipeline.micro_batch_group_size);
+  lanes.carries = steps_carry(options);
   lanes.order = options.pipeline.order;
   return lane_schedules(lanes);
 }
@@ -86,8 +88,9 @@ ShardOptions shard_options(const Plan& plan) {
           .weights_stay = data.shards_weights() && !data.reshard_after_forward && !elsewhere, .weights_elsewhere = elsewhere};
 }
 
-Plan build_plan(const TrainingPlanOptions& options, int64_t micro_batch_size, Recompute recompute, const WorkspaceBytes& workspace_bytes) {
+Plan build_plan(TrainingPlanOptions options, int64_t micro_batch_size, Recompute recompute, const WorkspaceBytes& workspace_bytes) {
   Plan plan;
+  options.optimizer.newest_whole = steps_carry(options);
   plan.options = options;
   plan.micro_batch_size = micro_batch_size;
   plan.recompute = recompute;
@@ -114,12 +117,13 @@ Plan build_plan(const TrainingPlanOptions& options, int64_t micro_batch_size, Re
   memory.moment_dtype = options.optimizer.moment_dtype;
   memory.num_moments = num_moments(options.optimizer.kind);
   memory.newest_apart = options.optimizer.newest_apart();
+  memory.newest_whole = options.optimizer.newest_whole;
   memory.offload_slots = plan.offload.slots;
   memory.activation_groups = plan.activation_groups;
   memory.batch_sequences = num_sequences(plan.schedule);
   for (const OwnedElements& range : rank.update.updated) memory.state_range.push_back({range.begin, range.end});
   memory.sequence_tokens = options.local_tokens();
-  memory.batch_copies = options.evaluates ? 3 : 2;
+  memory.batch_copies = training_copies(plan) + options.evaluates;
   memory.checkpoint_buffer_bytes = kCheckpointBufferBytes;
   memory.shards = shard_options(plan);
   if (options.data.size > 1) memory.reduced_units = plan.units;
@@ -277,8 +281,16 @@ void verify_world(const std::vector<Plan>& plans) {
 
 }  // namespace
 
+bool steps_carry(const TrainingPlanOptions& options) {
+  return options.pipeline.kind == PipelineKind::k2Bw && !options.pipeline.order && options.pipeline.size > 1 && !options.data.shards_gradients() && options.optimizer.offload_piece_bytes == 0 &&
+         !options.optimizer.offload_weights && !options.offload_activations;
+}
+
+int training_copies(const Plan& plan) { return plan.schedule.carries ? 3 : 2; }
+
 ScheduleContext schedule_context(std::span<const Plan> plans) {
   ScheduleContext context;
+  context.delays_gradients = plans.front().options.optimizer.gradient_delay > 0;
   for (const Plan& plan : plans) {
     context.num_stages = std::max(context.num_stages, *std::max_element(plan.schedule.stage_of_chunk.begin(), plan.schedule.stage_of_chunk.end()) + 1);
     const LaneShare share = lane_share(lane_options(plan.options, plan.micro_batch_size));
@@ -364,7 +376,9 @@ OwnedElements weight_shard(const Plan& plan, size_t parameter) {
 std::vector<StatePlace> state_places(const Plan& plan, size_t parameter, StateField field) {
   std::vector<StatePlace> places;
   const auto& [begin, end] = plan.memory.state_range[parameter];
-  if (const int64_t offset = plan.memory.state_offset[parameter][static_cast<size_t>(field)]; offset >= 0) places.push_back({begin, end, offset, false});
+  const bool whole = plan.memory.newest_whole && field == StateField::kNewest;
+  if (const int64_t offset = plan.memory.state_offset[parameter][static_cast<size_t>(field)]; offset >= 0 && begin < end)
+    places.push_back({begin, end, offset + (whole ? begin * dtype_bytes(plan.stage.compute_dtype) : 0), false});
   for (const OffloadPiece& piece : plan.offload.pieces)
     for (const OffloadPart& part : piece.parts)
       if (part.parameter == static_cast<int32_t>(parameter) && part.field == field) places.push_back({part.begin, part.end, piece.file_offset + part.offset, true});
@@ -387,7 +401,7 @@ int64_t payload_bytes(const Plan& plan, const Action& action) {
   const TrainingPlanOptions& options = plan.options;
   const int64_t width = dtype_bytes(options.compute_dtype);
   if (is_boundary_message(action.kind))
-    return plan.schedule.micro_batches[static_cast<size_t>(action.micro_batch)].num_sequences * options.local_tokens() * options.model.hidden_size * width / (options.parallel.shares_tokens() ? options.parallel.tensor_size : 1);
+    return plan.schedule.micro_batches[static_cast<size_t>(action.micro_batch) % plan.schedule.micro_batches.size()].num_sequences * options.local_tokens() * options.model.hidden_size * width / (options.parallel.shares_tokens() ? options.parallel.tensor_size : 1);
   if (action.kind == ActionKind::kExchangeSums) return (plan.num_norm_blocks + options.num_losses() + 1) * 8;
   if (action.unit < 0) return 0;
   const ParameterUnit& unit = plan.units[static_cast<size_t>(action.unit)];

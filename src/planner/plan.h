@@ -27,6 +27,7 @@ struct PipelineParallel {
   int64_t virtual_stages = 1;         // stages a rank, where the kind leaves the choice
   std::vector<int64_t> stage_layers;  // layers of each stage; empty: chosen by cost
   std::optional<PipelineOrder> order;  // of a schedule file: instead of kind and virtual_stages
+  int64_t micro_batch_group_size = 0;  // as PipelineOptions
   bool operator==(const PipelineParallel&) const = default;
 };
 
@@ -96,6 +97,12 @@ Plan make_training_plan(const TrainingPlanOptions& options, const WorkspaceBytes
 
 /// Who takes part in what and how long it is, for verify_schedules; refers to `plans`, which are one slice of the world, in its order.
 ScheduleContext schedule_context(std::span<const Plan> plans);
+
+/// Whether the schedule "2bw" runs its steps into each other. It drains where parameters, gradients or activations take turns in a step (zero_stage 2 and 3,
+/// offloading), and on one rank.
+bool steps_carry(const TrainingPlanOptions& options);
+/// Copies of a step's batch that take turns: one is trained on, one is filled, and where steps carry the next one is trained on too.
+int training_copies(const Plan& plan);
 
 /// Whether the rank has the end of the model, and of its tensor ranks is the one that tells the losses of its tokens.
 bool has_losses(const Plan& plan);

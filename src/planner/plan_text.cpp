@@ -107,6 +107,7 @@ std::string plan_to_json(const Plan& plan, const StepPrediction* prediction) {
          {"schedule", options.pipeline.order ? to_string(*options.pipeline.order) : std::string(pipeline_name(options.pipeline.kind))},
          {"stages", plan.schedule.stage_of_chunk},
          {"gradient_delay", options.optimizer.gradient_delay},
+         {"steps_carry", plan.schedule.carries},
          {"recompute", recompute_text(plan)}}},
       {"flops_per_step", plan.flops_per_step},
       {"recompute_flops_per_step", plan.recompute_flops_per_step},
@@ -134,6 +135,7 @@ std::string plan_to_text(const Plan& plan) {
   const PipelineParallel& pipeline = options.pipeline;
   std::vector<std::string> axes;
   if (pipeline.size > 1) axes.push_back(fmt::format("pipeline parallel {} ({}, {} stages)", pipeline.size, pipeline.order ? "schedule file" : pipeline_name(pipeline.kind), plan.rank_of_stage.size()));
+  if (pipeline.kind == PipelineKind::k2Bw && !pipeline.order) axes.back().insert(axes.back().size() - 1, plan.schedule.carries ? ", steps run into each other" : ", drained after each step");
   const ParallelContext& parallel = options.parallel;
   if (parallel.tensor_size > 1) axes.push_back(fmt::format("tensor parallel {}{}", parallel.tensor_size, parallel.sequence_parallel ? " with sequence parallel" : ""));
   if (parallel.context_size > 1)

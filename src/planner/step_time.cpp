@@ -17,8 +17,8 @@ constexpr double kMeasuredWidth = 0.08, kScaledWidth = 0.15;
 // What one rank's actions take when nothing else runs.
 class RankCosts {
  public:
-  RankCosts(const Plan& plan, const OpTimes& times, const TimingContext& context, const std::string& transport, StepPrediction& out)
-      : plan_(plan), times_(times), transport_(transport), out_(out) {
+  RankCosts(const Plan& plan, const OpTimes& times, const TimingContext& context, const StepMachine& machine, StepPrediction& out)
+      : plan_(plan), times_(times), machine_(machine), out_(out) {
     const int64_t tokens = plan.micro_batch_size * plan.options.local_tokens();
     const double mean_context = static_cast<double>(plan.options.sequence_tokens + 1) / 2;
     seconds_.resize(plan.stage.blocks.size());
@@ -53,10 +53,9 @@ class RankCosts {
   }
 
   double communication(const Action& action) const {
-    if (stream_of(action.kind) == Stream::kCopy) return 0;  // of a disk nothing is known
     double seconds = 0;
     for (const CommCall& call : comm_calls(plan_, action)) {
-      const std::string key = comm_key(call.operation, call.group_size, transport_);
+      const std::string key = call_key(call, machine_);
       const auto found = times_.comm_seconds(key, call.bytes);
       if (!found && std::find(out_.missing.begin(), out_.missing.end(), key) == out_.missing.end()) out_.missing.push_back(key);
       seconds += found.value_or(0);
@@ -67,7 +66,7 @@ class RankCosts {
  private:
   const Plan& plan_;
   const OpTimes& times_;
-  const std::string& transport_;
+  const StepMachine& machine_;
   StepPrediction& out_;
   std::vector<std::vector<double>> seconds_;  // by block and op
 };
@@ -125,6 +124,7 @@ std::vector<CommCall> comm_calls(const Plan& plan, const Action& action) {
   const DataParallel& data = plan.options.data;
   const auto world = static_cast<int>(plan.options.world_size()), shards = static_cast<int>(data.num_shards());
   const auto payload = static_cast<double>(payload_bytes(plan, action));
+  const auto copied = static_cast<double>(copied_bytes(plan, action));
   switch (action.kind) {
     case ActionKind::kExchangeSums: return {{"xs", world, payload}};
     case ActionKind::kReduceScatterGradients: {
@@ -137,6 +137,9 @@ std::vector<CommCall> comm_calls(const Plan& plan, const Action& action) {
     }
     case ActionKind::kAllGatherGradients: return {{"ag", shards, payload}};
     case ActionKind::kAllGatherParameters: {
+      // What is kept elsewhere is read into its place first.
+      if (plan.options.optimizer.offload_weights)
+        return {{"read", 1, static_cast<double>(plan.units[static_cast<size_t>(action.unit)].shard_size(data.shard()) * dtype_bytes(plan.stage.compute_dtype))}, {"ag", shards, payload}};
       if (data.shards_weights()) return {{"ag", shards, payload}};
       const ParameterUnit& unit = plan.units[static_cast<size_t>(action.unit)];
       std::vector<CommCall> calls;  // one a parameter
@@ -144,8 +147,16 @@ std::vector<CommCall> comm_calls(const Plan& plan, const Action& action) {
         calls.push_back({"ag", shards, static_cast<double>(plan.stage.parameters[static_cast<size_t>(unit.first + i)].num_elements() * dtype_bytes(plan.stage.compute_dtype))});
       return calls;
     }
+    case ActionKind::kOffload: return {{"write", 1, copied}};
+    case ActionKind::kFetch:
+    case ActionKind::kFetchParameters: return {{"read", 1, copied}};
     default: return is_send(action.kind) ? std::vector<CommCall>{{"message", 2, payload}} : std::vector<CommCall>();
   }
+}
+
+std::string call_key(const CommCall& call, const StepMachine& machine) {
+  const bool copies = call.operation == "read" || call.operation == "write";
+  return comm_key(call.operation, call.group_size, copies ? machine.offload_place : machine.transport);
 }
 
 std::vector<CommCall> unmeasured_calls(const std::vector<Plan>& plans, const OpTimes& times, const StepMachine& machine) {
@@ -155,7 +166,7 @@ std::vector<CommCall> unmeasured_calls(const std::vector<Plan>& plans, const OpT
       if (stream_of(action.kind) == Stream::kCompute) continue;
       for (const CommCall& call : comm_calls(plan, action)) {
         const bool listed = std::any_of(calls.begin(), calls.end(), [&](const CommCall& other) { return other.operation == call.operation && other.group_size == call.group_size; });
-        if (!listed && !times.has_comm(comm_key(call.operation, call.group_size, machine.transport))) calls.push_back({call.operation, call.group_size, 0});
+        if (!listed && !times.has_comm(call_key(call, machine))) calls.push_back({call.operation, call.group_size, 0});
       }
     }
   return calls;
@@ -198,7 +209,7 @@ StepPrediction predict_step_time(const std::vector<Plan>& plans, const OpTimes& 
   std::vector<Segment> segments(static_cast<size_t>(graph.num_points()));
   for (int32_t rank = 0; rank < static_cast<int32_t>(slice.size()); ++rank) {
     const Plan& plan = slice[static_cast<size_t>(rank)];
-    const RankCosts costs(plan, times, timing_context(plan, machine, num_ranks), machine.transport, out);
+    const RankCosts costs(plan, times, timing_context(plan, machine, num_ranks), machine, out);
     PhaseSeconds phases;
     std::vector<double>& actions = out.actions.emplace_back();
     for (int32_t index = 0; index < static_cast<int32_t>(plan.schedule.actions.size()); ++index) {
@@ -207,7 +218,7 @@ StepPrediction predict_step_time(const std::vector<Plan>& plans, const OpTimes& 
       if (stream_of(action.kind) != Stream::kCompute) {
         const double seconds = costs.communication(action);
         segments[static_cast<size_t>(graph.end(ref))] = {seconds, 1};
-        phases.communication += seconds;
+        if (stream_of(action.kind) != Stream::kCopy) phases.communication += seconds;
         actions.push_back(seconds);
         continue;
       }

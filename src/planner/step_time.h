@@ -28,19 +28,23 @@ struct StepPrediction {
 struct StepMachine {
   std::string device;        // as TimingContext::device
   std::string transport = "local";  // "mpi": ranks are processes
+  std::string offload_place;        // of what plans offload: a folder, or "numa:N"
   int num_cores = 1;         // shared by all ranks
   int threads_per_rank = 1;
 };
 
-/// One call of a collective, or a message ("message", to the next rank while one comes from the other side): over `bytes` in the whole buffer,
-/// by a group of `group_size` ranks.
+/// One call of a collective, a message ("message", to the next rank while one comes from the other side), or a copy ("read", "write", of what is
+/// offloaded; group_size 1): over `bytes` in the whole buffer, by a group of `group_size` ranks.
 struct CommCall {
   std::string operation;
   int group_size = 0;
   double bytes = 0;
 };
-/// What an action between ranks calls on this rank, one after the other. A receive costs nothing beside its send.
+/// What an action between ranks, or of the copy stream, calls on this rank, one after the other. A receive costs nothing beside its send.
 std::vector<CommCall> comm_calls(const Plan& plan, const Action& action);
+
+/// The call's curve in OpTimes.
+std::string call_key(const CommCall& call, const StepMachine& machine);
 
 /// How ops of `plan` are timed when `num_ranks` ranks run on the machine.
 TimingContext timing_context(const Plan& plan, const StepMachine& machine, int num_ranks);

@@ -110,6 +110,34 @@ TEST(StepTime, CollectivesHideBehindTheBackwardOnlyOnFreeCores) {
   EXPECT_NEAR(full.seconds, without + full.ranks[0].communication, 1e-6);
 }
 
+// What is offloaded is copied beside the compute: where cores are free the step is longer by what is not hidden, at most by all of it, and without
+// a curve of its own a copy is missing, not free.
+TEST(StepTime, CopiesOfWhatIsOffloadedTakeTime) {
+  TrainingPlanOptions options = options_of(1);
+  options.optimizer.offload_piece_bytes = 1 << 14, options.offload_activations = true;
+  const std::vector<Plan> plans = make_training_plans(options, fake_workspace);
+  const StepMachine machine{.device = "test", .offload_place = "/fast", .num_cores = 2, .threads_per_rank = 1};
+  OpTimes times = table_for(plans, machine);
+  const StepPrediction unknown = predict_step_time(plans, times, machine);
+  EXPECT_EQ(unknown.missing.size(), 2u);
+  const std::vector<CommCall> calls = unmeasured_calls(plans, times, machine);
+  ASSERT_EQ(calls.size(), 2u);
+  const auto step = [&](double copy_seconds) {
+    for (const CommCall& call : calls) times.add_comm(call_key(call, machine), {{1, copy_seconds}, {1e9, copy_seconds}});
+    const StepPrediction p = predict_step_time(plans, times, machine);
+    EXPECT_TRUE(p.missing.empty()) << p.missing.front();
+    return p.seconds;
+  };
+  double num_copies = 0;
+  for (const Action& action : plans[0].schedule.actions) num_copies += stream_of(action.kind) == Stream::kCopy;
+  ASSERT_GT(num_copies, 10);
+  const double without = step(0);
+  EXPECT_GE(step(kOpSeconds / 10), without);
+  EXPECT_LT(step(kOpSeconds / 10), without + num_copies * kOpSeconds / 10);
+  EXPECT_GT(step(50 * kOpSeconds), without);
+  EXPECT_LE(step(50 * kOpSeconds), without + num_copies * 50 * kOpSeconds + 1e-9);
+}
+
 // A pipeline's ranks wait for each other: with as many cores as ranks the step is the busy time of one and the bubble, and messages add to it.
 TEST(StepTime, APipelineHasItsBubbleAndItsMessages) {
   const StepMachine machine{.device = "test", .num_cores = 2, .threads_per_rank = 1};

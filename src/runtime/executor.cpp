@@ -135,6 +135,8 @@ Executor::Executor(const Stage& stage, const MemoryMap& map, const Arena& arena,
     resolved.view = view_at_bounds(stage, value);
     if (!value.shape.empty()) resolved.rows = value.shape[0];
     resolved.dynamic_inside = std::any_of(value.shape.begin() + !value.shape.empty(), value.shape.end(), [](const Dim& dim) { return dim.dynamic != DynamicDim::kStatic; });
+    if (map.newest_whole && value.kind == ValueKind::kParameter && value.sub == 0)
+      resolved.newest = arena.data() + map.state_offset[static_cast<size_t>(value.index)][static_cast<size_t>(StateField::kNewest)] + value.element_offset * dtype_bytes(value.dtype);
     if (has_one_address(stage, static_cast<ValueId>(id), map)) resolved.view.data = address(static_cast<ValueId>(id), {});
     resolved_.push_back(resolved);
   }
@@ -171,6 +173,7 @@ TensorView Executor::view(ValueId id, const ActionBinding& binding) const {
     view.dims[0] = actual_extent(stage_, resolved.rows, binding);
     ORRERY_CHECK(view.dims[0] <= resolved.rows.bound, "{}: extent {} above its bound {}", stage_.value(id).name, view.dims[0], resolved.rows.bound);
   }
+  if (binding.newest_weights && resolved.newest != nullptr) view.data = resolved.newest;
   if (view.data == nullptr) view.data = address(id, binding);
   return view;
 }

@@ -23,6 +23,7 @@ struct ActionBinding {
   std::span<const int32_t> slots = {};  // by chunk: where this micro-batch's activations are; empty: slot 0
   int32_t gradient_buffer = 0;          // of the chunk whose gradient it is
   int32_t source_buffer = 0;
+  bool newest_weights = false;   // work of the next step: reads the newest weights, which are whole (MemoryMap::newest_whole)
   int32_t batch_copy = 0;        // which copy of the step's batch is this step's
   int64_t first_token = 0;       // of the micro-batch inside the step's token-shaped fields
   int64_t num_tokens = 0;        // T
@@ -74,6 +75,7 @@ class Executor {
     TensorView view;              // data null: address() says where
     Dim rows;                     // of dims[0]
     bool dynamic_inside = false;  // another dimension changes
+    std::byte* newest = nullptr;  // of a weight that work of the next step reads elsewhere
   };
   std::byte* address(ValueId id, const ActionBinding& binding) const;
 

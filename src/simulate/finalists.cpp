@@ -98,8 +98,7 @@ SimulatedPipeline simulated_pipeline(const Candidate& candidate, PipelineKind ki
   pipeline.rank_of_stage = order.rank_of_stage;
   for (const auto& steps : order.steps) {
     auto& rank = pipeline.steps.emplace_back();
-    for (const ComputeStep& each : steps)
-      if (each.kind != ActionKind::kOptimizer) rank.push_back({each.kind, each.stage, each.micro_batch});
+    for (const ComputeStep& each : steps) rank.push_back({each.kind, each.stage, each.micro_batch});
   }
   // Embedding, layers, head: as the stages of a run are cut.
   std::vector<double> costs(static_cast<size_t>(candidate.job.model.num_layers) + 2, step.layer_seconds);

@@ -36,6 +36,7 @@ PipelineOrder order_of(const Options& options) {
   pipeline.kind = parse_pipeline_kind(options.kind);
   const bool two_chunks = pipeline.kind == PipelineKind::kInterleaved || pipeline.kind == PipelineKind::kZbV || pipeline.kind == PipelineKind::kDualPipeV;
   if (pipeline.chunks_per_rank == 0) pipeline.chunks_per_rank = two_chunks ? 2 : 1;
+  pipeline.carries = pipeline.kind == PipelineKind::k2Bw && pipeline.num_ranks > 1;
   return pipeline_order(pipeline);
 }
 
@@ -69,11 +70,12 @@ void print_schedule(const Options& options) {
 void add_plan_schedule(CLI::App& plan, int& exit_code) {
   auto options = std::make_shared<Options>();
   CLI::App* command = plan.add_subcommand("schedule", "step x rank grid, bubble and slots of a pipeline schedule, verified");
-  command->add_option("kind", options->kind, "gpipe, 1f1b, interleaved, zb-h1, zb-v, dualpipe-v or 2bw (a step of it drains as one of 1f1b)")->capture_default_str();
+  command->add_option("kind", options->kind, "gpipe, 1f1b, interleaved, zb-h1, zb-v, dualpipe-v or 2bw (a step in the middle of a run: F0' is the next step's)")->capture_default_str();
   command->add_option("--file", options->file, "a schedule file instead: lines like `rank 0: F0 F1 B0 B1`");
   command->add_option("--ranks", options->pipeline.num_ranks, "pipeline ranks")->check(CLI::Range(1, 1024))->capture_default_str();
   command->add_option("--micro-batches", options->pipeline.num_micro_batches, "micro-batches of a step")->check(CLI::Range(1, 4096))->capture_default_str();
   command->add_option("--stages-per-rank", options->pipeline.chunks_per_rank, "stages a rank holds; 0 for what the kind needs")->check(CLI::Range(0, 64))->capture_default_str();
+  command->add_option("--group", options->pipeline.micro_batch_group_size, "interleaved: micro-batches that go through a stage before the rank's next has its turn; 0 for as many as ranks")->check(CLI::Range(0, 4096))->capture_default_str();
   command->add_option("--forward", options->costs.forward, "time of a stage's forward")->check(CLI::PositiveNumber)->capture_default_str();
   command->add_option("--backward-input", options->costs.backward_input, "time of its input gradient")->check(CLI::NonNegativeNumber)->capture_default_str();
   command->add_option("--backward-weight", options->costs.backward_weight, "time of its weight gradient")->check(CLI::NonNegativeNumber)->capture_default_str();

@@ -6,8 +6,8 @@
 
 namespace orrery {
 
-void ActionProgress::begin_step() {
-  for (std::atomic<int64_t>& done : done_) done.store(0, std::memory_order_relaxed);
+void ActionProgress::begin_step(bool next_step_alone) {
+  for (size_t i = 0; i < done_.size(); ++i) done_[i].store(next_step_alone && !schedule_.actions[i].next_step ? kDone : 0, std::memory_order_relaxed);
 }
 
 void ActionProgress::mark_done(size_t action) {

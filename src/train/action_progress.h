@@ -15,8 +15,8 @@ class ActionProgress {
  public:
   explicit ActionProgress(const Schedule& schedule) : schedule_(schedule), done_(schedule.actions.size()) {}
 
-  /// Before a step: nothing is done.
-  void begin_step();
+  /// Before a step: nothing is done; but what is not of the next step, before work of that alone.
+  void begin_step(bool next_step_alone = false);
 
   /// Ops of an action that are done: whoever runs it raises this by one an op, and notifies.
   std::atomic<int64_t>& counter(size_t action) { return done_[action]; }

@@ -24,13 +24,13 @@ struct Shape {
 };
 struct Pipe {
   PipelineKind kind;
-  int64_t size, virtual_stages;
+  int64_t size, virtual_stages, micro_batch_group_size = 0;
 };
 
 const std::vector<Shape> kShapes = {{ModelFamily::kLlama, true, DType::kBF16, 5}, {ModelFamily::kLlama, false, DType::kF32, 7}, {ModelFamily::kGpt2, true, DType::kBF16, 6},
                                     {ModelFamily::kGpt2, false, DType::kBF16, 5}};
 const std::vector<Pipe> kPipes = {{PipelineKind::k1F1B, 1, 1},  {PipelineKind::k1F1B, 2, 1},       {PipelineKind::k1F1B, 3, 1},       {PipelineKind::kGPipe, 2, 1},
-                                  {PipelineKind::kGPipe, 4, 1}, {PipelineKind::kInterleaved, 2, 2}, {PipelineKind::kInterleaved, 2, 3}, {PipelineKind::kZbH1, 2, 1},
+                                  {PipelineKind::kGPipe, 4, 1}, {PipelineKind::kInterleaved, 2, 2}, {PipelineKind::kInterleaved, 2, 3}, {PipelineKind::kInterleaved, 2, 2, 4}, {PipelineKind::kZbH1, 2, 1},
                                   {PipelineKind::kZbH1, 4, 1},  {PipelineKind::kZbV, 2, 1},         {PipelineKind::kZbV, 3, 1},         {PipelineKind::kDualPipeV, 2, 1},
                                   {PipelineKind::kDualPipeV, 3, 1}};
 const std::vector<int64_t> kDataSizes = {1, 2, 3, 4, 8};
@@ -85,7 +85,7 @@ class CompositionTest : public testing::GroupTest {
     const Pipe& pipe = kPipes[composition[1]];
     TrainingPlanOptions options = group_options(shape.family, shape.tied, shape.dtype, dataset_);
     options.model.num_layers = shape.num_layers;
-    options.pipeline = {pipe.size, 0, pipe.kind, pipe.virtual_stages, {}, {}};
+    options.pipeline = {pipe.size, 0, pipe.kind, pipe.virtual_stages, {}, {}, pipe.micro_batch_group_size};
     options.data = {kDataSizes[composition[2]], 0, kZeroStages[composition[3]]};
     const Sharding& sharding = kShardings[composition[8]];
     if (sharding.groups > 1) options.data.shard_group_size = options.data.size % sharding.groups == 0 ? options.data.size / sharding.groups : -1;

@@ -14,7 +14,6 @@
 namespace orrery {
 namespace {
 
-constexpr int kEvalCopy = 2;
 constexpr int32_t kNoOp = -1;
 
 // The first op behind `op` before which the action waits again.
@@ -74,7 +73,7 @@ TrainingEngine::TrainingEngine(const Plan& plan, const EngineOptions& options, C
           parts.push_back({place.offset, plan.memory.parameter_offset[parameter] + place.begin * dtype_bytes(plan.stage.compute_dtype), place.end - place.begin});
     }
   const size_t sequences = sequences_.size();
-  const size_t copies = plan.options.evaluates ? 3 : 2;
+  const auto copies = static_cast<size_t>(training_copies(plan) + plan.options.evaluates);
   segment_starts_.assign(copies * (sequences * static_cast<size_t>(plan.options.segments_per_sequence) + 1), 0);
   segment_counts_.assign(copies * sequences, 1);
   for (size_t i = 0; i < plan.stage.constants.size(); ++i)
@@ -128,7 +127,7 @@ void TrainingEngine::connect() {
     messages_.emplace(plan_.schedule, static_cast<int32_t>(plan_.rank_of_stage.size()), data.size, *pipeline_group_, message_buffers(), progress_);
     message_thread_.emplace([this] {
       try {
-        messages_->run();
+        messages_->run(begins_flow_);
       } catch (...) {
         progress_.fail(std::current_exception());
       }
@@ -201,11 +200,20 @@ void TrainingEngine::initialize_weights(uint64_t seed) {
   start_from_weights();
 }
 
+std::byte* TrainingEngine::newest_data(size_t parameter) const { return arena_.data() + plan_.memory.state_offset[parameter][static_cast<size_t>(StateField::kNewest)]; }
+
+// What is about to change is no longer what work of the next step was done on.
 void TrainingEngine::for_each_newest(const std::function<void(std::byte* weight, std::byte* newest, size_t bytes)>& visit) {
+  in_flow_ = false;
   const int64_t width = dtype_bytes(plan_.stage.compute_dtype);
-  for (size_t i = 0; i < plan_.stage.parameters.size(); ++i)
+  for (size_t i = 0; i < plan_.stage.parameters.size(); ++i) {
+    if (plan_.memory.newest_whole) {
+      visit(parameter_data(i), newest_data(i), static_cast<size_t>(plan_.stage.parameters[i].num_elements() * width));
+      continue;
+    }
     for (const StatePlace& place : state_places(plan_, i, StateField::kNewest))
       visit(parameter_data(i) + (place.begin - weight_shard(plan_, i).begin) * width, state_data(place), static_cast<size_t>((place.end - place.begin) * width));
+  }
 }
 
 void TrainingEngine::start_from_weights() {
@@ -216,7 +224,7 @@ void TrainingEngine::start_from_weights() {
 void TrainingEngine::exchange_weight_versions() {
   for_each_newest([](std::byte* weight, std::byte* newest, size_t bytes) { std::swap_ranges(weight, weight + bytes, newest); });
   const DataParallel& data = plan_.options.data;
-  if (data.size > 1 && data.zero_stage >= 1 && !data.shards_weights())
+  if (data.size > 1 && data.zero_stage >= 1 && !data.shards_weights() && !plan_.memory.newest_whole)
     for (const ParameterUnit& unit : plan_.units)
       if (unit.accumulator == 0) gather_parameters(unit, "exchange weights");
   share_weights();
@@ -255,8 +263,11 @@ int64_t TrainingEngine::write_segments(int copy, const MicroBatch& batch, int32_
 ActionBinding TrainingEngine::bind(const Action& action, int copy) {
   ActionBinding binding;
   binding.chunk = action.chunk;
-  binding.gradient_buffer = action.gradient_buffer;
-  binding.source_buffer = std::max(0, action.source_buffer);
+  binding.gradient_buffer = buffer_in_step(plan_.schedule, action.gradient_buffer, step_index_);
+  binding.source_buffer = buffer_in_step(plan_.schedule, std::max(0, action.source_buffer), step_index_);
+  // What a fresh start does of its first step is on that step's batch and weights.
+  binding.newest_weights = action.next_step && !begins_flow_;
+  if (binding.newest_weights) copy = (copy + 1) % training_copies(plan_);
   binding.batch_copy = copy;
   if (action.micro_batch < 0) return binding;
   const MicroBatch& batch = plan_.schedule.micro_batches[static_cast<size_t>(action.micro_batch)];
@@ -292,7 +303,7 @@ void TrainingEngine::compute(int copy, const std::function<void()>& before_updat
   const std::span<double> sums = exchanged();
   for (size_t i = 0; i < schedule.actions.size(); ++i) {
     const Action& action = schedule.actions[i];
-    if (stream_of(action.kind) != Stream::kCompute) continue;
+    if (stream_of(action.kind) != Stream::kCompute || !runs(action)) continue;
     if (!progress_.wait_for(action)) return;
     if (world_ != nullptr) world_->set_activity(labels_[i]);
     auto begin = std::chrono::steady_clock::now();
@@ -339,23 +350,20 @@ StepResult TrainingEngine::step(int copy, const OptimizerHyper& hyper, const std
   const auto begin = std::chrono::steady_clock::now();
   std::memcpy(step_data(StepField::kHyper), &hyper, sizeof hyper);
   ORRERY_CHECK(world_ == nullptr || collective_thread_, "a rank of {} steps before connect()", plan_.options.world_size());
-  progress_.begin_step();
-  const bool alone = world_ == nullptr;
   for (Communicator* group : {world_, data_group_.get(), pipeline_group_.get(), shard_group_.get(), replica_group_.get()})
     if (group != nullptr) group->set_step(check_context().step);
   for (const auto& group : op_groups_) group->set_step(check_context().step);
-  if (!alone) collective_thread_->begin();
-  if (message_thread_) message_thread_->begin();
-  if (copy_thread_) copy_thread_->begin();
-  try {
-    compute(copy, before_update);
-  } catch (...) {
-    progress_.fail(std::current_exception());
+  if (plan_.schedule.carries && !in_flow_) {
+    // As the step before would have done.
+    --step_index_;
+    begins_flow_ = true;
+    run_streams(copy, {});
+    begins_flow_ = false;
+    ++step_index_;
   }
-  if (!alone) collective_thread_->wait();
-  if (message_thread_) message_thread_->wait();
-  if (copy_thread_) copy_thread_->wait();
-  progress_.rethrow();
+  run_streams(copy, before_update);
+  in_flow_ = plan_.schedule.carries;
+  ++step_index_;
   ++num_steps_timed_;
   step_seconds_ += seconds_since(begin);
   StepResult result;
@@ -371,22 +379,42 @@ StepResult TrainingEngine::step(int copy, const OptimizerHyper& hyper, const std
   return result;
 }
 
+void TrainingEngine::run_streams(int copy, const std::function<void()>& before_update) {
+  progress_.begin_step(begins_flow_);
+  bind_messages();
+  const bool alone = world_ == nullptr;
+  if (!alone) collective_thread_->begin();
+  if (message_thread_) message_thread_->begin();
+  if (copy_thread_) copy_thread_->begin();
+  try {
+    compute(copy, before_update);
+  } catch (...) {
+    progress_.fail(std::current_exception());
+  }
+  if (!alone) collective_thread_->wait();
+  if (message_thread_) message_thread_->wait();
+  if (copy_thread_) copy_thread_->wait();
+  progress_.rethrow();
+}
+
 int64_t TrainingEngine::evaluate(int64_t num_sequences, int64_t most_sequences, std::span<double> loss_sums) {
   ORRERY_CHECK(plan_.options.evaluates && num_sequences <= static_cast<int64_t>(sequences_.size()), "evaluation of {} sequences", num_sequences);
+  in_flow_ = false;  // activations of the next step lie where those of the evaluation will
+  const int eval_copy = this->eval_copy();
   const int64_t end = plan_.options.data.shards_weights() ? most_sequences : num_sequences;
   for (int64_t first = 0; first < end; first += plan_.micro_batch_size) {
     const MicroBatch batch{first, std::clamp<int64_t>(num_sequences - first, 0, plan_.micro_batch_size)};
     ActionBinding binding;
-    binding.batch_copy = kEvalCopy;
+    binding.batch_copy = eval_copy;
     binding.first_token = first * plan_.options.local_tokens();
     binding.num_tokens = batch.num_sequences * plan_.options.local_tokens();
-    if (batch.num_sequences > 0) binding.num_segments = write_segments(kEvalCopy, batch, 0);
+    if (batch.num_sequences > 0) binding.num_segments = write_segments(eval_copy, batch, 0);
     binding.fold = {batch.num_sequences, plan_.options.local_tokens(), nullptr, false};
     for (binding.chunk = 0; binding.chunk < plan_.stage.num_chunks(); ++binding.chunk) evaluate_stage(binding.chunk, binding);
   }
   if (!has_losses(plan_)) return 0;
-  for (int64_t sequence = 0; sequence < num_sequences; ++sequence) loss_sums[static_cast<size_t>(sequence)] = sequence_loss(kEvalCopy, sequence);
-  return count_valid(kEvalCopy, num_sequences);
+  for (int64_t sequence = 0; sequence < num_sequences; ++sequence) loss_sums[static_cast<size_t>(sequence)] = sequence_loss(eval_copy, sequence);
+  return count_valid(eval_copy, num_sequences);
 }
 
 // One stage's forward for one micro-batch between its two neighbours; boundaries are those of slot 0.

@@ -82,10 +82,12 @@ class TrainingEngine {
   /// Copies the weight of a matrix that two stages share to the rank that does not update it: after weights were loaded. Every rank.
   void share_weights();
 
-  /// Copies 0 and 1 alternate between steps, so that a loader may fill one while the other trains; copy 2 is for evaluation.
+  /// Copies [0, training_copies) take turns between steps, so that a loader may fill one while another trains; the one behind them is for evaluation.
   BatchView batch(int copy);
+  int eval_copy() const { return training_copies(plan_); }
 
-  /// One optimizer step on a copy of the batch; every rank of the group takes it. `before_update` runs when the weights are about to
+  /// One optimizer step on a copy of the batch; every rank of the group takes it. Where steps carry it works on the next copy too, which is filled, and
+  /// which the next step has to be given; what it has of that one is dropped, and done again, if an evaluation or other weights come between. `before_update` runs when the weights are about to
   /// change: a save that still reads them makes the step wait there. Errors: the communicator's (kPeerLost, kTimeout).
   StepResult step(int copy, const OptimizerHyper& hyper, const std::function<void()>& before_update = {});
   /// Losses of the first `num_sequences` sequences of the evaluation copy, one sum a sequence over the rank's tokens, into `loss_sums`; returns the number of
@@ -122,6 +124,10 @@ class TrainingEngine {
   int64_t count_valid(int copy, int64_t num_sequences);
 
   // The streams of a step. Each runs its own actions and waits for the others' through progress_.
+  void run_streams(int copy, const std::function<void()>& before_update);
+  bool runs(const Action& action) const { return !begins_flow_ || action.next_step; }
+  void bind_messages();
+  std::byte* newest_data(size_t parameter) const;  // whole
   void compute(int copy, const std::function<void()>& before_update);
   void begin_update(const std::function<void()>& before_update);
   void for_each_newest(const std::function<void(std::byte* weight, std::byte* newest, size_t bytes)>& visit);
@@ -178,6 +184,10 @@ class TrainingEngine {
   std::vector<std::string> labels_;   // by action: its text
   std::vector<ElementRange> ranges_;  // of the collective in progress
   std::vector<int32_t> slots_;        // [micro-batch][chunk]
+  // Where steps carry:
+  bool in_flow_ = false;      // work of the next step has been done
+  bool begins_flow_ = false;  // only that is being done
+  int64_t step_index_ = 0;    // which of two gradient buffers is whose (buffer_in_step)
   ActionProgress progress_;
   std::optional<MessageStream> messages_;
   std::optional<StepThread> collective_thread_, message_thread_, copy_thread_;  // last: they use everything above

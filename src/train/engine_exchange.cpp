@@ -33,7 +33,8 @@ void TrainingEngine::plan_reductions() {
 }
 
 std::byte* TrainingEngine::gradient_data(const ParameterUnit& unit, int32_t buffer) const {
-  return arena_.data() + plan_.memory.gradient_buffer_offset[static_cast<size_t>(unit.chunk)][static_cast<size_t>(buffer)] +
+  const auto here = static_cast<size_t>(buffer_in_step(plan_.schedule, buffer, step_index_));
+  return arena_.data() + plan_.memory.gradient_buffer_offset[static_cast<size_t>(unit.chunk)][here] +
          plan_.memory.gradient_offset[static_cast<size_t>(unit.first)][static_cast<size_t>(unit.accumulator)];
 }
 
@@ -112,13 +113,14 @@ void TrainingEngine::all_reduce_shards(const Action& action, const ParameterUnit
   group.all_gather_ranges({whole, static_cast<size_t>(count) * 4}, parts, label);
 }
 
-// From the ranks that update them to all.
+// From the ranks that update them to all: the newest, where work of the next step reads them.
 void TrainingEngine::gather_parameters(const ParameterUnit& unit, std::string_view label) {
   const int64_t width = dtype_bytes(plan_.stage.compute_dtype);
   for (size_t i = 0; i < unit.starts.size(); ++i) {
     const auto parameter = static_cast<size_t>(unit.first) + i;
     const int64_t first = unit.starts[i], count = plan_.stage.parameters[parameter].num_elements();
-    data_->all_gather_ranges({parameter_data(parameter), static_cast<size_t>(count * width)}, owners(unit, first, first + count, width), label);
+    std::byte* const whole = plan_.memory.newest_whole ? newest_data(parameter) : parameter_data(parameter);
+    data_->all_gather_ranges({whole, static_cast<size_t>(count * width)}, owners(unit, first, first + count, width), label);
   }
 }
 
@@ -145,7 +147,7 @@ void TrainingEngine::gather_weights(int32_t index, std::string_view label) {
 void TrainingEngine::run_collectives() {
   for (size_t i = 0; i < plan_.schedule.actions.size(); ++i) {
     const Action& action = plan_.schedule.actions[i];
-    if (stream_of(action.kind) != Stream::kCollective) continue;
+    if (stream_of(action.kind) != Stream::kCollective || !runs(action)) continue;
     if (!progress_.wait_for(action)) return;
     const auto begin = std::chrono::steady_clock::now();
     run_collective(action);
@@ -184,7 +186,7 @@ void TrainingEngine::run_copies() {
   }
 }
 
-// Where a message's bytes are; a slot's place never changes, so this is asked once.
+// Where a message's bytes are; a slot's place never changes, so this is asked once, but for sums in buffers that change places.
 std::span<std::byte> TrainingEngine::message_buffer(const Action& action) {
   const auto bytes = static_cast<size_t>(payload_bytes(plan_, action));
   if (is_boundary_message(action.kind)) {
@@ -200,11 +202,12 @@ std::span<std::byte> TrainingEngine::message_buffer(const Action& action) {
   }
   const ParameterUnit& unit = plan_.units[static_cast<size_t>(action.unit)];
   const auto parameter = static_cast<size_t>(plan_.shared->parameter);
-  if (action.kind == ActionKind::kSendWeight || action.kind == ActionKind::kRecvWeight) return {parameter_data(parameter), bytes};
+  if (action.kind == ActionKind::kSendWeight || action.kind == ActionKind::kRecvWeight) return {plan_.memory.newest_whole ? newest_data(parameter) : parameter_data(parameter), bytes};
   // The second accumulator, of which each data-parallel rank moves what it owns of the sum.
   if (plan_.options.data.shards_gradients()) return {arena_.data() + plan_.memory.gradient_shard_offset[parameter][1], bytes};
   const int64_t first_owned = unit.cuts[static_cast<size_t>(plan_.options.data.rank)] - unit.cuts.front();
-  return {arena_.data() + plan_.memory.gradient_buffer_offset[static_cast<size_t>(unit.chunk)][0] + plan_.memory.gradient_offset[parameter][1] + first_owned * 4, bytes};
+  const auto buffer = static_cast<size_t>(buffer_in_step(plan_.schedule, 0, step_index_));
+  return {arena_.data() + plan_.memory.gradient_buffer_offset[static_cast<size_t>(unit.chunk)][buffer] + plan_.memory.gradient_offset[parameter][1] + first_owned * 4, bytes};
 }
 
 std::vector<std::span<std::byte>> TrainingEngine::message_buffers() {
@@ -213,15 +216,29 @@ std::vector<std::span<std::byte>> TrainingEngine::message_buffers() {
   return buffers;
 }
 
+void TrainingEngine::bind_messages() {
+  if (!messages_ || plan_.schedule.num_swapped_buffers == 0) return;
+  for (size_t i = 0; i < plan_.schedule.actions.size(); ++i)
+    if (const Action& action = plan_.schedule.actions[i]; action.kind == ActionKind::kSendSum || action.kind == ActionKind::kRecvSum) messages_->set_buffer(i, message_buffer(action));
+}
+
 void TrainingEngine::share_weights() {
+  in_flow_ = false;
+  const DataParallel& data = plan_.options.data;
+  if (plan_.memory.newest_whole && data.size > 1 && data.zero_stage >= 1)
+    for (const ParameterUnit& unit : plan_.units)
+      if (unit.accumulator == 0) gather_parameters(unit, "share weights");
   if (!plan_.shared) return;
   const auto parameter = static_cast<size_t>(plan_.shared->parameter);
   const int peer = static_cast<int>(plan_.shared->peer / plan_.options.data.size);
   const std::span<std::byte> weight{parameter_data(parameter), static_cast<size_t>(weight_shard(plan_, parameter).size() * dtype_bytes(plan_.stage.compute_dtype))};
-  if (plan_.shared->updated_here)
-    pipeline_group_->send(weight, peer, 0, "share weights");
-  else
-    pipeline_group_->recv(weight, peer, 0, "share weights");
+  std::vector<std::span<std::byte>> versions = {weight};
+  if (plan_.memory.newest_whole) versions.push_back({newest_data(parameter), weight.size()});
+  for (const std::span<std::byte>& version : versions)
+    if (plan_.shared->updated_here)
+      pipeline_group_->send(version, peer, 0, "share weights");
+    else
+      pipeline_group_->recv(version, peer, 0, "share weights");
 }
 
 }  // namespace orrery

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <optional>
 #include <sstream>
 #include <thread>
 
@@ -19,6 +20,7 @@
 #include "comm/reduction_plan.h"
 #include "ir/op_table.h"
 #include "runtime/machine_probe.h"
+#include "runtime/offload_store.h"
 #include "train/rank_group.h"
 
 namespace orrery {
@@ -203,7 +205,7 @@ int64_t measure_ops(const Plan& plan, const EngineOptions& each, const TimingCon
 
 // The curve of one operation, in groups of neighbours that all call it at one time, on memory that no cache holds: seconds that a call takes of
 // a rank's core.
-CommCurve measure_call(Communicator& world, const CommCall& call, int num_cores, Arena& region) {
+CommCurve measure_call(Communicator& world, const CommCall& call, const StepMachine& machine, Arena& region) {
   constexpr int64_t kSizes[] = {16 << 10, 512 << 10, 4 << 20, 24 << 20};
   const auto group = world.split(world.rank() / call.group_size, world.rank(), "probe");
   const auto n = static_cast<size_t>(group->size()), rank = static_cast<size_t>(group->rank());
@@ -211,6 +213,11 @@ CommCurve measure_call(Communicator& world, const CommCall& call, int num_cores,
   std::vector<ElementRange> owners(n), byte_owners(n);
   const int next = (group->rank() + 1) % group->size(), previous = (group->rank() + group->size() - 1) % group->size();
   const auto region_bytes = static_cast<int64_t>(region.bytes());
+  std::optional<OffloadStore> store;
+  if (call.operation == "read" || call.operation == "write") {
+    store.emplace(machine.offload_place, region_bytes);
+    store->write(0, {region.data(), static_cast<size_t>(region_bytes)});  // what was never written is read faster
+  }
   CommCurve curve;
   for (const int64_t bytes : kSizes) {
     if (call.operation == "xs" && bytes > kSizes[1]) continue;
@@ -225,6 +232,8 @@ CommCurve measure_call(Communicator& world, const CommCall& call, int num_cores,
       const auto begin = Clock::now();
       if (call.operation == "rs") group->reduce_scatter(plan, DType::kF32, {&piece, 1}, owners, {&sum, 1}, "RS");
       else if (call.operation == "ag") group->all_gather_ranges({data, static_cast<size_t>(bytes)}, byte_owners, "AG");
+      else if (call.operation == "read") store->read(data - region.data(), {data, static_cast<size_t>(bytes)});
+      else if (call.operation == "write") store->write(data - region.data(), {data, static_cast<size_t>(bytes)});
       else if (call.operation == "message") {
         const auto half = static_cast<size_t>(region_bytes / 2);
         Work in = group->post_recv({region.data() + half, static_cast<size_t>(bytes)}, previous, 0, "R");
@@ -235,7 +244,7 @@ CommCurve measure_call(Communicator& world, const CommCall& call, int num_cores,
       world.barrier("BAR");
       if (repeat > 0) seconds.push_back(std::chrono::duration<double>(Clock::now() - begin).count());
     }
-    curve.emplace_back(static_cast<double>(bytes), lower_quartile(seconds) * std::min(1.0, static_cast<double>(num_cores) / world.size()));
+    curve.emplace_back(static_cast<double>(bytes), lower_quartile(seconds) * std::min(1.0, static_cast<double>(machine.num_cores) / world.size()));
   }
   return curve;
 }
@@ -246,14 +255,14 @@ int64_t measure_calls(const std::vector<CommCall>& calls, const StepMachine& mac
   const auto body = [&](Communicator& comm) {
     Arena region(kRegionBytes);
     for (size_t i = 0; i < calls.size(); ++i) {
-      CommCurve curve = measure_call(comm, calls[i], machine.num_cores, region);
+      CommCurve curve = measure_call(comm, calls[i], machine, region);
       if (comm.rank() == 0) curves[i] = std::move(curve);
     }
   };
   if (world != nullptr) body(*world);
   else if (!calls.empty()) run_local_ranks(num_ranks, {}, body);
   for (size_t i = 0; i < calls.size(); ++i)
-    if (!curves[i].empty()) times.add_comm(comm_key(calls[i].operation, calls[i].group_size, machine.transport), std::move(curves[i]));
+    if (!curves[i].empty()) times.add_comm(call_key(calls[i], machine), std::move(curves[i]));
   return static_cast<int64_t>(calls.size());
 }
 
@@ -289,6 +298,7 @@ StepMachine step_machine(const EngineOptions& options, DType compute_dtype, int 
                                options.native_arithmetic ? "" : " emulated");
   machine.num_cores = usable_cores();
   machine.threads_per_rank = rank_threads(options.num_threads, world != nullptr ? 1 : num_ranks);
+  machine.offload_place = options.offload_place;
   if (world == nullptr) return machine;
   machine.transport = "mpi";
   cpu_set_t mine;

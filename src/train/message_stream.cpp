@@ -41,7 +41,8 @@ int32_t sending_stage(const Action& action, const Schedule& schedule) {
 
 MessageStream::MessageStream(const Schedule& schedule, int32_t num_stages, int64_t ranks_apart, Communicator& group, std::vector<std::span<std::byte>> buffers, ActionProgress& progress)
     : schedule_(schedule), group_(group), buffers_(std::move(buffers)), progress_(progress) {
-  if (static_cast<int64_t>(schedule.micro_batches.size()) * num_stages > kNumTags)
+  const auto num_micro_batches = static_cast<int32_t>(schedule.micro_batches.size());
+  if (static_cast<int64_t>(num_micro_batches) * (1 + schedule.carries) * num_stages > kNumTags)
     throw Error(ErrorCode::kUnsupported, "{} micro-batches through {} stages: messages can be told apart up to a product of {}; use a larger train.micro_batch_size",
                 schedule.micro_batches.size(), num_stages, kNumTags);
   for (size_t i = 0; i < schedule.actions.size(); ++i) {
@@ -51,7 +52,7 @@ MessageStream::MessageStream(const Schedule& schedule, int32_t num_stages, int64
     message.action = i;
     message.peer = static_cast<int>(action.peer / ranks_apart);
     message.tag = kind_index(action.kind);
-    if (is_boundary_message(action.kind)) message.tag += kNumKinds * (action.micro_batch * num_stages + sending_stage(action, schedule));
+    if (is_boundary_message(action.kind)) message.tag += kNumKinds * ((action.micro_batch + (action.next_step ? num_micro_batches : 0)) * num_stages + sending_stage(action, schedule));
     message.sends = is_send(action.kind);
     message.label = to_string(action, schedule);
   }
@@ -72,8 +73,8 @@ bool MessageStream::advance(Message& message) {
   return true;
 }
 
-void MessageStream::run() {
-  for (Message& message : messages_) message.state = State::kWaiting;
+void MessageStream::run(bool next_step_alone) {
+  for (Message& message : messages_) message.state = next_step_alone && !schedule_.actions[message.action].next_step ? State::kDone : State::kWaiting;
   const int64_t timeout_ns = group_.timeout_ms() * 1'000'000;
   int64_t last_event = monotonic_ns();
   for (uint32_t last_seen = progress_.num_events();;) {

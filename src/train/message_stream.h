@@ -19,8 +19,11 @@ class MessageStream {
   /// Errors: kUnsupported when there are more micro-batches than messages can be told apart.
   MessageStream(const Schedule& schedule, int32_t num_stages, int64_t ranks_apart, Communicator& group, std::vector<std::span<std::byte>> buffers, ActionProgress& progress);
 
-  /// All messages of a step; returns when each is done or a stream has failed. Errors: the communicator's (kPeerLost, kTimeout).
-  void run();
+  /// All messages of a step, or those of the next step alone; returns when each is done or a stream has failed. Errors: the communicator's
+  /// (kPeerLost, kTimeout).
+  void run(bool next_step_alone = false);
+  /// Between steps: another place for what an action carries, as long as it was.
+  void set_buffer(size_t action, std::span<std::byte> buffer) { buffers_[action] = buffer; }
 
  private:
   enum class State : uint8_t { kWaiting, kActive, kDone };

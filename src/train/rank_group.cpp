@@ -8,8 +8,6 @@
 namespace orrery {
 namespace {
 
-constexpr int kEvalCopy = 2;
-
 BatchBuffers buffers_of(const BatchView& view) {
   return {view.ids.data(), view.targets.data(), view.positions.data(), view.segment_starts.data(), view.segment_counts.data()};
 }
@@ -136,7 +134,9 @@ void RankGroup::start_data(const Dataset& dataset, int64_t first_step) {
     options.global_batch_size = static_cast<uint64_t>(plan.options.global_batch_size);
     options.ranges = token_ranges(plan.options);
     options.sequences = batch_sequences(plan);
-    rank->data.emplace(dataset, options, std::array{buffers_of(rank->engine->batch(0)), buffers_of(rank->engine->batch(1))});
+    std::vector<BatchBuffers> buffers;
+    for (int copy = 0; copy < training_copies(plan); ++copy) buffers.push_back(buffers_of(rank->engine->batch(copy)));
+    rank->data.emplace(dataset, options, std::move(buffers));
   }
 }
 
@@ -146,7 +146,9 @@ StepResult RankGroup::step(int64_t step, const OptimizerHyper& hyper, const std:
     check_context().rank = index;
     check_context().step = step;
     const Prefetcher::Batch batch = rank.data->next();
-    const int copy = batch.buffers->ids == rank.engine->batch(0).ids.data() ? 0 : 1;
+    int copy = 0;
+    while (rank.engine->batch(copy).ids.data() != batch.buffers->ids) ++copy;
+    if (plan(index).schedule.carries) rank.data->wait_ahead();
     results_[static_cast<size_t>(index)] = rank.engine->step(copy, hyper, before_update);
   };
   on_every_rank(body);
@@ -164,7 +166,7 @@ StepResult RankGroup::evaluate(const Dataset& dataset, int64_t first, int64_t co
     const SequenceShare share = sequence_share(plan(index));
     const TrainingPlanOptions& options = plan(index).options;
     const int64_t mine = std::clamp<int64_t>(count - share.first, 0, share.count), tokens = options.local_tokens();
-    const BatchView view = rank.engine->batch(kEvalCopy);
+    const BatchView view = rank.engine->batch(rank.engine->eval_copy());
     SampleReader reader(dataset, token_ranges(options));
     int num_segments = 0;
     for (int64_t i = 0; i < mine; ++i) {

@@ -103,7 +103,7 @@ TEST_F(GroupTest, DelayedGradientsHaveTheBitsOfOneRank) {
     };
     for (const Case& one : {Case{1, 1, PipelineKind::k1F1B, 0, 4}, Case{2, 1, PipelineKind::k2Bw, 0, 2}, Case{4, 1, PipelineKind::k2Bw, 0, 1}, Case{4, 2, PipelineKind::k2Bw, 1, 1},
                             Case{2, 3, PipelineKind::k2Bw, 2, 1}, Case{2, 2, PipelineKind::k2Bw, 3, 2}, Case{2, 2, PipelineKind::kZbV, 1, 2}, Case{1, 4, PipelineKind::k1F1B, 1, 2},
-                            Case{1, 4, PipelineKind::k1F1B, 3, 2}}) {
+                            Case{1, 4, PipelineKind::k1F1B, 3, 2}, Case{2, 2, PipelineKind::k2Bw, 0, 1}, Case{3, 2, PipelineKind::k2Bw, 1, 1}, Case{2, 3, PipelineKind::k2Bw, 0, 1}, Case{3, 1, PipelineKind::k2Bw, 0, 3}}) {
       options.pipeline = {one.pipeline, 0, one.kind, 1, {}, {}};
       options.data = {one.data, 0, one.zero_stage};
       options.data.reshard_after_forward = one.micro_batch != 2;
@@ -113,6 +113,28 @@ TEST_F(GroupTest, DelayedGradientsHaveTheBitsOfOneRank) {
     options.optimizer.gradient_delay = 0;
     options.pipeline = {2, 0, PipelineKind::k2Bw, 1, {}, {}};
     EXPECT_NE(testing::error_of([&] { make_training_plans(options, workspace_traits(default_engine_options(1), testing::kGroupSequenceTokens)); }).first.find("a step late"), std::string::npos);
+  }
+}
+
+// Steps that run into each other: evaluations between them drop what was begun of the next, and ranks that share layers run it together. Same bits.
+TEST_F(GroupTest, CarriedWorkIsDroppedForAnEvaluation) {
+  TrainingPlanOptions options = group_options(ModelFamily::kGpt2, true, DType::kBF16, dataset_);
+  options.model.num_layers = 4;
+  options.optimizer.gradient_delay = 1;
+  for (int64_t tensor_size : {1, 2}) {
+    options.parallel = {.tensor_size = tensor_size};
+    options.pipeline = {};
+    options.micro_batch_size = 4;
+    const Outcome reference = train(options, 6);
+    options.pipeline = {2, 0, PipelineKind::k2Bw, 1, {}, {}};
+    options.micro_batch_size = 2;
+    const Plan plan = make_training_plans(options, workspace_traits(default_engine_options(1), testing::kGroupSequenceTokens)).front();
+    EXPECT_TRUE(plan.schedule.carries);
+    for (int every : {0, 1, 2, 5}) {
+      const Outcome outcome = train(options, 6, every);
+      EXPECT_EQ(outcome.numbers, reference.numbers) << tensor_size << " " << every;
+      EXPECT_TRUE(outcome.weights_and_state == reference.weights_and_state) << tensor_size << " " << every;
+    }
   }
 }
 

@@ -57,7 +57,8 @@ class GroupTest : public ::testing::Test {
       : shard_((write_shard(directory_ / "data.orrtok", random_documents(200, 60, kGroupVocabulary, true, 5), kGroupVocabulary), directory_ / "data.orrtok")),
         dataset_({{"data", {shard_}, 1.0}}, {.seq_len = kGroupSequenceTokens, .vocab_size = kGroupVocabulary}) {}
 
-  Outcome train(const TrainingPlanOptions& options, int num_steps = 3) {
+  /// evaluate_every: steps between evaluations, which are not in the outcome; 0: one at the end alone, which is.
+  Outcome train(const TrainingPlanOptions& options, int num_steps = 3, int evaluate_every = 0) {
     EngineOptions engine = default_engine_options(2);
     engine.offload_place = directory_.path();
     EngineOptions each = engine;
@@ -75,6 +76,11 @@ class GroupTest : public ::testing::Test {
       hyper.eps = 1e-8f;
       hyper.weight_decay = 0.1f;
       hyper.clip = 0.5f;
+      if (evaluate_every > 0 && step > 0 && step % evaluate_every == 0) {
+        group.exchange_weight_versions();
+        group.evaluate(dataset_, 3, 5);
+        group.exchange_weight_versions();
+      }
       const StepResult result = group.step(step, hyper, {});
       outcome.numbers.insert(outcome.numbers.end(), {result.loss_sum, result.gradient_norm, static_cast<double>(result.num_valid)});
     }
@@ -97,18 +103,24 @@ class GroupTest : public ::testing::Test {
     outcome.weights_and_state = first;
     for (StateField field : {StateField::kLow, StateField::kMoment1, StateField::kMoment2}) append_tensors(group.state(field, 0), outcome.weights_and_state);
     if (group.delays_gradients()) append_tensors(group.state(StateField::kNewest, 0), outcome.weights_and_state);
-    check_bytes(group, num_steps);
+    check_bytes(group, num_steps, evaluate_every > 0 ? 1 + (num_steps - 1) / evaluate_every : 1);
     return outcome;
   }
 
   // What the counters of all groups say is what the plan says, action by action.
-  static void check_bytes(const RankGroup& group, int num_steps) {
+  static void check_bytes(const RankGroup& group, int num_steps, int num_starts) {
     for (int rank = 0; rank < group.size() && group.size() > 1; ++rank) {
       const Plan& plan = group.plan(rank);
       std::map<std::string, int64_t> planned, counted;
       for (const Action& action : plan.schedule.actions)
         if (stream_of(action.kind) == Stream::kPoint || stream_of(action.kind) == Stream::kCollective) planned[to_string(action, plan.schedule)] += num_steps * bytes_sent(plan, action);
       for (const auto& [kind, bytes] : op_bytes_sent(plan)) planned[std::string(op_name(kind))] = num_steps * bytes;
+      // What a fresh start, at the beginning and after an evaluation, runs before the step.
+      Plan begun = plan;
+      std::erase_if(begun.schedule.actions, [](const Action& action) { return !action.next_step; });
+      for (const Action& action : begun.schedule.actions)
+        if (stream_of(action.kind) == Stream::kPoint) planned[to_string(action, plan.schedule)] += num_starts * bytes_sent(plan, action);
+      for (const auto& [kind, bytes] : op_bytes_sent(begun)) planned[std::string(op_name(kind))] += num_starts * bytes;
       for (const Communicator* communicator : group.communicators(rank))
         for (const CommLabelCounter& counter : communicator->label_counters())
           if (planned.count(counter.label)) counted[counter.label] += counter.bytes_sent;

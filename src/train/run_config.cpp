@@ -268,6 +268,12 @@ void add_parallel_keys(TomlSchema<RunConfig>& schema) {
            {.help = "order of a pipeline's work: gpipe, 1f1b, interleaved, zb-h1, zb-v, dualpipe-v, 2bw (delayed gradients), or the path of a schedule file",
             .also_called = {"pipeline_schedule"}})
       .key("virtual_stages", &S::virtual_stages, at_least(1, "", "stages on each rank of schedule = \"interleaved\"", "1"))
+      .key("microbatch_group_size_per_virtual_pipeline_stage", &S::microbatch_group_size_per_virtual_pipeline_stage,
+           {.help = "with schedule = \"interleaved\": micro-batches that go through a stage one after the other before the rank's next stage has its turn, at least pipeline_parallel_size; more give messages more time and keep more activations; 0: pipeline_parallel_size",
+            .unit = "micro-batches",
+            .min = 0,
+            .max = kLargestBatch,
+            .also_called = {"microbatch_group_size_per_vp_stage", "micro_batch_group_size"}})
       .key("stage_layers", &S::stage_layers,
            {.help = "layers of each stage, such as [\"3\", \"5\"]; the first stage has the embedding too, the last the head", .default_text = "by cost"})
       .key("sequence_parallel", &S::sequence_parallel,

@@ -99,6 +99,7 @@ struct ParallelSection {
   int64_t prefetch = 1;
   std::string schedule = "1f1b";
   int64_t virtual_stages = 1;
+  int64_t microbatch_group_size_per_virtual_pipeline_stage = 0;
   std::vector<std::string> stage_layers;
   bool sequence_parallel = false;
   ContextMethod context_method = ContextMethod::kRing;

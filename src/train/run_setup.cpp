@@ -125,6 +125,7 @@ void resolve_layout(RunSetup& setup, const RunResources& resources) {
   PipelineParallel& pipeline = setup.plan_options.pipeline;
   pipeline.size = parallel.pipeline_parallel_size;
   pipeline.virtual_stages = parallel.virtual_stages;
+  pipeline.micro_batch_group_size = parallel.microbatch_group_size_per_virtual_pipeline_stage;
   pipeline.stage_layers = stage_layers(parallel.stage_layers);
   if (pipeline.size > 1) set_schedule(pipeline, parallel.schedule);
   ParallelContext& tensor = setup.plan_options.parallel;
