@@ -113,7 +113,7 @@ def ranks_and_layouts(bench, family):
     bench.check(f"{family}: killed and continued with 4, 3, 8, 1 ranks", bench.digest(run), wanted)
 
 def delayed_and_offloaded(bench, family):
-    """Delayed gradients in a 2BW pipeline against one rank, killed and continued in another layout; and what is offloaded against what is not,
+    """Delayed gradients in a 2BW pipeline against one rank, evaluated in between, killed and continued in other layouts; and what is offloaded against what is not,
     killed with it and continued without."""
     common = ["train.steps=40", "train.lanes=8", "checkpoint.every_steps=5", "train.micro_batch_size=1"]
     offload = ["parallel.offload=['optimizer','activations','parameters']"]
@@ -123,14 +123,15 @@ def delayed_and_offloaded(bench, family):
     bench.check(f"{family}: a delay changes the bits", len(wanted) == 32 and wanted != plain, True)
     bench.check(f"{family}: 2bw, 2 ranks", bench.train(family, common + two_bw + ["--ranks 2"]), wanted)
     bench.check(f"{family}: 2bw, 4 ranks, ZeRO-1, state offloaded", bench.train(family, common + two_bw + ["--ranks 4", "parallel.zero_stage=1", "parallel.offload=['optimizer']"]), wanted)
+    bench.check(f"{family}: 2bw, 4 ranks, ZeRO-1, evaluated every 3 steps", bench.train(family, common + two_bw + ["--ranks 4", "parallel.zero_stage=1", "train.eval_every=3"]), wanted)
     bench.check(f"{family}: everything offloaded", bench.train(family, common + offload), plain)
     bench.check(f"{family}: everything offloaded, 2 ranks, ZeRO-3", bench.train(family, common + offload + ["--ranks 2", "parallel.zero_stage=3"]), plain)
-    for name, layouts, digest in (("2bw", (two_bw + ["--ranks 4"], ["train.gradient_delay=1"]), wanted), ("offloaded", (offload, []), plain)):
+    for name, layouts, digest in (("2bw", (two_bw + ["--ranks 4"], two_bw + ["--ranks 2"], ["train.gradient_delay=1"]), wanted), ("offloaded", (offload, []), plain)):
         for index, layout in enumerate(layouts):
             process, run = bench.start(family, common + layout, name=f"{family}-{name}")
-            while index == 0 and process.poll() is None:
+            while index + 1 < len(layouts) and process.poll() is None:
                 steps = [int(n[5:]) for n in os.listdir(run) if n.startswith("step-")] if os.path.isdir(run) else []
-                if steps and max(steps) >= 15: process.send_signal(signal.SIGKILL)
+                if steps and max(steps) >= 15 * (index + 1): process.send_signal(signal.SIGKILL)
                 time.sleep(0.002)
             process.communicate(timeout=600)
         bench.check(f"{family}: {name}, killed and continued without", bench.digest(run), digest)

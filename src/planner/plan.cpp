@@ -403,7 +403,7 @@ int64_t payload_bytes(const Plan& plan, const Action& action) {
   if (is_boundary_message(action.kind))
     return plan.schedule.micro_batches[static_cast<size_t>(action.micro_batch) % plan.schedule.micro_batches.size()].num_sequences * options.local_tokens() * options.model.hidden_size * width / (options.parallel.shares_tokens() ? options.parallel.tensor_size : 1);
   if (action.kind == ActionKind::kExchangeSums) return (plan.num_norm_blocks + options.num_losses() + 1) * 8;
-  if (action.unit < 0) return 0;
+  if (action.unit < 0 || stream_of(action.kind) == Stream::kCopy) return 0;
   const ParameterUnit& unit = plan.units[static_cast<size_t>(action.unit)];
   const int64_t own = unit.shard_size(options.data.shard());
   switch (action.kind) {
