@@ -200,6 +200,46 @@ TEST(Verify, RefusesUpdatesThatLoseAWeightVersion) {
   EXPECT_EQ(num_copies, static_cast<int>(plan.stage.parameters.size()));
 }
 
+// Where steps run into each other, each rank keeps what the next step has read as that step's weights, tied and sharded or not, and has all of it; and
+// memory of micro-batches that cross from step to step is nobody else's, the update's included.
+TEST(Verify, RefusesCarriedWorkThatLosesItsWeightsOrMemory) {
+  TrainingPlanOptions options = small_options(ModelFamily::kLlama);
+  options.optimizer.gradient_delay = 1;
+  options.micro_batch_size = 1;
+  options.recompute = Recompute::kNone;
+  options.model.tie_embeddings = true;
+  options.pipeline.size = 2, options.pipeline.kind = PipelineKind::k2Bw;
+  options.data = {2, 0, 1};
+  int num_copies = 0, num_moved = 0;
+  for (const Plan& plan : make_training_plans(options, fake_workspace)) {
+    ASSERT_TRUE(plan.schedule.carries);
+    const auto refused = [&](auto&& breaks) {
+      Plan broken = plan;
+      breaks(broken);
+      return !verify_plan(broken.stage, broken.schedule, broken.memory).empty();
+    };
+    EXPECT_FALSE(refused([](Plan&) {}));
+    const std::vector<Op>& ops = plan.stage.block(Phase::kOptimizer).ops;
+    for (size_t i = 0; i < ops.size(); ++i)
+      if (ops[i].kind == OpKind::kCopy) {
+        EXPECT_TRUE(refused([&](Plan& broken) { broken.stage.block(Phase::kOptimizer).ops.erase(broken.stage.block(Phase::kOptimizer).ops.begin() + static_cast<ptrdiff_t>(i)); })) << i;
+        ++num_copies;
+      }
+    for (size_t i = 0; i < plan.stage.parameters.size(); ++i)
+      EXPECT_TRUE(refused([&](Plan& broken) { broken.memory.state_offset[i][static_cast<size_t>(StateField::kNewest)] = -1; })) << plan.stage.parameters[i].name;
+    // What a forward saves for the backward, put where another slot of the same value is.
+    const auto num_slots = static_cast<size_t>(plan.memory.num_slots);
+    for (size_t value = 0; num_slots > 1 && value < plan.stage.values.size(); ++value) {
+      const int64_t first = plan.memory.activation_offset[value * num_slots], second = plan.memory.activation_offset[value * num_slots + 1];
+      if (first < 0 || second < 0 || first == second) continue;
+      EXPECT_TRUE(refused([&](Plan& broken) { broken.memory.activation_offset[value * num_slots + 1] = first; })) << plan.stage.values[value].name;
+      ++num_moved;
+    }
+  }
+  EXPECT_GT(num_copies, 20);
+  EXPECT_GT(num_moved, 5);
+}
+
 // Offloaded activations: memory that is taken for gone, or for back, before it is, is refused by what then lies in it.
 TEST(Verify, RefusesActivationsWhoseMemoryIsTakenTooSoon) {
   TrainingPlanOptions options = small_options(ModelFamily::kLlama);
