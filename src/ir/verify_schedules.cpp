@@ -138,6 +138,7 @@ class SetVerifier {
         if (one.slot < 0 || one.slot >= mine.num_slots[static_cast<size_t>(one.chunk)])
           problem("{} uses slot {}, its chunk has {}", called, one.slot, mine.num_slots[static_cast<size_t>(one.chunk)]);
       }
+      if (!belongs_to_batch(one.kind) && stream_of(one.kind) != Stream::kCopy && one.micro_batch >= 0) problem("{} names micro-batch {} and belongs to none", called, one.micro_batch);
       if (stream_of(one.kind) == Stream::kPoint && (one.peer < 0 || one.peer >= num_ranks() || one.peer == rank)) problem("{} names rank {} as its peer", called, one.peer);
       const int32_t num_buffers = mine.num_gradient_buffers[static_cast<size_t>(one.chunk)];
       if (stream_of(one.kind) == Stream::kCompute && one.kind != ActionKind::kOptimizer && (one.gradient_buffer < 0 || one.gradient_buffer >= num_buffers))
