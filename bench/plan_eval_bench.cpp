@@ -41,6 +41,6 @@ int main() {
   fmt::print("search, {:.2f} T parameters on 16384 devices: {:.2f} s, {} layouts priced\n", count_parameters(request.model).total / 1e12, now() - start, result.considered);
   fmt::print("{}", search_to_text(request, result, true));
   start = now();
-  replan_after_loss(request, 2, result);
+  replan_after_loss(request, 0, 2, result);
   fmt::print("re-plan after losing 2 hosts: {:.2f} s, {} devices used\n", now() - start, result.best.front().job.cluster.num_devices);
 }

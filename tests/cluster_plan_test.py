@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """`orrery plan --cluster` and `orrery simulate --cluster` from files: every number of a plan is finite and its layout divides batch and
-devices, mixtures of experts are planned and simulated while training refuses them, and each contradictory or impossible wish ends with
+devices, clusters of several kinds of devices are planned, mixtures of experts are planned and simulated while training refuses them, and each contradictory or impossible wish ends with
 status 2 and a message that says the way out."""
 import json
 import math
@@ -58,8 +58,8 @@ with tempfile.TemporaryDirectory() as folder:
     def plan(*arguments, cluster=cluster_file):
         return run("plan", run_file, "--cluster", cluster, *arguments)
 
-    def plan_of(*arguments):
-        result = plan("--json", *arguments)
+    def plan_of(*arguments, cluster=cluster_file):
+        result = plan("--json", *arguments, cluster=cluster)
         assert result.returncode == 0, result.stderr
         assert "nan" not in result.stdout.lower()
         report = json.loads(result.stdout)
@@ -86,6 +86,30 @@ with tempfile.TemporaryDirectory() as folder:
             assert part in result.stderr, (part, result.stderr)
         assert "nan" not in result.stdout.lower(), result.stdout
 
+    # Devices of two kinds: every layout says what is where, and what it says adds up.
+    mixed_file = str(folder / "mixed.toml")
+    pathlib.Path(mixed_file).write_text('[[devices]]\nkind = "H100"\ncount = 16\n[[devices]]\nkind = "A100-40GB"\ncount = 16\n[prices]\nper_device_hour = 2\n')
+    mixed = plan_of(cluster=mixed_file)
+    staged = 0
+    for layout in mixed["finalists"] + mixed["pareto"]:
+        placement = layout["placement"]
+        assert sum(part["devices"] for part in placement) == layout["devices"], layout
+        assert all(part["memory_bytes"] <= part["capacity_bytes"] for part in placement), layout
+        assert math.prod(axis["size"] for axis in layout["axes"]) == layout["devices"], layout
+        assert all(1 <= axis["in_one_domain"] <= min(8, axis["size"]) for axis in layout["axes"]), layout
+        if "layers" not in placement[0]:
+            continue
+        staged += 1
+        ranks = [rank for part in placement for rank in range(part["pipeline_ranks"][0], part["pipeline_ranks"][1] + 1)]
+        assert ranks == list(range(int(layout["pipeline_parallel_size"]))), layout
+        assert sum(sum(part["layers"]) for part in placement) == 32, layout
+    assert staged > 0
+    faster = plan_of(cluster=cluster_file)  # as many H100
+    assert faster["finalists"][0]["step_seconds"] < mixed["finalists"][0]["step_seconds"]
+    slower_file = str(folder / "slower.toml")
+    pathlib.Path(slower_file).write_text('[devices]\nkind = "A100-40GB"\ncount = 16\n')
+    assert mixed["finalists"][0]["step_seconds"] < plan_of(cluster=slower_file)["finalists"][0]["step_seconds"]
+
     refused(run("train", run_file, *sets(f"model.{key}" for key in EXPERTS)), "model.num_experts = 16", "orrery plan --cluster")
     refused(plan("--set", "model.num_experts=16"), "num_experts_per_tok")
     refused(plan("--set", "model.num_experts_per_tok=2"), "without `model.num_experts`")
@@ -107,6 +131,8 @@ with tempfile.TemporaryDirectory() as folder:
         ("count = 32", "count = 12", "multiple of devices.per_node"),
         ("count = 32", "count = 32\nmemory_gib = 0", "memory_gib"),
         ("H100", "Abacus", "Abacus"),
+        ("H100", "H1000", "did you mean H100"),
+        ("", '[[devices]]\nkind = "A100"\ncount = 8\n', "devices"),
         ("per_device_hour = 2", "pue = 0.5", "pue"),
     ):
         bad = folder / "bad.toml"

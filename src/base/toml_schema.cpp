@@ -236,12 +236,20 @@ class Reader {
     for (const auto& [name, node] : root) {
       const auto sections = table_.sections();
       if (std::find(sections.begin(), sections.end(), name.str()) == sections.end()) unknown_section(name, node);
+      const RepeatedSection* repeated = table_.find_repeated(name.str());
       const toml::table* section = node.as_table();
+      if (repeated != nullptr && node.is_array_of_tables()) {
+        const toml::array& list = *node.as_array();
+        repeated->resize(config_, list.size());
+        for (size_t i = 0; i < list.size(); ++i) read_section(name.str(), *list[i].as_table(), list[i], i, repeated);
+        continue;
+      }
       if (!section) {
         throw_at_place(ErrorCode::kInvalidConfig, place_of(name), fmt::format("`{}` is {}", name.str(), type_name(node)),
-                       fmt::format("expected the section [{}]", name.str()));
+                       fmt::format("expected the section [{0}]{1}", name.str(), repeated ? fmt::format(" or several [[{}]]", name.str()) : ""));
       }
-      for (const auto& [key_name, value] : *section) read_key(name.str(), key_name, value);
+      if (repeated != nullptr && repeated->size(config_) == 0) repeated->resize(config_, 1);
+      read_section(name.str(), *section, node, 0, repeated);
     }
   }
 
@@ -260,13 +268,19 @@ class Reader {
             .text = std::string(document_.text)};
   }
 
-  void read_key(std::string_view section, const toml::key& name, const toml::node& node) const {
+  void read_section(std::string_view section, const toml::table& keys, const toml::node& node, size_t element, const RepeatedSection* repeated) const {
+    const std::string path = repeated ? element_path(section, element) : std::string(section);
+    text_.add(path, place_of(node));
+    for (const auto& [key_name, value] : keys) read_key(section, key_name, value, element, path);
+  }
+
+  void read_key(std::string_view section, const toml::key& name, const toml::node& node, size_t element, const std::string& section_path) const {
     const KeyInfo* key = table_.find(section, name.str());
     if (key == nullptr) unknown_key(section, name);
     const Given given{*key, node, place_of(node)};
     KeyValue value = key->options.requires_feature.empty() ? read_value(given) : read_unavailable(given);
-    key->set(config_, std::move(value));
-    text_.add(key->path(), given.place);
+    key->set(config_, element, std::move(value));
+    text_.add(section_path + "." + key->name, given.place);
   }
 
   /// A value written out in full is fine when it is the default: that is how a resolved file reads back.
@@ -442,6 +456,8 @@ std::string key_value_to_toml(const KeyInfo& key, const KeyValue& value) {
   return {};
 }
 
+std::string element_path(std::string_view section, size_t element) { return fmt::format("{}[{}]", section, element); }
+
 void throw_at_place(ErrorCode code, const KeyPlace& place, const std::string& message, const std::string& hint) {
   std::string text = place.line > 0 ? fmt::format("{}:{}:{}: {}", place.file, place.line, place.column, message)
                                     : fmt::format("{}: {}", place.file, message);
@@ -489,6 +505,13 @@ std::vector<std::string> SchemaTable::sections() const {
   return names;
 }
 
+const RepeatedSection* SchemaTable::find_repeated(std::string_view section) const {
+  for (const RepeatedSection& repeated : repeated_) {
+    if (repeated.name == section) return &repeated;
+  }
+  return nullptr;
+}
+
 void SchemaTable::read_into(void* config, std::string_view toml_text, const std::string& file,
                             std::span<const std::string> overrides, ConfigText& text) const {
   text.file = file;
@@ -503,13 +526,17 @@ void SchemaTable::read_into(void* config, std::string_view toml_text, const std:
 std::string SchemaTable::write_from(const void* config) const {
   std::string result;
   for (const std::string& section : sections()) {
-    std::string body;
-    for (const KeyInfo& key : keys_) {
-      if (key.section != section) continue;
-      const std::string value = key_value_to_toml(key, key.get(config));
-      if (!value.empty()) body += fmt::format("{} = {}\n", key.name, value);
+    const RepeatedSection* repeated = find_repeated(section);
+    const size_t count = repeated ? repeated->size(config) : 1;
+    for (size_t element = 0; element < count; ++element) {
+      std::string body;
+      for (const KeyInfo& key : keys_) {
+        if (key.section != section) continue;
+        const std::string value = key_value_to_toml(key, key.get(config, element));
+        if (!value.empty()) body += fmt::format("{} = {}\n", key.name, value);
+      }
+      if (!body.empty()) result += fmt::format("{}{}\n{}", result.empty() ? "" : "\n", count > 1 ? "[[" + section + "]]" : "[" + section + "]", body);
     }
-    if (!body.empty()) result += fmt::format("{}[{}]\n{}", result.empty() ? "" : "\n", section, body);
   }
   return result;
 }

@@ -63,8 +63,9 @@ struct KeyInfo {
   KeyOptions options;
   std::vector<std::string_view> choices;
   std::string default_toml;  // as it would be written; empty: no default
-  std::function<void(void* config, KeyValue value)> set;
-  std::function<KeyValue(const void* config)> get;
+  // `element` of a section that may be repeated; others have one, element 0.
+  std::function<void(void* config, size_t element, KeyValue value)> set;
+  std::function<KeyValue(const void* config, size_t element)> get;
 
   std::string path() const { return section + "." + name; }
   /// "integer, default 8", "one of bf16, f32; default bf16".
@@ -84,7 +85,10 @@ struct KeyPlace {
 [[noreturn]] void throw_at_place(ErrorCode code, const KeyPlace& place, const std::string& message,
                                  const std::string& hint = {});
 
-/// What was read: which keys were given and where.
+/// "devices[1]": how ConfigText calls an element of a section that may be repeated. Its keys are "devices[1].kind".
+std::string element_path(std::string_view section, size_t element);
+
+/// What was read: which sections and keys were given and where.
 class ConfigText {
  public:
   bool given(const std::string& path) const { return places_.contains(path); }
@@ -98,12 +102,20 @@ class ConfigText {
   std::map<std::string, KeyPlace> places_;
 };
 
+/// A section that may be written once, [name], or several times, [[name]]: a list in the order of the file.
+struct RepeatedSection {
+  std::string name;
+  std::function<void(void* config, size_t count)> resize;  // to as many elements, each with its defaults
+  std::function<size_t(const void* config)> size;
+};
+
 /// The table without the type; TomlSchema<Config> is what owners use.
 class SchemaTable {
  public:
   std::span<const KeyInfo> keys() const { return keys_; }
   const KeyInfo* find(std::string_view section, std::string_view name) const;
   std::vector<std::string> sections() const;  // in declared order
+  const RepeatedSection* find_repeated(std::string_view section) const;  // nullptr: written once
 
   /// "## [train]" and a table per section.
   std::string markdown() const;
@@ -116,6 +128,7 @@ class SchemaTable {
   std::string write_from(const void* config) const;
 
   std::vector<KeyInfo> keys_;
+  std::vector<RepeatedSection> repeated_;
 };
 
 namespace detail {
@@ -155,32 +168,44 @@ KeyKind kind_of() {
 
 }  // namespace detail
 
-/// The table of a two-level value: Config has one member per section, a section one member per key. An enum member needs
-/// `std::span<const std::string_view> config_names(E)` beside its type: the names in the order of the enumerators, from 0.
+/// The table of a two-level value: Config has one member per section (a list of them for a section that may be repeated), a section one
+/// member per key. An enum member needs `std::span<const std::string_view> config_names(E)` beside its type: the names in the order of the
+/// enumerators, from 0.
 template <typename Config>
 class TomlSchema : public SchemaTable {
  public:
   template <typename Section>
+  using SectionOf = std::function<Section&(Config& config, size_t element)>;
+
+  template <typename Section>
   class SectionBuilder {
    public:
-    SectionBuilder(TomlSchema& schema, std::string name, Section Config::*member)
-        : schema_(schema), name_(std::move(name)), member_(member) {}
+    SectionBuilder(TomlSchema& schema, std::string name, Section defaults, SectionOf<Section> section)
+        : schema_(schema), name_(std::move(name)), defaults_(std::move(defaults)), section_(std::move(section)) {}
 
     template <typename T>
     SectionBuilder& key(std::string name, T Section::*member, KeyOptions options) {
-      schema_.add(name_, std::move(name), member_, member, std::move(options));
+      schema_.add(name_, std::move(name), defaults_, section_, member, std::move(options));
       return *this;
     }
 
    private:
     TomlSchema& schema_;
     std::string name_;
-    Section Config::*member_;
+    Section defaults_;
+    SectionOf<Section> section_;
   };
 
   template <typename Section>
   SectionBuilder<Section> section(std::string name, Section Config::*member) {
-    return {*this, std::move(name), member};
+    return {*this, std::move(name), Config{}.*member, [member](Config& config, size_t) -> Section& { return config.*member; }};
+  }
+
+  template <typename Section>
+  SectionBuilder<Section> repeated_section(std::string name, std::vector<Section> Config::*member) {
+    repeated_.push_back({name, [member](void* config, size_t count) { (static_cast<Config*>(config)->*member).resize(count); },
+                         [member](const void* config) { return (static_cast<const Config*>(config)->*member).size(); }});
+    return {*this, std::move(name), Section{}, [member](Config& config, size_t element) -> Section& { return (config.*member).at(element); }};
   }
 
   /// `overrides` are "section.key=value". Errors: kInvalidConfig with place, nearest name and allowed values; kUnsupported for
@@ -197,8 +222,8 @@ class TomlSchema : public SchemaTable {
 
  private:
   template <typename Section, typename T>
-  void add(const std::string& section, std::string name, Section Config::*section_member, T Section::*member,
-           KeyOptions options) {
+  void add(const std::string& section, std::string name, const Section& defaults, const SectionOf<Section>& section_of,
+           T Section::*member, KeyOptions options) {
     using Plain = typename detail::unwrap_optional<T>::type;
     KeyInfo key;
     key.section = section;
@@ -209,8 +234,8 @@ class TomlSchema : public SchemaTable {
       const auto names = config_names(Plain{});
       key.choices.assign(names.begin(), names.end());
     }
-    key.set = [section_member, member](void* config, KeyValue value) {
-      T& target = static_cast<Config*>(config)->*section_member.*member;
+    key.set = [section_of, member](void* config, size_t element, KeyValue value) {
+      T& target = section_of(*static_cast<Config*>(config), element).*member;
       if (std::holds_alternative<std::monostate>(value)) {
         target = T{};
       } else if constexpr (std::is_enum_v<Plain>) {
@@ -219,8 +244,7 @@ class TomlSchema : public SchemaTable {
         target = std::get<Plain>(std::move(value));
       }
     };
-    key.get = [section_member, member](const void* config) -> KeyValue {
-      const T& source = static_cast<const Config*>(config)->*section_member.*member;
+    const auto value_of = [](const T& source) -> KeyValue {
       if constexpr (detail::unwrap_optional<T>::value) {
         if (!source) return std::monostate{};
         if constexpr (std::is_enum_v<Plain>)
@@ -233,8 +257,11 @@ class TomlSchema : public SchemaTable {
         return source;
       }
     };
-    const Config defaults{};
-    key.default_toml = value_to_toml(key, key.get(&defaults));
+    key.get = [section_of, member, value_of](const void* config, size_t element) {
+      // Read only, though the accessor is the one that `set` writes through.
+      return value_of(section_of(*const_cast<Config*>(static_cast<const Config*>(config)), element).*member);
+    };
+    key.default_toml = value_to_toml(key, value_of(defaults.*member));
     keys_.push_back(std::move(key));
   }
 

@@ -95,7 +95,8 @@ std::string KeyInfo::type_text() const {
 std::string SchemaTable::markdown() const {
   std::string result;
   for (const std::string& section : sections()) {
-    result += fmt::format("\n## [{}]\n\n| Key | Type | Default | Meaning |\n|---|---|---|---|\n", section);
+    const std::string title = find_repeated(section) ? fmt::format("[{0}], or several [[{0}]]", section) : fmt::format("[{}]", section);
+    result += fmt::format("\n## {}\n\n| Key | Type | Default | Meaning |\n|---|---|---|---|\n", title);
     for (const KeyInfo& key : keys_) {
       if (key.section != section) continue;
       std::string type = kind_text(key);
@@ -126,7 +127,9 @@ std::string SchemaTable::json_schema(std::string_view title) const {
       schema["description"] = fmt::format("{} ({})", key.options.help, key.type_text());
       properties[key.name] = std::move(schema);
     }
-    root["properties"][section] = {{"type", "object"}, {"properties", std::move(properties)}, {"additionalProperties", false}};
+    nlohmann::ordered_json schema = {{"type", "object"}, {"properties", std::move(properties)}, {"additionalProperties", false}};
+    if (find_repeated(section)) schema = {{"anyOf", {schema, {{"type", "array"}, {"items", schema}}}}};
+    root["properties"][section] = std::move(schema);
   }
   return root.dump(2) + "\n";
 }

@@ -90,16 +90,33 @@ int64_t lifetime(const PlacedBuffer& buffer) {
   return std::accumulate(buffer.alive.begin(), buffer.alive.end(), int64_t{0}, [](int64_t sum, const auto& interval) { return sum + interval[1] - interval[0]; });
 }
 
+// Which buffers are alive at the same time: asked once for all orders that are tried, as a buffer may live in hundreds of intervals.
+class Overlaps {
+ public:
+  explicit Overlaps(const std::vector<PlacedBuffer>& buffers) : row_words_((buffers.size() + 63) / 64), bits_(row_words_ * buffers.size(), 0) {
+    for (size_t a = 0; a < buffers.size(); ++a)
+      for (size_t b = 0; b < a; ++b)
+        if (overlap_in_time(buffers[a], buffers[b])) set(a, b), set(b, a);
+  }
+  bool operator()(size_t a, size_t b) const { return bits_[a * row_words_ + b / 64] >> (b % 64) & 1; }
+
+ private:
+  void set(size_t a, size_t b) { bits_[a * row_words_ + b / 64] |= uint64_t{1} << (b % 64); }
+
+  size_t row_words_;
+  std::vector<uint64_t> bits_;
+};
+
 // Greedy best fit: each buffer goes into the smallest gap that holds it between the placed buffers alive at the same time.
-int64_t place_in_order(std::vector<PlacedBuffer>& buffers, const std::vector<size_t>& order) {
+int64_t place_in_order(std::vector<PlacedBuffer>& buffers, const std::vector<size_t>& order, const Overlaps& overlaps) {
   std::vector<size_t> by_offset;  // placed so far, ascending
   int64_t height = 0;
   for (size_t index : order) {
     PlacedBuffer& buffer = buffers[index];
     int64_t best_offset = -1, best_gap = std::numeric_limits<int64_t>::max(), top = 0;
     for (size_t other_index : by_offset) {
+      if (!overlaps(index, other_index)) continue;
       const PlacedBuffer& other = buffers[other_index];
-      if (!overlap_in_time(buffer, other)) continue;
       const int64_t gap = other.offset - top;
       if (gap >= buffer.bytes && gap < best_gap) {
         best_gap = gap;
@@ -128,21 +145,22 @@ int64_t place_buffers(std::vector<PlacedBuffer>& buffers) {
       },
       [](const PlacedBuffer& a, const PlacedBuffer& b) { return a.alive.front() < b.alive.front(); },
   };
-  std::vector<PlacedBuffer> best;
+  std::vector<int64_t> best;
   const int64_t bound = live_bytes_lower_bound(buffers);
+  const Overlaps overlaps(buffers);
   int64_t best_height = std::numeric_limits<int64_t>::max();
   for (Less less : kOrders) {
     if (best_height <= bound) break;
     std::vector<size_t> order(buffers.size());
     std::iota(order.begin(), order.end(), 0);
     std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return less(buffers[a], buffers[b]); });
-    const int64_t height = place_in_order(buffers, order);
-    if (height < best_height) {
-      best_height = height;
-      best = buffers;
-    }
+    const int64_t height = place_in_order(buffers, order, overlaps);
+    if (height >= best_height) continue;
+    best_height = height;
+    best.clear();
+    for (const PlacedBuffer& buffer : buffers) best.push_back(buffer.offset);
   }
-  buffers = std::move(best);
+  for (size_t i = 0; i < buffers.size(); ++i) buffers[i].offset = best[i];
   return buffers.empty() ? 0 : best_height;
 }
 

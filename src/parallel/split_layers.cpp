@@ -1,7 +1,10 @@
 #include "parallel/split_layers.h"
 
 #include <algorithm>
+#include <functional>
 #include <limits>
+#include <queue>
+#include <utility>
 
 #include "base/error.h"
 
@@ -40,6 +43,30 @@ std::vector<int32_t> split_layers(std::span<const double> costs, int32_t num_sta
   }
   ends.push_back(num_layers);
   return ends;
+}
+
+std::optional<std::vector<int32_t>> share_layers(std::span<const RankLoad> ranks, int32_t num_layers) {
+  std::vector<int32_t> layers;
+  // When each rank would have one layer more done; the earliest on top, of equals the first rank.
+  using Done = std::pair<double, size_t>;
+  std::priority_queue<Done, std::vector<Done>, std::greater<>> next;
+  const auto offer = [&](size_t rank) {
+    if (layers[rank] < ranks[rank].most) next.emplace(ranks[rank].base + ranks[rank].per_layer * (layers[rank] + 1), rank);
+  };
+  int32_t left = num_layers;
+  for (size_t rank = 0; rank < ranks.size(); ++rank) {
+    layers.push_back(ranks[rank].least);
+    left -= ranks[rank].least;
+    offer(rank);
+  }
+  for (; left > 0 && !next.empty(); --left) {
+    const size_t rank = next.top().second;
+    next.pop();
+    ++layers[rank];
+    offer(rank);
+  }
+  if (left != 0) return std::nullopt;
+  return layers;
 }
 
 }  // namespace orrery

@@ -1,7 +1,10 @@
-// Uneven stages by cost: which consecutive layers each stage of a pipeline has, so that the slowest stage is as fast as it can be.
+// Uneven stages by cost: which consecutive layers each stage of a pipeline has, so that the slowest stage is as fast as it can be, on equal
+// ranks or on ranks that differ in speed and memory.
 #pragma once
 
 #include <cstdint>
+#include <limits>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -12,5 +15,16 @@ namespace orrery {
 /// head as a last one. Exact, O(stages * layers^2).
 /// Error: kInvalidConfig when there are more stages than layers.
 std::vector<int32_t> split_layers(std::span<const double> costs, int32_t num_stages);
+
+/// A rank of a pipeline whose ranks differ: what it takes without layers and for each, and how few and how many it can have.
+struct RankLoad {
+  double base = 0, per_layer = 0;
+  int32_t least = 0, most = std::numeric_limits<int32_t>::max();
+};
+
+/// How many of `num_layers` equal layers each rank gets, so that the largest of base + layers * per_layer is as small as it can be; among
+/// equals the earlier ranks have more. Exact: each layer goes to the rank that has it done first. O(num_layers * log ranks).
+/// None when the ranks' least are too many or their most too few.
+std::optional<std::vector<int32_t>> share_layers(std::span<const RankLoad> ranks, int32_t num_layers);
 
 }  // namespace orrery

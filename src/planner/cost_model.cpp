@@ -192,7 +192,7 @@ class StepModel {
     const double embed = 6 * tokens_ * m_.hidden * 2 / memory_ / (l_.sequence_parallel ? t : 1);
 
     // --- pipeline ---
-    const double layers_per_stage = m_.num_layers / l_.pp, slow_layers = std::ceil(layers_per_stage - 1e-9);
+    const double layers_per_stage = l_.stage_layers > 0 ? l_.stage_layers : m_.num_layers / l_.pp, slow_layers = std::ceil(layers_per_stage - 1e-9);
     const double stage_mean = layer * layers_per_stage + (head + embed) / l_.pp;
     double stage_slow = layer * slow_layers + (l_.pp == 1 ? head + embed : 0);
     if (l_.pp > 1) {
@@ -200,12 +200,9 @@ class StepModel {
       const double last_layers = std::max(0.0, m_.num_layers - slow_layers * (l_.pp - 1));
       stage_slow = std::max(stage_slow, layer * (last_layers > 0 ? last_layers : layers_per_stage) + head);
     }
-    // With F = W = B/2, H1 leaves a third of the fill idle and a V none of it.
     const double handoff = handoff_seconds();
-    const bool v_shape = l_.schedule == PipelineSchedule::kZeroBubbleV;
-    const double idle_share = v_shape ? 0 : l_.schedule == PipelineSchedule::kZeroBubbleH1 ? 1.0 / 3 : 1 / l_.virtual_stages;
     const double steady = l_.num_micro_batches * (stage_slow + handoff);
-    const double fill = (l_.pp - 1) * idle_share * (stage_mean + handoff);
+    const double fill = (l_.pp - 1) * idle_share(l_) * (stage_mean + handoff);
 
     // --- gradients and optimizer ---
     const double rank_params = layers_per_stage * layer_params + count_.embedding / t / (l_.pp > 1 ? 2 : 1), rank_experts = layers_per_stage * expert_params;
@@ -338,7 +335,7 @@ class StepModel {
   // Of a rank and micro-batch: all its chunks' messages; a V-shaped schedule crosses every boundary twice.
   double handoff_seconds() const {
     if (l_.pp <= 1) return 0;
-    const double ranks = l_.tp * l_.cp * l_.dp, bytes = message_bytes() / (l_.sequence_parallel ? l_.tp : 1) * 2 * l_.virtual_stages;
+    const double ranks = l_.tp * l_.cp * (l_.pipeline_inside ? 1 : l_.dp), bytes = message_bytes() / (l_.sequence_parallel ? l_.tp : 1) * 2 * l_.virtual_stages;
     const bool crosses = ranks >= domain_ || ranks * l_.pp > domain_;
     const double once = (k_[old_ ? kHandoffOld : kHandoffModern] + bytes / (crosses ? links_.network : links_.link)) * k_[kPpExposed];
     return l_.schedule == PipelineSchedule::kZeroBubbleV ? 2 * once : once;
@@ -346,8 +343,9 @@ class StepModel {
   double gradient_reduction(double rank_params, double rank_experts) const {
     if (l_.dp * l_.cp <= 1 || fsdp_) return 0;
     const double bytes_per_param = l_.zero == ZeroStage::kNone ? 4 : 6;
-    double seconds = ring(links_, domain_, l_.dp * l_.cp, l_.tp, rank_params * bytes_per_param);
-    if (rank_experts > 0) seconds += ring(links_, domain_, std::max(1.0, l_.dp * l_.cp / l_.ep), l_.tp * l_.ep, rank_experts * bytes_per_param);
+    const double between = l_.pipeline_inside ? l_.pp : 1;  // stages lie between two replicas
+    double seconds = ring(links_, domain_, l_.dp * l_.cp, l_.tp * between, rank_params * bytes_per_param);
+    if (rank_experts > 0) seconds += ring(links_, domain_, std::max(1.0, l_.dp * l_.cp / l_.ep), l_.tp * l_.ep * between, rank_experts * bytes_per_param);
     return seconds * k_[kDpExposed];
   }
   // Reads and writes of weight, master, two moments and gradient; offloaded, the 12 bytes of state cross to the host and back.
@@ -370,6 +368,11 @@ class StepModel {
 };
 
 }  // namespace
+
+double idle_share(const JobLayout& layout) {
+  if (layout.schedule == PipelineSchedule::kZeroBubbleV) return 0;
+  return layout.schedule == PipelineSchedule::kZeroBubbleH1 ? 1.0 / 3 : 1 / layout.virtual_stages;
+}
 
 StepCost predict_step(const TrainingJob& job, const CostConstants& constants) { return StepModel(job, constants).cost(); }
 

@@ -57,6 +57,9 @@ struct StepCost {
 /// Pure and without allocation. The job's fields are positive and consistent (check_job).
 StepCost predict_step(const TrainingJob& job, const CostConstants& constants);
 
+/// Share of a pipeline's fill in which the schedule leaves a rank idle: with F = W = B/2, H1 a third, a V nothing.
+double idle_share(const JobLayout& layout);
+
 /// Bytes on the fullest rank: weights, gradients, optimizer, activations, temporary gathers. Not the allocator's reserve.
 struct MemoryCost {
   double weights = 0, gradients = 0, optimizer = 0, activations = 0, temporary = 0;
@@ -64,6 +67,17 @@ struct MemoryCost {
   double total() const { return weights + gradients + optimizer + activations + temporary; }
 };
 MemoryCost predict_memory(const TrainingJob& job);
+
+/// What one rank of a pipeline holds.
+struct StageContent {
+  double layers = 0, moe_layers = 0;  // of them, those with experts
+  double embeddings = 0;              // copies of the vocabulary matrix
+  double in_flight = 1;               // micro-batches whose activations it keeps
+  bool has_head = false;
+};
+MemoryCost predict_stage_memory(const TrainingJob& job, const StageContent& content);
+/// Micro-batches, of all a rank's layers, whose activations pipeline rank `rank` keeps at the fullest moment.
+double micro_batches_in_flight(const JobLayout& layout, double rank);
 
 /// Watts of one device during a step, modelled: idle plus the share of time in which it computes.
 double predict_device_watts(const TrainingJob& job, const StepCost& cost);

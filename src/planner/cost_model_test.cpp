@@ -83,8 +83,6 @@ TEST(CostModel, TraitsOfDevicesAreSane) {
     EXPECT_GT(device.power_watts, device.idle_watts);
     EXPECT_FALSE(device.source.empty());
   }
-  EXPECT_EQ(find_device("H100-80GB")->name, "H100");
-  EXPECT_EQ(find_device("Cerebras"), nullptr);
 }
 
 const std::string kHeader =

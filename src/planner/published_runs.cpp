@@ -282,7 +282,7 @@ PublishedRun read_run(const Row& row, int line) {
   run.source = row.text("source"), run.system = row.text("system"), run.model_name = row.text("model_name");
   run.release = run.system;
   run.job.model = read_model(row, run.skipped);
-  const AcceleratorSpec* device = find_device(row.text("gpu"));
+  const AcceleratorSpec* device = find_device_in_text(row.text("gpu"));
   if (!device) {
     if (run.skipped.empty()) run.skipped = row.text("gpu").empty() ? "the device is not stated" : fmt::format("device \"{}\" is not in the catalogue", row.text("gpu"));
     device = find_device("H100");

@@ -28,13 +28,13 @@ int64_t whole(double value) { return static_cast<int64_t>(value); }
 // What orders layouts whose objectives are equal, so that the winner does not depend on the order of visits.
 auto layout_order(const JobLayout& l) {
   return std::tuple(l.tp, l.pp, l.cp, l.ep, l.virtual_stages, static_cast<int>(l.schedule), static_cast<int>(l.zero), l.shard_size, static_cast<int>(l.recompute), l.offload_optimizer,
-                    -l.micro_batch, !l.sequence_parallel, l.dp);
+                    -l.micro_batch, !l.sequence_parallel, l.pipeline_inside, l.dp);
 }
 
 // What stands in "why not", and in the order of Family below.
-enum : size_t { kZero, kPipeline = 4, kNoPipeline, kNoTensor, kTensorInside, kTensorAcross, kContext, kExpert, kRecompute, kNoRecompute, kOffload, kSchedule, kNumFamilies = kSchedule + 5 };
+enum : size_t { kZero, kPipeline = 4, kPipelineInside, kMixedPipeline, kMixedReplicas, kNoPipeline, kNoTensor, kTensorInside, kTensorAcross, kContext, kExpert, kRecompute, kNoRecompute, kOffload, kSchedule, kNumFamilies = kSchedule + 5 };
 constexpr std::array<std::string_view, kNumFamilies> kFamilyNames = {
-    "no sharding (zero 0)", "sharded optimizer (zero 1)", "sharded gradients (zero 2)", "fully sharded (zero 3)", "pipeline parallel", "no pipeline", "no tensor parallelism",
+    "no sharding (zero 0)", "sharded optimizer (zero 1)", "sharded gradients (zero 2)", "fully sharded (zero 3)", "pipeline parallel", "pipelines inside a domain", "stages on several kinds of devices", "replicas on several kinds of devices", "no pipeline", "no tensor parallelism",
     "tensor parallel inside a domain", "tensor parallel across domains", "context parallel", "expert parallel", "full recompute", "no recompute", "optimizer offloaded to the host",
     "schedule 1f1b", "schedule gpipe", "schedule interleaved", "schedule zb-h1", "schedule zb-v"};
 
@@ -43,6 +43,8 @@ void for_families(const Candidate& c, Use use) {
   const JobLayout& l = c.job.layout;
   use(kZero + static_cast<size_t>(l.zero));
   use(l.pp > 1 ? kPipeline : kNoPipeline);
+  if (l.pipeline_inside) use(kPipelineInside);
+  if (c.parts.size() > 1) use(c.is_mixed_pipeline() ? kMixedPipeline : kMixedReplicas);
   use(l.tp == 1 ? kNoTensor : l.tp <= c.job.cluster.domain_size ? kTensorInside : kTensorAcross);
   if (l.cp > 1) use(kContext);
   if (l.ep > 1) use(kExpert);
@@ -55,7 +57,7 @@ void for_families(const Candidate& c, Use use) {
 struct Family {
   double best = std::numeric_limits<double>::infinity();
   Candidate candidate;
-  double least_bytes = std::numeric_limits<double>::infinity();
+  double least_missing = std::numeric_limits<double>::infinity();  // bytes on the fullest rank
 };
 
 double num_steps(const SearchRequest& request) {
@@ -66,45 +68,109 @@ class Search {
  public:
   Search(const SearchRequest& request, SearchResult& result) : request_(request), result_(result) {
     result_ = {};
-    result_.device = request.cluster.device_spec();
-    result_.capacity_bytes = capacity_ = result_.device.memory_bytes * request.memory_fraction - kContextBytes;
+    for (size_t group = 0; group < request.cluster.devices.size(); ++group) {
+      result_.devices.push_back(request.cluster.device_spec(group));
+      result_.capacity_bytes.push_back(result_.devices.back().memory_bytes * request.memory_fraction - kContextBytes);
+      counts_.push_back(request.cluster.devices[group].count);
+    }
     host_capacity_ = request.cluster.tiers.host_gib_per_device * 1073741824.0;
     parameters_ = count_parameters(request.model);
   }
 
   /// Whether some layout of all the devices fits, whatever it takes.
   bool fits() {
-    visit_devices(request_.cluster.devices.count);
+    visit();
     return !result_.best.empty();
   }
 
   void run() {
-    const int64_t all = request_.cluster.devices.count;
     // Fewer devices may cost less or draw less; for time every device counts, so halves are tried only where they could win.
-    for (int64_t n = all; n >= 1; n /= 2) {
-      visit_devices(n);
+    for (;;) {
+      visit();
       if (request_.objective == Objective::kTime && !result_.best.empty()) break;
-      if (n % 2 != 0) break;
+      if (std::any_of(counts_.begin(), counts_.end(), [](int64_t count) { return count % 2 != 0; })) break;
+      for (int64_t& count : counts_) count /= 2;
     }
     finish();
   }
 
  private:
-  void visit_devices(int64_t n) {
+  // Every set of groups: its devices as one pool, and pipelines over them in every order.
+  void visit() {
+    for (uint32_t mask = 1; mask < 1u << counts_.size(); ++mask) {
+      std::vector<size_t> groups;
+      for (size_t group = 0; group < counts_.size(); ++group)
+        if (mask >> group & 1) groups.push_back(group);
+      if (std::any_of(groups.begin(), groups.end(), [&](size_t group) { return counts_[group] == 0; })) continue;
+      visit_pool(groups);
+      if (groups.size() == 1) continue;
+      do visit_pipelines(groups);
+      while (std::next_permutation(groups.begin(), groups.end()));
+    }
+  }
+
+  DevicePart part_of(size_t group, int64_t num_devices, int64_t num_ranks) const {
+    const AcceleratorSpec& device = result_.devices[group];
+    DevicePart part;
+    part.group = static_cast<int32_t>(group), part.num_devices = static_cast<double>(num_devices), part.num_ranks = static_cast<int32_t>(num_ranks);
+    part.capacity_bytes = result_.capacity_bytes[group];
+    part.cluster = {.device = &device,
+                    .num_devices = static_cast<double>(num_devices),
+                    .domain_size = static_cast<double>(request_.cluster.domain_size(group)),
+                    .link_bytes_per_second = device.link_bytes_per_second,
+                    .network_bytes_per_second = device.network_bytes_per_second,
+                    .host_bytes_per_second = request_.cluster.links.host_gbytes_per_second * 1e9};
+    return part;
+  }
+
+  template <typename Use>
+  void for_context_degrees(Use use) const {
+    for (int64_t cp = 1; cp <= request_.max_context_parallel && cp * 4096 <= std::max<int64_t>(4096, whole(request_.model.seq_len)); cp *= 2) use(cp);
+  }
+
+  // Layouts whose replicas are each on devices of one kind.
+  void visit_pool(const std::vector<size_t>& groups) {
+    std::vector<DevicePart> parts;
+    int64_t n = 0;
+    for (const size_t group : groups) parts.push_back(part_of(group, counts_[group], 0)), n += counts_[group];
+    // Collectives over all replicas go as fast as the slowest network.
+    for (DevicePart& part : parts)
+      for (const DevicePart& other : parts) part.cluster.network_bytes_per_second = std::min(part.cluster.network_bytes_per_second, other.cluster.network_bytes_per_second);
     const int64_t heads = whole(request_.model.num_heads), layers = whole(request_.model.num_layers);
     for (const int64_t tp : divisors(heads, std::min(request_.max_tensor_parallel, n)))
       for (const int64_t pp : divisors(n, std::min(request_.max_pipeline_parallel, layers))) {
         if (n % (tp * pp) != 0) continue;
-        for (int64_t cp = 1; cp <= request_.max_context_parallel && cp * 4096 <= std::max<int64_t>(4096, whole(request_.model.seq_len)); cp *= 2) {
-          if (n % (tp * pp * cp) != 0) continue;
+        for_context_degrees([&](int64_t cp) {
+          if (n % (tp * pp * cp) != 0) return;
+          if (groups.size() > 1 && std::any_of(groups.begin(), groups.end(), [&](size_t group) { return counts_[group] % (tp * pp * cp) != 0; })) return;
           const int64_t dp = n / (tp * pp * cp);
-          if (std::fmod(request_.global_batch, static_cast<double>(dp)) != 0) continue;
-          visit_degrees(n, tp, pp, cp, dp);
-        }
+          if (std::fmod(request_.global_batch, static_cast<double>(dp)) != 0) return;
+          visit_degrees(parts, tp, pp, cp, dp);
+        });
       }
   }
 
-  void visit_degrees(int64_t n, int64_t tp, int64_t pp, int64_t cp, int64_t dp) {
+  // Pipelines whose stages are on the groups in this order, as many on each as it has room for.
+  void visit_pipelines(const std::vector<size_t>& groups) {
+    int64_t fewest = counts_[groups.front()];
+    for (const size_t group : groups) fewest = std::min(fewest, counts_[group]);
+    for (const int64_t tp : divisors(whole(request_.model.num_heads), std::min(request_.max_tensor_parallel, fewest)))
+      for_context_degrees([&](int64_t cp) {
+        for (const int64_t dp : divisors(whole(request_.global_batch), fewest / (tp * cp))) {
+          const int64_t stage_devices = tp * cp * dp;
+          std::vector<DevicePart> parts;
+          int64_t pp = 0;
+          for (const size_t group : groups) {
+            const int64_t ranks = counts_[group] / stage_devices;
+            parts.push_back(part_of(group, ranks * stage_devices, ranks));
+            pp += ranks;
+          }
+          if (pp <= std::min(request_.max_pipeline_parallel, whole(request_.model.num_layers))) visit_degrees(parts, tp, pp, cp, dp);
+        }
+      });
+  }
+
+  void visit_degrees(const std::vector<DevicePart>& parts, int64_t tp, int64_t pp, int64_t cp, int64_t dp) {
     std::vector<int64_t> expert_degrees = {1};
     if (request_.model.num_experts > 0)
       for (const int64_t d : divisors(whole(request_.model.num_experts), dp * cp))
@@ -116,12 +182,13 @@ class Search {
       c.job.model = request_.model;
       c.job.format = request_.format;
       c.job.stack = SoftwareStack::kMegatronCore;
-      c.job.cluster = {.device = &result_.device,
-                       .num_devices = static_cast<double>(n),
-                       .domain_size = static_cast<double>(request_.cluster.domain_size()),
-                       .link_bytes_per_second = result_.device.link_bytes_per_second,
-                       .network_bytes_per_second = result_.device.network_bytes_per_second,
-                       .host_bytes_per_second = request_.cluster.links.host_gbytes_per_second * 1e9};
+      c.parts = parts;
+      c.job.cluster = parts.front().cluster;
+      c.job.cluster.num_devices = 0;
+      for (const DevicePart& part : parts) {
+        c.job.cluster.num_devices += part.num_devices;
+        c.job.cluster.domain_size = std::min(c.job.cluster.domain_size, part.cluster.domain_size);
+      }
       visit_sharding(c);
     }
   }
@@ -140,7 +207,11 @@ class Search {
         l.shard_size = shard;
         for (const bool offload : {false, true}) {
           l.offload_optimizer = offload;
+          l.pipeline_inside = false;
           visit_batches(c);
+          // The other place for pipelines differs only where a domain holds a whole one and not all of them.
+          l.pipeline_inside = l.pp > 1 && !c.is_mixed_pipeline() && l.tp * l.cp * l.pp <= c.job.cluster.domain_size && c.job.cluster.num_devices > c.job.cluster.domain_size;
+          if (l.pipeline_inside) visit_batches(c);
         }
       }
     }
@@ -152,16 +223,14 @@ class Search {
     // Weights, gradients and optimizer do not depend on what follows: when they alone are too much, so is everything below here.
     l.micro_batch = 1, l.num_micro_batches = per_replica, l.recompute = RecomputeKind::kFull, l.virtual_stages = 1;
     l.schedule = PipelineSchedule::kOneForwardOneBackward, l.sequence_parallel = l.tp > 1;
-    const MemoryCost least = predict_memory(c.job);
-    if (request_.prune && (least.weights + least.gradients + least.optimizer > capacity_ || least.host > host_capacity_)) {
+    if (const double missing = request_.prune ? missing_states(c) : 0; missing > 0) {
       ++result_.pruned_by_memory;
-      note_misfit(c, least);
+      note_misfit(c, missing);
       return;
     }
     // Nothing is faster than the model's own work at the peak of the products, on every device.
     if (request_.prune && result_.best.size() == static_cast<size_t>(kFinalists) && request_.objective == Objective::kTime) {
-      const double bound = model_flops() / c.job.cluster.num_devices / peak_flops();
-      if (num_steps(request_) * bound > worst_kept_) {
+      if (num_steps(request_) * model_flops() / peak_flops(c) > worst_kept_) {
         ++result_.pruned_by_time;
         return;
       }
@@ -184,9 +253,11 @@ class Search {
           with_schedule(PipelineSchedule::kGpipe, 1);
           with_schedule(PipelineSchedule::kZeroBubbleH1, 1);
           if (layers_per_stage >= 2) with_schedule(PipelineSchedule::kZeroBubbleV, 1);
-          if (std::fmod(request_.model.num_layers, l.pp) == 0 && std::fmod(l.num_micro_batches, l.pp) == 0)
+          // Unequal ranks cut their layers into unequal stages anyway.
+          const bool mixed = c.is_mixed_pipeline();
+          if ((mixed || std::fmod(request_.model.num_layers, l.pp) == 0) && std::fmod(l.num_micro_batches, l.pp) == 0)
             for (double v = 2; v <= layers_per_stage && v <= 12; ++v)
-              if (std::fmod(layers_per_stage, v) == 0) with_schedule(PipelineSchedule::kInterleaved, v);
+              if (mixed || std::fmod(layers_per_stage, v) == 0) with_schedule(PipelineSchedule::kInterleaved, v);
         }
       }
     }
@@ -195,27 +266,74 @@ class Search {
   double model_flops() const {
     return request_.global_batch * request_.model.seq_len * 6 * (parameters_.active - parameters_.embedding / 2);
   }
-  double peak_flops() const {
-    const AcceleratorSpec& d = result_.device;
-    return std::max({d.bf16_flops, request_.format >= NumberFormat::kFp8 ? d.fp8_flops : 0, request_.format == NumberFormat::kFp4 ? d.fp4_flops : 0});
+  double peak_flops(const Candidate& c) const {
+    double sum = 0;
+    for (const DevicePart& part : c.parts) {
+      const AcceleratorSpec& d = *part.cluster.device;
+      sum += part.num_devices * std::max({d.bf16_flops, request_.format >= NumberFormat::kFp8 ? d.fp8_flops : 0, request_.format == NumberFormat::kFp4 ? d.fp4_flops : 0});
+    }
+    return sum;
+  }
+
+  double least_capacity(const Candidate& c) const {
+    double least = c.parts.front().capacity_bytes;
+    for (const DevicePart& part : c.parts) least = std::min(least, part.capacity_bytes);
+    return least;
+  }
+  // Bytes by which the fullest rank does not fit, however its batch is cut; at most 0: it may fit.
+  double missing_states(Candidate& c) const {
+    if (c.is_mixed_pipeline()) {
+      // A V has the head where the embedding is, all others at the other end.
+      double missing = place_mixed_pipeline(c.job, c.parts, host_capacity_, /*states_only=*/true).missing_bytes;
+      c.job.layout.schedule = PipelineSchedule::kZeroBubbleV;
+      missing = std::min(missing, place_mixed_pipeline(c.job, c.parts, host_capacity_, /*states_only=*/true).missing_bytes);
+      c.job.layout.schedule = PipelineSchedule::kOneForwardOneBackward;
+      return missing;
+    }
+    const MemoryCost least = predict_memory(c.job);
+    return std::max(least.weights + least.gradients + least.optimizer - least_capacity(c), least.host - host_capacity_);
+  }
+
+  // Memory and time of the step. Returns the bytes that are missing on the fullest rank; at most 0: it fits.
+  double place(Candidate& c) const {
+    if (c.is_mixed_pipeline()) {
+      const PlacedStep placed = place_mixed_pipeline(c.job, c.parts, host_capacity_);
+      c.step = placed.step, c.memory = placed.memory;
+      return placed.fits ? 0 : std::max(1.0, placed.missing_bytes);
+    }
+    c.memory = predict_memory(c.job);
+    const double missing = std::max(c.memory.total() - least_capacity(c), c.memory.host - host_capacity_);
+    if (missing > 0) return missing;
+    c.step = predict_step(c.job, default_constants());
+    if (c.parts.size() == 1) {
+      c.parts.front().step = c.step, c.parts.front().memory = c.memory;
+      return missing;
+    }
+    TrainingJob local = c.job;
+    for (DevicePart& part : c.parts) {
+      local.cluster = part.cluster;
+      part.step = predict_step(local, default_constants()), part.memory = c.memory;
+      if (part.step.seconds > c.step.seconds) c.step = part.step;
+    }
+    return missing;
   }
 
   void score(Candidate& c) {
     ++result_.considered;
-    c.memory = predict_memory(c.job);
-    if (c.memory.total() > capacity_ || c.memory.host > host_capacity_) {
-      note_misfit(c, c.memory);
+    if (const double missing = place(c); missing > 0) {
+      note_misfit(c, missing);
       return;
     }
     ++result_.scored;
-    c.step = predict_step(c.job, default_constants());
     price_run(request_, c);
     note_family(c);
     if (!fastest_ || c.run_seconds < fastest_seconds_) fastest_ = true, fastest_seconds_ = c.run_seconds;
     if (!cheapest_ || c.money < least_money_) cheapest_ = true, least_money_ = c.money;
     if ((request_.deadline_seconds > 0 && c.run_seconds > request_.deadline_seconds) || (request_.budget > 0 && c.money > request_.budget)) return;
     keep(c);
-    Candidate& point = pareto_[c.job.cluster.num_devices];
+    uint32_t kinds = 0;
+    for (const DevicePart& part : c.parts) kinds |= 1u << part.group;
+    Candidate& point = pareto_[{c.job.cluster.num_devices, kinds}];
     if (point.run_seconds == 0 || c.run_seconds < point.run_seconds) point = c;
   }
 
@@ -239,9 +357,9 @@ class Search {
       if (c.objective < family.best) family.best = c.objective, family.candidate = c;
     });
   }
-  void note_misfit(const Candidate& c, const MemoryCost& memory) {
-    least_total_ = std::min(least_total_, memory.total());
-    for_families(c, [&](size_t id) { families_[id].least_bytes = std::min(families_[id].least_bytes, memory.total()); });
+  void note_misfit(const Candidate& c, double missing) {
+    least_missing_ = std::min(least_missing_, missing);
+    for_families(c, [&](size_t id) { families_[id].least_missing = std::min(families_[id].least_missing, missing); });
   }
 
   void finish() {
@@ -252,51 +370,61 @@ class Search {
       const IntervalFactors interval = shipped_intervals(classify(c.job)).unseen;
       c.low_seconds = c.step.seconds * interval.low, c.high_seconds = c.step.seconds * interval.high;
     }
-    for (const auto& [n, c] : pareto_) result_.pareto.push_back(c);
+    for (const auto& [devices, c] : pareto_) result_.pareto.push_back(c);
     std::sort(result_.pareto.begin(), result_.pareto.end(), [](const auto& a, const auto& b) { return a.run_seconds < b.run_seconds; });
     for (size_t id = 0; id < families_.size(); ++id) {
       const Family& family = families_[id];
       const bool feasible = std::isfinite(family.best);
-      if (feasible || std::isfinite(family.least_bytes)) result_.families.push_back({std::string(kFamilyNames[id]), "", feasible, family.candidate, family.least_bytes - capacity_});
+      if (feasible || std::isfinite(family.least_missing)) result_.families.push_back({std::string(kFamilyNames[id]), "", feasible, family.candidate, family.least_missing});
     }
     explain_families(result_);
   }
 
   [[noreturn]] void fail() const {
-    const int64_t n = request_.cluster.devices.count;
+    const std::string devices = devices_text(request_.cluster);
     if (fastest_)
       throw Error(ErrorCode::kInvalidConfig, "no layout meets the limits: wanted {}{}{}; the fastest layout takes {}, the cheapest costs {:.0f}; give it more time or money, or more devices than {}",
                   request_.deadline_seconds > 0 ? "at most " + format_duration(request_.deadline_seconds) : "", request_.deadline_seconds > 0 && request_.budget > 0 ? " and " : "",
-                  request_.budget > 0 ? fmt::format("at most {:.0f}", request_.budget) : "", format_duration(fastest_seconds_), least_money_, n);
-    if (std::isfinite(least_total_)) {
-      const int64_t devices = smallest_that_fits();
-      throw Error(ErrorCode::kInvalidConfig, "the model does not fit: {:.1f} B parameters need {} on the fullest of {} {} devices, each has {} for tensors; {}",
-                  parameters_.total / 1e9, format_bytes(least_total_), n, result_.device.name, format_bytes(std::max(0.0, capacity_)),
-                  devices > 0 ? fmt::format("the smallest cluster of them that would hold it has {}", devices)
-                              : fmt::format("no number of them that global_batch_size = {} can use would hold it: more sequences, shorter ones, or devices with more memory", request_.global_batch));
+                  request_.budget > 0 ? fmt::format("at most {:.0f}", request_.budget) : "", format_duration(fastest_seconds_), least_money_, devices);
+    if (std::isfinite(least_missing_)) {
+      const size_t grown = roomiest_group();
+      const int64_t count = smallest_that_fits(grown);
+      const bool several = result_.devices.size() > 1;
+      const std::string name(result_.devices[grown].name);
+      throw Error(ErrorCode::kInvalidConfig, "the model does not fit: {:.1f} B parameters need {} more than the fullest of {} has for tensors ({}{}); {}", parameters_.total / 1e9, format_bytes(least_missing_),
+                  devices, several ? "at most " : "", format_bytes(std::max(0.0, result_.capacity_bytes[grown])),
+                  count == 0  ? fmt::format("no number of {} that global_batch_size = {} can use would hold it: more sequences, shorter ones, or devices with more memory", several ? name : "them", request_.global_batch)
+                  : several   ? fmt::format("the smallest cluster with more {} that would hold it has of them {}", name, count)
+                              : fmt::format("the smallest cluster of them that would hold it has {}", count));
     }
-    throw Error(ErrorCode::kInvalidConfig, "no layout divides global_batch_size = {} over {} devices with {} heads and {} layers; a batch that is a multiple of a power of two helps", request_.global_batch, n,
+    throw Error(ErrorCode::kInvalidConfig, "no layout divides global_batch_size = {} over {} with {} heads and {} layers; a batch that is a multiple of a power of two helps", request_.global_batch, devices,
                 request_.model.num_heads, request_.model.num_layers);
   }
 
-  /// The fewest devices in whole hosts that some layout fits on: twice as many until one does, then by halves between. 0: none.
-  int64_t smallest_that_fits() const {
+  size_t roomiest_group() const {
+    const auto most = std::max_element(result_.capacity_bytes.begin(), result_.capacity_bytes.end());
+    return static_cast<size_t>(most - result_.capacity_bytes.begin());
+  }
+
+  /// The fewest devices of the group in whole hosts that some layout fits on: twice as many until one does, then by halves between. 0: none.
+  int64_t smallest_that_fits(size_t group) const {
     SearchRequest more = request_;
     more.objective = Objective::kTime, more.deadline_seconds = more.budget = 0;
+    DevicesSection& devices = more.cluster.devices[group];
     SearchResult other;
     const auto fits_on = [&](int64_t hosts) {
-      more.cluster.devices.count = hosts * more.cluster.devices.per_node;
+      devices.count = hosts * devices.per_node;
       return Search(more, other).fits();
     };
     constexpr int kDoublings = 20;
-    int64_t low = std::max<int64_t>(1, more.cluster.devices.count / more.cluster.devices.per_node), high = low;
+    int64_t low = std::max<int64_t>(1, devices.count / devices.per_node), high = low;
     for (int i = 0; i < kDoublings; ++i, low = high)
       if (fits_on(high *= 2)) {
         while (high - low > 1) {
           const int64_t middle = low + (high - low) / 2;
           (fits_on(middle) ? high : low) = middle;
         }
-        return high * more.cluster.devices.per_node;
+        return high * devices.per_node;
       }
     return 0;
   }
@@ -304,12 +432,13 @@ class Search {
   const SearchRequest& request_;
   SearchResult& result_;
   ParameterCount parameters_;
-  double capacity_ = 0, host_capacity_ = 0, worst_kept_ = std::numeric_limits<double>::infinity();
-  double least_total_ = std::numeric_limits<double>::infinity();
+  std::vector<int64_t> counts_;  // devices of each group in use
+  double host_capacity_ = 0, worst_kept_ = std::numeric_limits<double>::infinity();
+  double least_missing_ = std::numeric_limits<double>::infinity();
   bool fastest_ = false, cheapest_ = false;
   double fastest_seconds_ = 0, least_money_ = 0;
   std::array<Family, kNumFamilies> families_;
-  std::map<double, Candidate> pareto_;
+  std::map<std::pair<double, uint32_t>, Candidate> pareto_;  // by devices and their kinds
 };
 
 }  // namespace
@@ -322,10 +451,19 @@ void price_run(const SearchRequest& request, Candidate& candidate) {
   candidate.checkpoint_interval_seconds = std::max(best_checkpoint_interval(failures), candidate.step.seconds);
   candidate.goodput = request.total_tokens > 0 ? goodput(failures, candidate.checkpoint_interval_seconds) : 1;
   candidate.run_seconds = num_steps(request) * candidate.step.seconds / candidate.goodput;
-  const double nodes = std::ceil(candidate.job.cluster.num_devices / static_cast<double>(request.cluster.devices.per_node));
-  const double watts = candidate.job.cluster.num_devices * predict_device_watts(candidate.job, candidate.step) + nodes * request.cluster.prices.node_overhead_watts;
+  double watts = 0, hourly = 0;
+  for (const DevicePart& part : candidate.parts) {
+    const auto group = static_cast<size_t>(part.group);
+    TrainingJob local = candidate.job;
+    local.cluster.device = part.cluster.device;
+    StepCost step = candidate.parts.size() > 1 ? part.step : candidate.step;
+    step.seconds = candidate.step.seconds;  // whoever is done earlier waits
+    const double nodes = std::ceil(part.num_devices / static_cast<double>(request.cluster.devices[group].per_node));
+    watts += part.num_devices * predict_device_watts(local, step) + nodes * request.cluster.prices.node_overhead_watts;
+    hourly += part.num_devices * request.cluster.per_device_hour(group);
+  }
   candidate.kwh = watts * request.cluster.prices.pue * candidate.run_seconds / 3.6e6;
-  candidate.money = candidate.run_seconds / 3600 * candidate.job.cluster.num_devices * request.cluster.prices.per_device_hour + candidate.kwh * request.cluster.prices.per_kwh;
+  candidate.money = candidate.run_seconds / 3600 * hourly + candidate.kwh * request.cluster.prices.per_kwh;
   candidate.carbon_kg = candidate.kwh * request.cluster.prices.carbon_g_per_kwh / 1000;
   switch (request.objective) {
     case Objective::kTime: candidate.objective = candidate.run_seconds; break;
@@ -336,7 +474,30 @@ void price_run(const SearchRequest& request, Candidate& candidate) {
 }
 
 bool is_better(const Candidate& a, const Candidate& b) {
-  return a.objective != b.objective ? a.objective < b.objective : layout_order(a.job.layout) < layout_order(b.job.layout);
+  if (a.objective != b.objective) return a.objective < b.objective;
+  const auto order_a = layout_order(a.job.layout), order_b = layout_order(b.job.layout);
+  if (order_a != order_b) return order_a < order_b;
+  return std::lexicographical_compare(a.parts.begin(), a.parts.end(), b.parts.begin(), b.parts.end(),
+                                      [](const DevicePart& x, const DevicePart& y) { return std::tuple(x.group, -x.num_devices, x.num_ranks) < std::tuple(y.group, -y.num_devices, y.num_ranks); });
+}
+
+void use_devices_of(const SearchResult& result, Candidate& candidate) {
+  for (DevicePart& part : candidate.parts) part.cluster.device = &result.devices[static_cast<size_t>(part.group)];
+  candidate.job.cluster.device = candidate.parts.front().cluster.device;
+}
+
+std::vector<AxisSpan> axis_spans(const Candidate& candidate) {
+  const JobLayout& l = candidate.job.layout;
+  using Axis = std::pair<std::string_view, double>;
+  const Axis data = {"data", l.dp}, pipeline = {"pipeline", l.pp};
+  const std::array<Axis, 4> axes = {Axis{"tensor", l.tp}, Axis{"context", l.cp}, l.pipeline_inside ? pipeline : data, l.pipeline_inside ? data : pipeline};
+  std::vector<AxisSpan> spans;
+  double stride = 1;
+  for (const auto& [axis, size] : axes) {
+    if (size > 1) spans.push_back({axis, size, stride, std::clamp(std::floor(candidate.job.cluster.domain_size / stride), 1.0, size)});
+    stride *= size;
+  }
+  return spans;
 }
 
 std::vector<std::string_view> families_of(const Candidate& candidate) {
@@ -372,38 +533,39 @@ void search_layouts(const SearchRequest& request, SearchResult& result) {
     throw Error(ErrorCode::kInvalidConfig, "the search needs layers, hidden size, heads, sequence length and global batch of at least 1; found {} layers, hidden {}, {} heads, {} tokens, batch {}",
                 request.model.num_layers, request.model.hidden, request.model.num_heads, request.model.seq_len, request.global_batch);
   Search(request, result).run();
-  const PricesSection& prices = request.cluster.prices;
-  if (!request.front || request.objective != Objective::kTime || request.total_tokens <= 0 || (prices.per_device_hour <= 0 && prices.per_kwh <= 0)) return;
+  if (!request.front || request.objective != Objective::kTime || request.total_tokens <= 0 || !request.cluster.has_prices()) return;
   // For time every device counts, so the search above saw one number of them; the front of time against money has more points.
   constexpr int kHalvings = 5;
   SearchRequest fewer = request;
   fewer.front = false, fewer.deadline_seconds = fewer.budget = 0;
   SearchResult other;
-  for (int i = 0; i < kHalvings && fewer.cluster.devices.count % (2 * request.cluster.devices.per_node) == 0; ++i) {
-    fewer.cluster.devices.count /= 2;
+  const auto halves = [](const DevicesSection& hosts) { return hosts.count % (2 * hosts.per_node) == 0; };
+  for (int i = 0; i < kHalvings && std::all_of(fewer.cluster.devices.begin(), fewer.cluster.devices.end(), halves); ++i) {
+    for (DevicesSection& hosts : fewer.cluster.devices) hosts.count /= 2;
     try {
       search_layouts(fewer, other);
     } catch (const Error&) {
       break;  // too small to hold the model
     }
     Candidate point = other.best.front();
-    point.job.cluster.device = &result.device;
+    use_devices_of(result, point);
     if (point.money < result.pareto.back().money) result.pareto.push_back(point);
   }
 }
 
-void replan_after_loss(SearchRequest request, int64_t lost_nodes, SearchResult& result) {
-  const int64_t left = request.cluster.devices.count - lost_nodes * request.cluster.devices.per_node;
-  if (left < 1) throw Error(ErrorCode::kInvalidConfig, "{} hosts of {} devices lost: none of {} devices is left", lost_nodes, request.cluster.devices.per_node, request.cluster.devices.count);
+void replan_after_loss(SearchRequest request, size_t group, int64_t lost_nodes, SearchResult& result) {
+  DevicesSection& hosts = request.cluster.devices.at(group);
+  const int64_t per_node = hosts.per_node, all = hosts.count, left = std::max<int64_t>(0, all - lost_nodes * per_node);
+  const bool has_others = request.cluster.num_devices() > all;
+  if (left < 1 && !has_others) throw Error(ErrorCode::kInvalidConfig, "{} hosts of {} devices lost: none of {} devices is left", lost_nodes, per_node, all);
   // Using every device that is left may leave only odd degrees, which can be slower than fewer devices. So the largest count of whole
   // hosts that some layout can use competes with the multiples of a sixteenth of the largest power of two: at most 17 searches more.
-  const int64_t per_node = request.cluster.devices.per_node;
   request.front = false;
   auto try_count = [&](int64_t n, SearchResult& into) {
-    request.cluster.devices.count = n;
+    hosts.count = n;
     try {
       search_layouts(request, into);
-      return into.best.front().job.cluster.num_devices == static_cast<double>(n);
+      return has_others || into.best.front().job.cluster.num_devices == static_cast<double>(n);
     } catch (const Error&) {
       if (n <= per_node) throw;
       return false;
@@ -412,13 +574,13 @@ void replan_after_loss(SearchRequest request, int64_t lost_nodes, SearchResult& 
   int64_t chosen = left;
   while (!try_count(chosen, result) && chosen > per_node) chosen -= std::min(per_node, chosen - 1);
   Candidate best = result.best.front();
-  const int64_t power = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(left)));
+  const int64_t power = left > 0 ? static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(left))) : 0;
   const int64_t step = std::max(per_node, power / 16);
   SearchResult other;
   for (int64_t n = left / step * step; n >= power && n > per_node; n -= step)
     if (n % per_node == 0 && try_count(n, other) && is_better(other.best.front(), best)) best = other.best.front(), chosen = n;
-  request.cluster.devices.count = chosen;
-  search_layouts(request, result);  // again: a job points at the device of its own result
+  hosts.count = chosen;
+  search_layouts(request, result);  // again: a job points at the devices of its own result
 }
 
 }  // namespace orrery

@@ -1,6 +1,7 @@
-// The search for a layout: every combination of the parallel degrees, schedule, sharding, recompute, offload and micro-batch that the
-// model and the cluster allow, scored in closed form, pruned by lower bounds of memory and time. Budgets are counts, so equal inputs
-// give an equal plan, whatever the machine. Not here: what the closed form only estimates of the finalists (simulate/finalists.h).
+// The search for a layout: every combination of the parallel degrees, schedule, sharding, recompute, offload, micro-batch and place on the
+// hierarchy that the model and the cluster allow, scored in closed form, pruned by lower bounds of memory and time. Where there are several
+// kinds of devices: each alone, replicas on several, and pipelines whose stages are on several, in every order. Budgets are counts, so equal
+// inputs give an equal plan, whatever the machine. Not here: what the closed form only estimates of the finalists (simulate/finalists.h).
 #pragma once
 
 #include <array>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "planner/cost_constants.h"
+#include "planner/mixed_pipeline.h"
 #include "topology/cluster.h"
 
 namespace orrery {
@@ -33,17 +35,24 @@ struct SearchRequest {
 
 /// One layout with what it takes. Money is in the unit of the cluster's prices.
 struct Candidate {
-  TrainingJob job;  // its cluster.device points into the result
+  TrainingJob job;  // its devices are those of the first part, their number that of all
+  // Where it runs; every cluster.device points into the result. Several parts without ranks: each has whole replicas, and the slowest and
+  // the smallest device count for all. Several with ranks: stages of every pipeline, in the order of the parts.
+  std::vector<DevicePart> parts;
   StepCost step;
-  MemoryCost memory;
+  MemoryCost memory;  // of the rank with the least room left
   double goodput = 1, checkpoint_interval_seconds = 0;
   double run_seconds = 0, money = 0, kwh = 0, carbon_kg = 0;
   double objective = 0;
   double low_seconds = 0, high_seconds = 0;  // 90 % interval of a step
   // Of finalists (simulate/finalists.h):
   double closed_form_seconds = 0;  // of a step, where `step` is from events; else 0
-  int64_t mapped_bytes = 0;        // the exact memory map of the fullest rank; 0: not made, for the reason that `not_mapped` gives
+  int64_t mapped_bytes = 0;        // the exact memory map of the rank with the least room; 0: not made, for the reason that `not_mapped` gives
+  double mapped_over = 0;          // by how much that rank does not fit; negative: what is left
   std::string not_mapped;
+
+  /// Whether stages of a pipeline are on different kinds of devices.
+  bool is_mixed_pipeline() const { return parts.size() > 1 && parts.front().num_ranks > 0; }
 };
 
 /// Why a family of layouts lost: its best member, or what it lacks.
@@ -55,20 +64,23 @@ struct FamilyVerdict {
 };
 
 struct SearchResult {
-  AcceleratorSpec device;
+  std::vector<AcceleratorSpec> devices;  // of the cluster's groups
   std::vector<Candidate> best;  // best first, at most kFinalists
   std::vector<FamilyVerdict> families;
   std::vector<Candidate> pareto;  // time against money, fastest first
   int64_t considered = 0, pruned_by_memory = 0, pruned_by_time = 0, scored = 0;
   int64_t simulated = 0, mapped = 0, dropped = 0;  // of the finalists: stepped through by events, laid out to the byte, found not to fit or too late
-  double capacity_bytes = 0;                       // of a device, for tensors
+  std::vector<double> capacity_bytes;              // of a device of each group, for tensors
 };
 
 inline constexpr int64_t kFinalists = 200;
 
-/// Errors: kInvalidConfig when no layout divides the batch and the devices, when none fits in memory (says the smallest cluster of
-/// this device that would hold the model), and when deadline or budget cannot be met (says what the best layout takes).
+/// Errors: kInvalidConfig when no layout divides the batch and the devices, when none fits in memory (says the smallest cluster that would
+/// hold the model: of this device, or with more of the kind that has most memory), and when deadline or budget cannot be met (says what the best layout takes).
 void search_layouts(const SearchRequest& request, SearchResult& result);
+
+/// Makes the candidate's devices those of `result`, whose groups are the same.
+void use_devices_of(const SearchResult& result, Candidate& candidate);
 
 /// From `step.seconds` to what a run takes: goodput, time, energy, money and the objective.
 void price_run(const SearchRequest& request, Candidate& candidate);
@@ -79,11 +91,22 @@ std::vector<std::string_view> families_of(const Candidate& candidate);
 /// Why each family lost to result.best.front(); best families first.
 void explain_families(SearchResult& result);
 
-/// As search_layouts on the devices that are left: `lost_nodes` whole hosts fewer; may leave devices idle where that is better.
-void replan_after_loss(SearchRequest request, int64_t lost_nodes, SearchResult& result);
+/// As search_layouts on the devices that are left: `lost_nodes` whole hosts of a group fewer; may leave devices idle where that is better.
+void replan_after_loss(SearchRequest request, size_t group, int64_t lost_nodes, SearchResult& result);
+
+/// Which links an axis of a layout spans: with the ranks of one group numbered from the nearest, `inside` of its `size` members lie in one
+/// domain, `stride` devices apart.
+struct AxisSpan {
+  std::string_view axis;
+  double size = 1, stride = 1, inside = 1;
+};
+/// From the innermost axis to the outermost, those of size 1 left out.
+std::vector<AxisSpan> axis_spans(const Candidate& candidate);
 
 /// "tp 8 x pp 4 x dp 16, 1f1b, zero 1, micro-batch 1, recompute none".
 std::string layout_text(const JobLayout& layout);
+/// "64 H100", "64 H100 + 64 A100, whole replicas on each", "ranks 0-1 on 64 H100 with 12 layers, 2-3 on 64 A100 with 4".
+std::string placement_text(const Candidate& candidate);
 std::string search_to_text(const SearchRequest& request, const SearchResult& result, bool explain);
 std::string search_to_json(const SearchRequest& request, const SearchResult& result);
 /// One self-contained page; `timeline` is a picture of the best layout's step, as HTML.

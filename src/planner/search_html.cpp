@@ -25,29 +25,35 @@ struct Part {
 constexpr Part kParts[] = {{"weights", "#4e79a7", &MemoryCost::weights}, {"gradients", "#f28e2b", &MemoryCost::gradients}, {"optimizer", "#e15759", &MemoryCost::optimizer},
                            {"activations", "#76b7b2", &MemoryCost::activations}, {"temporary", "#b07aa1", &MemoryCost::temporary}};
 
+// A bar for each kind of device that a layout uses, with a mark where its memory ends.
 std::string memory_bars(const SearchResult& result) {
-  const size_t rows = std::min<size_t>(10, result.best.size());
-  constexpr double kLeft = 40, kWidth = 860;
-  const double scale = kWidth / result.device.memory_bytes;
-  std::string svg = fmt::format("<svg viewBox='0 0 960 {}' role=img aria-label='memory of the fullest rank by class'>", 40 + 26 * rows);
-  for (size_t i = 0; i < rows; ++i) {
-    double x = kLeft;
-    const double y = 6 + 26.0 * static_cast<double>(i);
-    svg += fmt::format("<text x=0 y={}>{}</text>", y + 14, i + 1);
-    for (const Part& part : kParts) {
-      const double bytes = result.best[i].memory.*part.member, width = bytes * scale;
-      svg += fmt::format("<rect x={:.1f} y={:.1f} width={:.1f} height=18 fill='{}'><title>{} {}</title></rect>", x, y, width, part.color, part.name, format_bytes(bytes));
-      x += width;
+  constexpr double kLeft = 110, kWidth = 760, kRow = 26;
+  double most = 0;
+  for (const AcceleratorSpec& device : result.devices) most = std::max(most, device.memory_bytes);
+  const double scale = kWidth / most;
+  std::string bars;
+  double y = 6;
+  for (size_t i = 0; i < std::min<size_t>(10, result.best.size()); ++i)
+    for (const DevicePart& device_part : result.best[i].parts) {
+      const AcceleratorSpec& device = *device_part.cluster.device;
+      double x = kLeft;
+      bars += fmt::format("<text x=0 y={}>{} {}</text>", y + 14, i + 1, escape_html(device.name));
+      for (const Part& part : kParts) {
+        const double bytes = device_part.memory.*part.member, width = bytes * scale;
+        bars += fmt::format("<rect x={:.1f} y={:.1f} width={:.1f} height=18 fill='{}'><title>{} {}</title></rect>", x, y, width, part.color, part.name, format_bytes(bytes));
+        x += width;
+      }
+      const double end = kLeft + device.memory_bytes * scale;
+      bars += fmt::format("<text x={0:.1f} y={1}>{2}</text><line x1={3:.1f} x2={3:.1f} y1={4:.1f} y2={5:.1f} stroke='#999' stroke-dasharray='4 3'/>", std::min(x + 6, kLeft + kWidth + 10), y + 14,
+                          format_bytes(device_part.memory.total()), end, y - 4, y + kRow - 4);
+      y += kRow;
     }
-    svg += fmt::format("<text x={:.1f} y={}>{}</text>", std::min(x + 6, 880.0), y + 14, format_bytes(result.best[i].memory.total()));
-  }
-  svg += fmt::format("<line x1={0} x2={0} y1=0 y2={1} stroke='#999' stroke-dasharray='4 3'/>", kLeft + kWidth, 6 + 26 * rows);
   double x = kLeft;
   for (const Part& part : kParts) {
-    svg += fmt::format("<rect x={} y={} width=12 height=12 fill='{}'/><text x={} y={}>{}</text>", x, 16 + 26 * rows, part.color, x + 17, 27 + 26 * rows, part.name);
+    bars += fmt::format("<rect x={} y={} width=12 height=12 fill='{}'/><text x={} y={}>{}</text>", x, y + 10, part.color, x + 17, y + 21, part.name);
     x += 130;
   }
-  return svg + fmt::format("<text x={} y={}>dashed: {}</text></svg>", x, 27 + 26 * rows, format_bytes(result.device.memory_bytes));
+  return fmt::format("<svg viewBox='0 0 960 {}' role=img aria-label='memory of the fullest rank by class'>{}<text x={} y={}>dashed: the device's</text></svg>", y + 34, bars, x, y + 21);
 }
 
 std::string pareto_front(const SearchResult& result) {
@@ -58,7 +64,7 @@ std::string pareto_front(const SearchResult& result) {
   std::string svg = "<svg viewBox='0 0 960 300' role=img aria-label='time against money'><line x1=90 y1=250 x2=940 y2=250 stroke='#999'/><line x1=90 y1=20 x2=90 y2=250 stroke='#999'/>";
   for (const Candidate& c : result.pareto) {
     const double x = 90 + 780 * c.run_seconds / most_time, y = 230 - 190 * (c.money - least_money) / range;
-    svg += fmt::format("<circle cx={:.1f} cy={:.1f} r=5 fill='#4e79a7'><title>{}</title></circle><text x={:.1f} y={:.1f}>{} devices</text>", x, y, escape_html(layout_text(c.job.layout)), x + 9, y + 4, c.job.cluster.num_devices);
+    svg += fmt::format("<circle cx={:.1f} cy={:.1f} r=5 fill='#4e79a7'><title>{}</title></circle><text x={:.1f} y={:.1f}>{} devices</text>", x, y, escape_html(layout_text(c.job.layout) + "; " + placement_text(c)), x + 9, y + 4, c.job.cluster.num_devices);
   }
   svg += fmt::format("<text x=84 y=44 text-anchor=end>{:.0f}</text><text x=84 y=234 text-anchor=end>{:.0f}</text><text x=0 y=14>money of the run</text>", most_money, least_money);
   return svg + fmt::format("<text x=90 y=270>0</text><text x=870 y=270 text-anchor=middle>{}</text><text x=480 y=290 text-anchor=middle>time of the run</text></svg>", format_duration(most_time));
@@ -78,11 +84,11 @@ std::string search_to_html(const SearchRequest& request, const SearchResult& res
   std::string page = fmt::format("{}<h1>Plan</h1><pre>{}</pre>", kHead, escape_html(search_to_text(request, result, false)));
   page += "<h2>Memory on the fullest rank, ten best layouts</h2><div class=wide>" + memory_bars(result) + "</div>";
   page += fmt::format("<h2>A step of the best, one pipeline</h2><div class=wide>{}</div>", timeline);
-  page += "<h2>Top ten</h2><div class=wide><table><tr><th>#<th>step<th>90 %<th>memory<th>layout</tr>";
+  page += "<h2>Top ten</h2><div class=wide><table><tr><th>#<th>step<th>90 %<th>memory<th>layout<th>devices</tr>";
   for (size_t i = 0; i < std::min<size_t>(10, result.best.size()); ++i) {
     const Candidate& c = result.best[i];
-    page += fmt::format("<tr><td class=n>{}<td class=n>{}<td class=n>{} to {}<td class=n>{}<td>{}</tr>", i + 1, format_duration(c.step.seconds), format_duration(c.low_seconds), format_duration(c.high_seconds),
-                        format_bytes(c.memory.total()), escape_html(layout_text(c.job.layout)));
+    page += fmt::format("<tr><td class=n>{}<td class=n>{}<td class=n>{} to {}<td class=n>{}<td>{}<td>{}</tr>", i + 1, format_duration(c.step.seconds), format_duration(c.low_seconds), format_duration(c.high_seconds),
+                        format_bytes(c.memory.total()), escape_html(layout_text(c.job.layout)), escape_html(placement_text(c)));
   }
   page += "</table></div><h2>Time against money</h2><div class=wide>" + pareto_front(result) + "</div><h2>Why not</h2><div class=wide><table><tr><th>family<th>reason</tr>";
   for (const FamilyVerdict& v : result.families) page += fmt::format("<tr><td>{}<td>{}</tr>", escape_html(v.family), escape_html(v.reason));

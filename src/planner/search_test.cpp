@@ -64,7 +64,7 @@ TEST(Search, EveryCandidateFitsAndDivides) {
     const JobLayout& l = c.job.layout;
     EXPECT_EQ(l.tp * l.pp * l.cp * l.dp, c.job.cluster.num_devices);
     EXPECT_EQ(l.dp * l.micro_batch * l.num_micro_batches, request.global_batch);
-    EXPECT_LT(c.memory.total(), result.device.memory_bytes);
+    EXPECT_LT(c.memory.total(), result.devices[0].memory_bytes);
     EXPECT_TRUE(std::isfinite(c.objective));
     EXPECT_LT(c.low_seconds, c.step.seconds);
     EXPECT_GT(c.high_seconds, c.step.seconds);
@@ -85,24 +85,24 @@ TEST(Search, ImpossibleWishesSayTheWayOut) {
   const std::string message = message_of(request);
   const int64_t devices = std::stoll(message.substr(message.rfind(' ') + 1));
   request.front = false;
-  request.cluster.devices.count = devices;
+  request.cluster.devices[0].count = devices;
   EXPECT_EQ(message_of(request), "");
-  request.cluster.devices.count = devices - request.cluster.devices.per_node;
+  request.cluster.devices[0].count = devices - request.cluster.devices[0].per_node;
   EXPECT_NE(message_of(request), "");
   request = small_request();
   request.global_batch = 0;
   EXPECT_NE(message_of(request), "");
   request.global_batch = 5;
-  request.cluster.devices.count = request.cluster.devices.per_node = 7;
+  request.cluster.devices[0].count = request.cluster.devices[0].per_node = 7;
   request.model.num_heads = request.model.num_kv_heads = request.model.num_layers = 1;
   EXPECT_NE(message_of(request).find("divides"), std::string::npos);
 }
 
 TEST(Search, AFailedHostLeavesAPlan) {
   SearchResult result;
-  replan_after_loss(small_request(), 1, result);
+  replan_after_loss(small_request(), 0, 1, result);
   EXPECT_LE(result.best.front().job.cluster.num_devices, 56);
-  EXPECT_THROW(replan_after_loss(small_request(), 8, result), Error);
+  EXPECT_THROW(replan_after_loss(small_request(), 0, 8, result), Error);
 }
 
 TEST(Goodput, WorkedExamples) {

@@ -45,6 +45,10 @@ struct JobLayout {
   RecomputeKind recompute = RecomputeKind::kNone;
   PipelineSchedule schedule = PipelineSchedule::kOneForwardOneBackward;
   bool offload_optimizer = false;  // moments and master weights in host memory
+  // Where ranks lie, the nearest first: tensor, context, data, pipeline; or, when a pipeline's ranks fit into one domain, tensor, context,
+  // pipeline, data: messages between stages then stay inside and gradients go out.
+  bool pipeline_inside = false;
+  double stage_layers = 0;         // of a rank of a pipeline whose stages differ (mixed_pipeline.h); 0: num_layers / pp
 };
 
 /// The links as a hierarchy of two: inside a domain (NVLink, Infinity Fabric, a host's PCIe) and between domains.

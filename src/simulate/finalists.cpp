@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <exception>
+#include <limits>
 #include <mutex>
+#include <set>
 #include <thread>
 
 #include "base/error.h"
@@ -20,6 +23,39 @@ Recompute recompute_of(RecomputeKind kind) {
   return kind == RecomputeKind::kFull ? Recompute::kFull : kind == RecomputeKind::kSelective ? Recompute::kSelective : Recompute::kNone;
 }
 
+// Which rank computes what in which order.
+PipelineOrder pipeline_order_of(const JobLayout& layout, PipelineKind kind) {
+  PipelineOptions options;
+  options.kind = kind;
+  options.num_ranks = static_cast<int32_t>(layout.pp), options.num_micro_batches = static_cast<int32_t>(layout.num_micro_batches);
+  const bool v_shape = kind == PipelineKind::kZbV || kind == PipelineKind::kDualPipeV;
+  options.chunks_per_rank = v_shape ? 2 : kind == PipelineKind::kInterleaved ? static_cast<int32_t>(std::max(2.0, layout.virtual_stages)) : 1;
+  return pipeline_order(options);
+}
+
+// The part of the layout that a pipeline rank is on.
+const StepCost& step_of_rank(const Candidate& candidate, int32_t rank) {
+  if (candidate.is_mixed_pipeline())
+    for (const DevicePart& part : candidate.parts)
+      if (rank < part.first_rank + part.num_ranks) return part.step;
+  return candidate.step;
+}
+
+// Layers of each stage: by their ranks' speeds where these differ, else as the stages of a run are cut: by cost, embedding and head counted.
+std::vector<int32_t> stage_layers(const Candidate& candidate, const PipelineOrder& order) {
+  if (candidate.is_mixed_pipeline()) return layers_by_stage(candidate.parts, order.rank_of_stage);
+  const auto num_layers = static_cast<int32_t>(candidate.job.model.num_layers);
+  std::vector<double> costs(static_cast<size_t>(num_layers) + 2, candidate.step.layer_seconds);
+  costs.front() = candidate.step.embed_seconds, costs.back() = candidate.step.head_seconds;
+  std::vector<int32_t> layers;
+  int32_t begin = 0;
+  for (const int32_t end : split_layers(costs, order.num_stages())) {
+    layers.push_back(std::min(end, num_layers + 1) - std::max(begin, 1));
+    begin = end;
+  }
+  return layers;
+}
+
 // The candidate's layout as a run of this program. Errors: kUnsupported with what is missing.
 TrainingPlanOptions run_options(const Candidate& candidate, TrainingPlanOptions run) {
   const JobLayout& l = candidate.job.layout;
@@ -34,20 +70,59 @@ TrainingPlanOptions run_options(const Candidate& candidate, TrainingPlanOptions 
   run.pipeline.size = whole(l.pp), run.pipeline.kind = pipeline_kind_of(l.schedule), run.pipeline.virtual_stages = whole(l.virtual_stages);
   run.parallel = {};
   run.parallel.tensor_size = whole(l.tp), run.parallel.context_size = whole(l.cp), run.parallel.sequence_parallel = l.sequence_parallel;
+  if (candidate.is_mixed_pipeline())
+    for (const int32_t layers : layers_by_stage(candidate.parts, pipeline_order_of(l, run.pipeline.kind).rank_of_stage)) run.pipeline.stage_layers.push_back(layers);
   run.micro_batch_size = whole(l.micro_batch), run.recompute = recompute_of(l.recompute), run.memory_budget_bytes = 0;
   return run;
 }
 
-// Bytes of the neediest of the first, second and last rank of the pipeline: embedding, most micro-batches at a time, head.
-int64_t map_bytes(TrainingPlanOptions options) {
+// Bytes of the neediest pipeline rank on each kind of device, of the first, second and last there: embedding, most micro-batches at a time, head.
+// Replicas on several kinds are alike, so theirs are made once. What does not fit is not looked at further: kinds behind it have 0.
+std::vector<int64_t> map_bytes(TrainingPlanOptions options, const Candidate& candidate) {
   const WorkspaceBytes no_workspace = [](const Stage&, const Op&) { return int64_t{0}; };
-  int64_t bytes = 0;
-  for (const int64_t rank : {int64_t{0}, int64_t{1}, options.pipeline.size - 1}) {
-    if (rank >= options.pipeline.size) continue;
-    options.pipeline.rank = rank;
-    bytes = std::max(bytes, make_rank_plan(options, no_workspace).memory.total_bytes);
+  std::vector<int64_t> bytes(candidate.parts.size(), 0);
+  for (size_t i = 0; i < bytes.size(); ++i) {
+    const DevicePart& part = candidate.parts[i];
+    if (i > 0 && !candidate.is_mixed_pipeline()) {
+      bytes[i] = bytes.front();
+      continue;
+    }
+    const int64_t first = part.first_rank, last = first + (candidate.is_mixed_pipeline() ? part.num_ranks : options.pipeline.size) - 1;
+    for (const int64_t rank : std::set<int64_t>{first, std::min(first + 1, last), last}) {
+      options.pipeline.rank = rank;
+      bytes[i] = std::max(bytes[i], make_rank_plan(options, no_workspace).memory.total_bytes);
+      if (static_cast<double>(bytes[i]) > part.capacity_bytes) return bytes;
+    }
   }
   return bytes;
+}
+
+// The map of the part with the least room left.
+void note_map(const std::vector<int64_t>& bytes, Candidate& c) {
+  c.mapped_over = -std::numeric_limits<double>::infinity();
+  for (size_t i = 0; i < bytes.size(); ++i)
+    if (const double over = static_cast<double>(bytes[i]) - c.parts[i].capacity_bytes; over > c.mapped_over) c.mapped_bytes = bytes[i], c.mapped_over = over;
+}
+
+// Deals the layers of a pipeline over several kinds again, as if each device were as much smaller or larger as the map of its ranks is larger or smaller
+// than the closed form. False: they do not fit so.
+bool deal_by_map(const SearchRequest& request, const std::vector<int64_t>& bytes, Candidate& c) {
+  std::vector<DevicePart> parts = c.parts;
+  double missed = 1;  // of kinds that were not mapped, as of the one before
+  for (size_t i = 0; i < parts.size(); ++i) {
+    if (bytes[i] > 0) missed = parts[i].memory.total() / static_cast<double>(bytes[i]);
+    parts[i].capacity_bytes *= missed;
+  }
+  const PlacedStep placed = place_mixed_pipeline(c.job, parts, request.cluster.tiers.host_gib_per_device * 1073741824.0);
+  if (!placed.fits) return false;
+  for (size_t i = 0; i < parts.size(); ++i) parts[i].capacity_bytes = c.parts[i].capacity_bytes;
+  c.parts = std::move(parts), c.step = placed.step, c.memory = placed.memory;
+  return true;
+}
+
+bool uses_same_devices(const Candidate& a, const Candidate& b) {
+  if (a.job.cluster.num_devices != b.job.cluster.num_devices || a.parts.size() != b.parts.size()) return false;
+  return std::all_of(a.parts.begin(), a.parts.end(), [&](const DevicePart& part) { return std::any_of(b.parts.begin(), b.parts.end(), [&](const DevicePart& other) { return other.group == part.group; }); });
 }
 
 void simulate_step(Candidate& c) {
@@ -58,18 +133,24 @@ void simulate_step(Candidate& c) {
   c.closed_form_seconds = c.step.seconds;
   c.step.seconds = timeline.step_seconds;
   c.step.bubble_seconds = timeline.idle_share * timeline.compute_seconds;
-  c.low_seconds *= c.step.seconds / c.closed_form_seconds, c.high_seconds *= c.step.seconds / c.closed_form_seconds;
 }
 
 void refine(const SearchRequest& request, const TrainingPlanOptions& run, Candidate& c) {
-  simulate_step(c);
-  price_run(request, c);
+  const double low = c.low_seconds / c.step.seconds, high = c.high_seconds / c.step.seconds;
   try {
-    c.mapped_bytes = map_bytes(run_options(c, run));
+    std::vector<int64_t> bytes = map_bytes(run_options(c, run), c);
+    note_map(bytes, c);
+    if (c.mapped_over > 0 && c.is_mixed_pipeline() && deal_by_map(request, bytes, c)) {
+      bytes = map_bytes(run_options(c, run), c);
+      note_map(bytes, c);
+    }
   } catch (const Error& error) {
     if (error.code() != ErrorCode::kUnsupported && error.code() != ErrorCode::kInvalidConfig) throw;
     c.not_mapped = error.what();
   }
+  simulate_step(c);
+  c.low_seconds = low * c.step.seconds, c.high_seconds = high * c.step.seconds;
+  price_run(request, c);
 }
 
 }  // namespace
@@ -87,36 +168,27 @@ PipelineKind pipeline_kind_of(PipelineSchedule schedule) {
 
 SimulatedPipeline simulated_pipeline(const Candidate& candidate, PipelineKind kind) {
   const JobLayout& layout = candidate.job.layout;
-  const StepCost& step = candidate.step;
-  PipelineOptions options;
-  options.kind = kind;
-  options.num_ranks = static_cast<int32_t>(layout.pp), options.num_micro_batches = static_cast<int32_t>(layout.num_micro_batches);
-  const bool v_shape = kind == PipelineKind::kZbV || kind == PipelineKind::kDualPipeV;
-  options.chunks_per_rank = v_shape ? 2 : kind == PipelineKind::kInterleaved ? static_cast<int32_t>(std::max(2.0, layout.virtual_stages)) : 1;
-  const PipelineOrder order = pipeline_order(options);
+  const PipelineOrder order = pipeline_order_of(layout, kind);
   SimulatedPipeline pipeline;
   pipeline.rank_of_stage = order.rank_of_stage;
   for (const auto& steps : order.steps) {
     auto& rank = pipeline.steps.emplace_back();
     for (const ComputeStep& each : steps) rank.push_back({each.kind, each.stage, each.micro_batch});
   }
-  // Embedding, layers, head: as the stages of a run are cut.
-  std::vector<double> costs(static_cast<size_t>(candidate.job.model.num_layers) + 2, step.layer_seconds);
-  costs.front() = step.embed_seconds, costs.back() = step.head_seconds;
-  int32_t begin = 0;
-  for (const int32_t end : split_layers(costs, order.num_stages())) {
-    StageSeconds stage;
-    for (int32_t item = begin; item < end; ++item) {
-      const bool layer = item > 0 && item + 1 < static_cast<int32_t>(costs.size());
-      const double forward = layer ? step.forward_share : 1.0 / 3, weight = layer ? step.weight_share : 1.0 / 3, seconds = costs[static_cast<size_t>(item)];
-      stage.forward += forward * seconds, stage.backward_weight += weight * seconds, stage.backward_input += (1 - forward - weight) * seconds;
-    }
-    const double waiting = step.handoff_seconds * layout.pp / order.num_stages() / 2;
-    stage.forward += waiting, stage.backward_input += waiting;
-    pipeline.seconds_of_stage.push_back(stage);
-    begin = end;
+  const int32_t num_stages = order.num_stages();
+  const std::vector<int32_t> layers = stage_layers(candidate, order);
+  for (int32_t stage = 0; stage < num_stages; ++stage) {
+    const StepCost& step = step_of_rank(candidate, order.rank_of_stage[static_cast<size_t>(stage)]);
+    const double of_layers = layers[static_cast<size_t>(stage)] * step.layer_seconds, of_ends = (stage == 0 ? step.embed_seconds : 0) + (stage + 1 == num_stages ? step.head_seconds : 0);
+    StageSeconds seconds;
+    seconds.forward = step.forward_share * of_layers + of_ends / 3;
+    seconds.backward_weight = step.weight_share * of_layers + of_ends / 3;
+    seconds.backward_input = of_layers + of_ends - seconds.forward - seconds.backward_weight;
+    const double waiting = candidate.step.handoff_seconds * layout.pp / num_stages / 2;
+    seconds.forward += waiting, seconds.backward_input += waiting;
+    pipeline.seconds_of_stage.push_back(seconds);
   }
-  pipeline.tail_seconds = step.tail_seconds;
+  pipeline.tail_seconds = candidate.step.tail_seconds;
   return pipeline;
 }
 
@@ -147,20 +219,21 @@ void refine_finalists(const SearchRequest& request, const TrainingPlanOptions& r
   }
   if (failure) std::rethrow_exception(failure);
   auto is_out = [&](const Candidate& c) {
-    return static_cast<double>(c.mapped_bytes) > result.capacity_bytes || (request.deadline_seconds > 0 && c.run_seconds > request.deadline_seconds) || (request.budget > 0 && c.money > request.budget);
+    return c.mapped_over > 0 || (request.deadline_seconds > 0 && c.run_seconds > request.deadline_seconds) || (request.budget > 0 && c.money > request.budget);
   };
   const Candidate closest = result.best.front();
   result.dropped = static_cast<int64_t>(std::erase_if(result.best, is_out));
-  std::erase_if(result.pareto, [&](const Candidate& c) { return static_cast<double>(c.mapped_bytes) > result.capacity_bytes; });
+  std::erase_if(result.pareto, [](const Candidate& c) { return c.mapped_over > 0; });
   if (result.best.empty())
-    throw Error(ErrorCode::kInvalidConfig, "of {} finalists none is left once its schedule is stepped through and its memory is laid out: the closest, {}, takes {} and {:.0f} of money and needs {} of {}; "
+    throw Error(ErrorCode::kInvalidConfig, "of {} finalists none is left once its schedule is stepped through and its memory is laid out: the closest, {}, takes {} and {:.0f} of money and needs {}, {} {}; "
                 "give the run more time, money or devices",
-                result.dropped, layout_text(closest.job.layout), format_duration(closest.run_seconds), closest.money, format_bytes(static_cast<double>(closest.mapped_bytes)), format_bytes(result.capacity_bytes));
+                result.dropped, layout_text(closest.job.layout), format_duration(closest.run_seconds), closest.money, format_bytes(static_cast<double>(closest.mapped_bytes)), format_bytes(std::abs(closest.mapped_over)),
+                closest.mapped_over > 0 ? "more than there is" : "less than there is");
   std::sort(result.best.begin(), result.best.end(), is_better);
-  // A point was the best of its number of devices in closed form; another finalist may be by now.
+  // A point was the best of its devices in closed form; another finalist may be by now.
   for (Candidate& point : result.pareto)
     for (const Candidate& c : result.best)
-      if (c.job.cluster.num_devices == point.job.cluster.num_devices && c.run_seconds < point.run_seconds) point = c;
+      if (uses_same_devices(c, point) && c.run_seconds < point.run_seconds) point = c;
   std::sort(result.pareto.begin(), result.pareto.end(), [](const Candidate& a, const Candidate& b) { return a.run_seconds < b.run_seconds; });
   // Slower is worth a point only where it is cheaper than all before.
   double least_money = std::numeric_limits<double>::infinity();

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <numeric>
 #include <utility>
 
 #include "base/error.h"
@@ -124,12 +125,57 @@ TEST(Finalists, AreSortedAndExplained) {
   EXPECT_EQ(search_to_json(request, result), search_to_json(request, refined(request, run)));
   const auto winners = families_of(result.best.front());
   for (const FamilyVerdict& verdict : result.families)
-    if (std::find(winners.begin(), winners.end(), verdict.family) != winners.end()) EXPECT_EQ(verdict.reason, "holds the best layout");
-    else EXPECT_NE(verdict.reason, "holds the best layout");
+    EXPECT_EQ(std::find(winners.begin(), winners.end(), verdict.family) != winners.end(), verdict.reason == "holds the best layout") << verdict.family;
   for (size_t i = 1; i < result.pareto.size(); ++i) EXPECT_LT(result.pareto[i].money, result.pareto[i - 1].money);
   for (const Candidate& point : result.pareto)
     for (const Candidate& c : result.best)
-      if (c.job.cluster.num_devices == point.job.cluster.num_devices) EXPECT_LE(point.run_seconds, c.run_seconds) << layout_text(c.job.layout);
+      if (c.job.cluster.num_devices == point.job.cluster.num_devices) {
+        EXPECT_LE(point.run_seconds, c.run_seconds) << layout_text(c.job.layout);
+      }
+}
+
+// A pipeline over two kinds of devices is stepped through with each rank's own seconds, and mapped with the layers that it was dealt; what the
+// map finds too large is dealt again.
+TEST(Finalists, PipelinesOverSeveralKinds) {
+  const TrainingPlanOptions run = small_run();
+  SearchRequest request = request_of(run);
+  request.cluster = parse_cluster("[[devices]]\nkind = \"H100\"\ncount = 8\n[[devices]]\nkind = \"V100\"\ncount = 8\n[prices]\nper_device_hour = 2\n", "c.toml");
+  SearchResult closed;
+  search_layouts(request, closed);
+  const auto family = std::find_if(closed.families.begin(), closed.families.end(), [](const FamilyVerdict& v) { return v.family == "stages on several kinds of devices"; });
+  ASSERT_NE(family, closed.families.end());
+  ASSERT_TRUE(family->feasible);
+  Candidate best = family->best;
+  const SimulatedPipeline pipeline = simulated_pipeline(best, pipeline_kind_of(best.job.layout.schedule));
+  const std::vector<int32_t> layers = layers_by_stage(best.parts, pipeline.rank_of_stage);
+  std::map<int32_t, double> of_layer;  // by group: forward and backward of one layer on a stage without an end of the model
+  for (size_t stage = 1; stage + 1 < layers.size(); ++stage) {
+    ASSERT_GT(layers[stage], 0);
+    const auto part = std::find_if(best.parts.begin(), best.parts.end(), [&](const DevicePart& p) { return pipeline.rank_of_stage[stage] < p.first_rank + p.num_ranks; });
+    const StageSeconds& s = pipeline.seconds_of_stage[stage];
+    const double waiting = best.step.handoff_seconds * best.job.layout.pp / static_cast<double>(layers.size());
+    const double seconds = (s.forward + s.backward_input + s.backward_weight - waiting) / layers[stage];
+    EXPECT_NEAR(seconds, part->step.layer_seconds, 1e-9);
+    of_layer[part->group] = seconds;
+  }
+  if (of_layer.size() == 2) {
+    EXPECT_LT(of_layer[0], of_layer[1]);
+  }
+  // By itself through the same steps as all finalists.
+  closed.best = closed.pareto = {best};
+  refine_finalists(request, run, closed);
+  const Candidate refined = closed.best.front();
+  EXPECT_GT(refined.mapped_bytes, 0) << refined.not_mapped;
+  EXPECT_GT(refined.closed_form_seconds, 0);
+  // With devices of that kind a little too small for the map of their ranks, these get fewer layers.
+  size_t tight = 0;
+  while (static_cast<double>(refined.mapped_bytes) - best.parts[tight].capacity_bytes != refined.mapped_over) ++tight;
+  const auto layers_there = [&](const Candidate& c) { return std::accumulate(c.parts[tight].layers.begin(), c.parts[tight].layers.end(), 0); };
+  best.parts[tight].capacity_bytes = 0.98 * static_cast<double>(refined.mapped_bytes);
+  closed.best = closed.pareto = {best};
+  refine_finalists(request, run, closed);
+  EXPECT_LE(closed.best.front().mapped_over, 0);
+  EXPECT_LT(layers_there(closed.best.front()), layers_there(best));
 }
 
 TEST(Finalists, WhatIsTooLateIsDroppedWithTheWayOut) {
@@ -148,7 +194,8 @@ TEST(Finalists, WhatIsTooLateIsDroppedWithTheWayOut) {
   const SearchRequest open = request_of(run);
   const SearchResult all = refined(open, run);
   request.deadline_seconds = all.best[all.best.size() / 2].run_seconds;
-  for (Candidate& c : copy.best) c.job.cluster.device = &copy.device;
+  for (std::vector<Candidate>* list : {&copy.best, &copy.pareto})
+    for (Candidate& c : *list) use_devices_of(copy, c);
   refine_finalists(request, run, copy);
   EXPECT_GT(copy.dropped, 0);
   for (const Candidate& c : copy.best) EXPECT_LE(c.run_seconds, request.deadline_seconds);

@@ -22,6 +22,25 @@ Objective parse_objective(const std::string& name) {
   throw Error(ErrorCode::kInvalidArgument, "--objective {}: wanted time, cost, energy or memory", name);
 }
 
+// "2", or "A100:2" where there are several kinds: which hosts are gone.
+LostHosts parse_lost_nodes(const std::string& text, const Cluster& cluster) {
+  LostHosts lost;
+  const size_t colon = text.find(':');
+  const std::string number = colon == std::string::npos ? text : text.substr(colon + 1);
+  const auto count = parse_count(number);
+  if (!count || *count < 0) throw Error(ErrorCode::kInvalidArgument, "--lose-nodes {}: wanted a number of hosts, such as 2, or of one kind, such as {}:2", text, cluster.devices.front().kind);
+  lost.count = *count;
+  if (colon == std::string::npos) {
+    if (cluster.devices.size() > 1)
+      throw Error(ErrorCode::kInvalidArgument, "--lose-nodes {}: the cluster has {}: say which hosts, such as {}:{}", text, devices_text(cluster), cluster.devices.front().kind, lost.count);
+    return lost;
+  }
+  const AcceleratorSpec* kind = find_device(text.substr(0, colon));
+  for (; lost.group < cluster.devices.size(); ++lost.group)
+    if (kind != nullptr && find_device(cluster.devices[lost.group].kind) == kind) return lost;
+  throw Error(ErrorCode::kInvalidArgument, "--lose-nodes {}: the cluster has {}", text, devices_text(cluster));
+}
+
 // Every size of the model, without its data: a run for machines elsewhere needs no files here.
 ModelConfig run_model(const RunConfig& config) {
   const ModelSection& keys = config.model;
@@ -58,6 +77,7 @@ ClusterRequest cluster_request(const ClusterPlanOptions& options) {
   request.total_tokens = number(num_train_steps(config, seq_len)) * request.global_batch * request.model.seq_len;
   request.format = config.train.dtype == ComputeDType::kFp8 ? NumberFormat::kFp8 : NumberFormat::kBf16;
   request.cluster = load_cluster(options.cluster_path);
+  if (!options.lost_nodes.empty()) both.lost = parse_lost_nodes(options.lost_nodes, request.cluster);
   request.objective = parse_objective(options.objective);
   if (!options.deadline.empty()) {
     const auto seconds = parse_duration_seconds(options.deadline);
@@ -67,12 +87,11 @@ ClusterRequest cluster_request(const ClusterPlanOptions& options) {
   if (!options.budget.empty()) {
     const auto money = parse_count(options.budget);
     if (!money || *money <= 0) throw Error(ErrorCode::kInvalidArgument, "--budget {}: wanted an amount such as 50000 or 2M, in the unit of the cluster's prices", options.budget);
-    const PricesSection& prices = request.cluster.prices;
-    if (prices.per_device_hour <= 0 && prices.per_kwh <= 0)
+    if (!request.cluster.has_prices())
       throw Error(ErrorCode::kInvalidConfig, "--budget {} needs prices: set prices.per_device_hour or prices.per_kwh in {}", options.budget, options.cluster_path);
     request.budget = number(*money);
   }
-  if (request.objective == Objective::kCost && request.cluster.prices.per_device_hour <= 0 && request.cluster.prices.per_kwh <= 0)
+  if (request.objective == Objective::kCost && !request.cluster.has_prices())
     throw Error(ErrorCode::kInvalidConfig, "--objective cost needs prices: set prices.per_device_hour or prices.per_kwh in {}", options.cluster_path);
   // An accelerator computes in formats that a CPU does not; the map of bf16 holds what these runs keep.
   RunConfig in_bf16 = config;
@@ -81,8 +100,8 @@ ClusterRequest cluster_request(const ClusterPlanOptions& options) {
   return both;
 }
 
-void search_and_refine(const ClusterRequest& request, int64_t lost_nodes, SearchResult& result) {
-  if (lost_nodes > 0) replan_after_loss(request.search, lost_nodes, result);
+void search_and_refine(const ClusterRequest& request, SearchResult& result) {
+  if (request.lost.count > 0) replan_after_loss(request.search, request.lost.group, request.lost.count, result);
   else search_layouts(request.search, result);
   const bool shows = isatty(STDERR_FILENO) != 0;
   refine_finalists(request.search, request.run, result, [&](int64_t done, int64_t total) {
@@ -94,7 +113,7 @@ void plan_for_cluster(const ClusterPlanOptions& options) {
   const ClusterRequest both = cluster_request(options);
   const SearchRequest& request = both.search;
   SearchResult result;
-  search_and_refine(both, options.lost_nodes, result);
+  search_and_refine(both, result);
   if (!options.html_path.empty()) {
     std::ofstream page(options.html_path, std::ios::binary);
     const Candidate& best = result.best.front();

@@ -1,4 +1,5 @@
-// `orrery config show|schema|docs`: the resolved value of a run file, and what its table of keys says to editors and readers.
+// `orrery config show|schema|docs|cluster-docs`: the resolved value of a run file, and what the tables of keys of run and cluster files say to
+// editors and readers.
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <memory>
@@ -6,6 +7,7 @@
 #include <vector>
 
 #include "tools/commands.h"
+#include "topology/cluster.h"
 #include "train/run_config.h"
 
 namespace orrery {
@@ -22,11 +24,22 @@ constexpr std::string_view kDocsHead =
     "a key,\n"
     "`orrery examples` prints files to start from, `orrery config schema` is the JSON Schema for editors.\n";
 
+constexpr std::string_view kClusterDocsHead =
+    "# cluster.toml\n\n"
+    "<!-- Made by `orrery config cluster-docs`; tests/cli_test.sh checks that it is current. -->\n\n"
+    "The cluster that `orrery plan RUN.toml --cluster CLUSTER.toml` searches a layout for and `orrery simulate` runs a step of. It need not be\n"
+    "there. What is left out comes from the catalogue below, whose figures are the vendors'; units and mistakes are as in [run.toml](run_toml.md).\n"
+    "Examples: [h100x1024.toml](../examples/clusters/h100x1024.toml), [mixed-h100-a100.toml](../examples/clusters/mixed-h100-a100.toml),\n"
+    "[mixed-h200-a100-40gb.toml](../examples/clusters/mixed-h200-a100-40gb.toml).\n\n"
+    "Hosts of one kind are written `[devices]`; where there are several kinds, each is a `[[devices]]`, at most 4 of them. The plan then may leave a\n"
+    "kind out, put whole replicas on each kind (all as slow as the slowest and no larger than the smallest allows), or put stages of every pipeline on\n"
+    "several kinds, in the order that is best, with layers by their speed as far as they fit into their memory. `--explain` says which ranks are where.\n";
+
 }  // namespace
 
 void add_config_command(CLI::App& app, int& exit_code) {
   CLI::App* command =
-      app.add_subcommand("config", "check a run file, print the resolved value, the schema or the documentation");
+      app.add_subcommand("config", "check a run file, print the resolved value, the schema or the documentation of run and cluster files");
   command->require_subcommand(1);
 
   struct Options {
@@ -51,6 +64,10 @@ void add_config_command(CLI::App& app, int& exit_code) {
   });
   command->add_subcommand("docs", "print docs/run_toml.md")->callback([&exit_code] {
     fmt::print("{}{}", kDocsHead, run_schema().markdown());
+    exit_code = 0;
+  });
+  command->add_subcommand("cluster-docs", "print docs/cluster_toml.md")->callback([&exit_code] {
+    fmt::print("{}{}\n## The catalogue\n\nDense peak rates; links in one direction, of one device.\n\n{}", kClusterDocsHead, cluster_schema().markdown(), device_table());
     exit_code = 0;
   });
 }

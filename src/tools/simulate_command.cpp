@@ -34,12 +34,13 @@ void run(const Options& options) {
                 options.link_factor, options.straggler, options.fail_rate, options.straggler_rank);
   ClusterRequest both = cluster_request(options.plan);
   SearchRequest& request = both.search;
-  const AcceleratorSpec usual = request.cluster.device_spec();
-  if (options.link_factor != 1) {
-    request.cluster.links.network_gbytes_per_second = usual.network_bytes_per_second / 1e9 * options.link_factor;
-    request.cluster.links.domain_gbytes_per_second = usual.link_bytes_per_second / 1e9 * options.link_factor;
+  for (size_t group = 0; options.link_factor != 1 && group < request.cluster.devices.size(); ++group) {
+    const AcceleratorSpec usual = request.cluster.device_spec(group);
+    DevicesSection& hosts = request.cluster.devices[group];
+    hosts.network_gbytes_per_second = usual.network_bytes_per_second / 1e9 * options.link_factor;
+    hosts.domain_gbytes_per_second = usual.link_bytes_per_second / 1e9 * options.link_factor;
   }
-  search_and_refine(both, 0, result);
+  search_and_refine(both, result);
   const Candidate& best = result.best.front();
   const JobLayout& layout = best.job.layout;
   const PipelineKind kind = options.schedule.empty() ? pipeline_kind_of(layout.schedule) : parse_pipeline_kind(options.schedule);
@@ -51,6 +52,7 @@ void run(const Options& options) {
   const ClusterTimeline timeline = simulate_cluster(cluster);
   std::string text;
   text += fmt::format("layout    {} on {} devices\n", layout_text(layout), best.job.cluster.num_devices);
+  if (request.cluster.devices.size() > 1) text += fmt::format("devices   {}\n", placement_text(best));
   text += fmt::format("schedule  {}, {} micro-batches; idle {:.1f} % of the pipeline's time\n", pipeline_name(kind), layout.num_micro_batches, 100 * timeline.classes.front().idle_share);
   text += fmt::format("step      {} simulated, {} by the closed form{}\n", format_duration(base), format_duration(best.closed_form_seconds > 0 ? best.closed_form_seconds : best.step.seconds),
                       kind == pipeline_kind_of(layout.schedule) ? "" : fmt::format(" with {}", pipeline_name(pipeline_kind_of(layout.schedule))));

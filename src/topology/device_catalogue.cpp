@@ -1,7 +1,13 @@
 #include "topology/device_catalogue.h"
 
+#include <fmt/format.h>
+
+#include <algorithm>
 #include <array>
 #include <cctype>
+#include <vector>
+
+#include "base/nearest_name.h"
 
 namespace orrery {
 namespace {
@@ -32,12 +38,29 @@ constexpr std::array kDevices = {
     AcceleratorSpec{"TPUv5p", kTpu, 8, 459 * kT, 0, 0, 95 * kGiB, 2765 * kG, 300 * kG, 8960, 12.5 * kG, 350, 80, "Google Cloud TPU v5p page"},
 };
 
+bool is_digit(char c) { return std::isdigit(static_cast<unsigned char>(c)) != 0; }
+bool is_letter(char c) { return std::isalpha(static_cast<unsigned char>(c)) != 0; }
+
 // "TPU v5p", "tpu-v5p", "A100_80GB": only letters and digits count.
 std::string plain(std::string_view name) {
   std::string text;
   for (const char c : name)
-    if (std::isalnum(static_cast<unsigned char>(c))) text += static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+    if (is_digit(c) || is_letter(c)) text += static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
   return text;
+}
+
+// Letters and digits of `name` that `text` begins with, punctuation skipped in both; npos: it begins with something else, or goes on in the
+// middle of a word or a number.
+size_t end_of_name(std::string_view text, std::string_view name) {
+  const std::string wanted = plain(name);
+  size_t at = 0;
+  for (const char c : wanted) {
+    while (at < text.size() && !is_digit(text[at]) && !is_letter(text[at])) ++at;
+    if (at == text.size() || std::tolower(static_cast<unsigned char>(text[at])) != c) return std::string_view::npos;
+    ++at;
+  }
+  const bool goes_on = at < text.size() && ((is_digit(text[at]) && is_digit(wanted.back())) || (is_letter(text[at]) && is_letter(wanted.back())));
+  return goes_on ? std::string_view::npos : at;
 }
 
 }  // namespace
@@ -45,16 +68,14 @@ std::string plain(std::string_view name) {
 std::span<const AcceleratorSpec> device_catalogue() { return kDevices; }
 
 const AcceleratorSpec* find_device(std::string_view name) {
-  const std::string wanted = plain(name);
+  const auto found = std::find_if(kDevices.begin(), kDevices.end(), [wanted = plain(name)](const AcceleratorSpec& device) { return plain(device.name) == wanted; });
+  return found == kDevices.end() ? nullptr : &*found;
+}
+
+const AcceleratorSpec* find_device_in_text(std::string_view text) {
   const AcceleratorSpec* best = nullptr;
-  size_t best_length = 0;
-  for (const AcceleratorSpec& device : kDevices) {
-    const std::string candidate = plain(device.name);
-    if (wanted.starts_with(candidate) && candidate.size() > best_length) {
-      best = &device;
-      best_length = candidate.size();
-    }
-  }
+  for (const AcceleratorSpec& device : kDevices)
+    if (end_of_name(text, device.name) != std::string_view::npos && (!best || plain(device.name).size() > plain(best->name).size())) best = &device;
   return best;
 }
 
@@ -62,6 +83,23 @@ std::string device_names() {
   std::string names;
   for (const AcceleratorSpec& device : kDevices) names += (names.empty() ? "" : ", ") + std::string(device.name);
   return names;
+}
+
+std::string nearest_device_names(std::string_view name) {
+  std::vector<std::string_view> names;
+  for (const AcceleratorSpec& device : kDevices) names.push_back(device.name);
+  const std::string_view word = name.substr(0, 64);
+  std::stable_sort(names.begin(), names.end(), [&](std::string_view a, std::string_view b) { return edit_distance(word, a) < edit_distance(word, b); });
+  return fmt::format("{}, {} or {}", names[0], names[1], names[2]);
+}
+
+std::string device_table() {
+  std::string text = "| Device | bf16 TFLOP/s | fp8 | fp4 | Memory GiB | GB/s | Domain | Its link GB/s | Network GB/s | Watts | Source |\n|---|---|---|---|---|---|---|---|---|---|---|\n";
+  const auto rate = [](double flops) { return flops > 0 ? fmt::format("{:g}", flops / kT) : std::string("-"); };
+  for (const AcceleratorSpec& d : kDevices)
+    text += fmt::format("| `{}` | {} | {} | {} | {:.4g} | {:g} | {} | {:g} | {:g} | {:g} | {} |\n", d.name, rate(d.bf16_flops), rate(d.fp8_flops), rate(d.fp4_flops), d.memory_bytes / kGiB,
+                        d.memory_bytes_per_second / kG, d.domain_size, d.link_bytes_per_second / kG, d.network_bytes_per_second / kG, d.power_watts, d.source);
+  return text;
 }
 
 }  // namespace orrery

@@ -28,10 +28,19 @@ struct AcceleratorSpec {
 
 std::span<const AcceleratorSpec> device_catalogue();
 
-/// By name or by a longer name that begins with it ("H100-80GB", "a100"); the longest match. nullptr: unknown.
+/// By its name; letters' case, spaces and punctuation do not count ("tpu v5p"). nullptr: not in the catalogue.
 const AcceleratorSpec* find_device(std::string_view name);
+
+/// The device that a table of other people's runs means: the longest name with which the text begins and that ends where a word or a number
+/// does ("H100-80GB", "A100 SXM4", not "H1000"). nullptr: none.
+const AcceleratorSpec* find_device_in_text(std::string_view text);
 
 /// "A100, H100, ...", for messages.
 std::string device_names();
+/// Those most like a name that the catalogue lacks, nearest first: "H100, H800 or H200".
+std::string nearest_device_names(std::string_view name);
+
+/// A Markdown table of all devices and where their figures come from.
+std::string device_table();
 
 }  // namespace orrery
