@@ -189,7 +189,7 @@ void run(const Options& options) {
   const RankEnvironment environment = discover_ranks(0);
   std::unique_ptr<Communicator> world;
   if (environment.kind == RankKind::kProcess && environment.world_size > 1) world = std::make_unique<Communicator>(make_process_transport(environment), CommOptions{});
-  OpTimes times = options.fresh ? OpTimes{} : load_op_times();
+  OpTimes times = options.fresh ? OpTimes{} : load_op_times().times;
   if (world) share_op_times(times, *world);
   const EngineOptions machine = default_engine_options(0);
   std::vector<Row> rows = rows_of(options, machine, world.get());

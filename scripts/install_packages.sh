@@ -3,7 +3,7 @@
 set -euo pipefail
 packages=(g++ cmake ninja-build ccache git ca-certificates python3
   libfmt-dev libtomlplusplus-dev libcli11-dev nlohmann-json3-dev libsimdjson-dev libpcre2-dev libutf8proc-dev
-  libzstd-dev zlib1g-dev libxxhash-dev libgtest-dev
+  libzstd-dev zlib1g-dev libxxhash-dev libhwloc-dev libgtest-dev
   libopenmpi-dev openmpi-bin libmpich-dev mpich
   libboost1.81-dev libssl-dev)
 missing=()

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Proves what the program says and with which status it ends: wrong options and commands, mistakes in a run file, standard output
-# and error, full disks, completion; and that docs/run_toml.md is current. usage: cli_test.sh ORRERY SOURCE_DIR
+# and error, full disks, completion; and that docs/run_toml.md and docs/cluster_toml.md are current. usage: cli_test.sh ORRERY SOURCE_DIR
 set -uo pipefail
 orrery=$(realpath "$1") source_dir=$(realpath "$2")
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
@@ -28,7 +28,12 @@ run 2 exmaples; err_has 'unknown command `exmaples` for `orrery`: did you mean `
 run 2 examples --jsno; err_has 'unknown option `--jsno`'
 run 2 probe --jsno; err_has 'did you mean `--json`?'; err_has "see: orrery probe --help"
 "$orrery" doctor >out 2>err; [ $? -eq 0 ] || fail "orrery doctor on this machine"; out_has "disk"; out_has "memory"
-mkdir -p cache/orrery; echo '{"version": 2, "cpu_model": "another"}' >cache/orrery/probe.json; run 0 probe; err_has "of another machine"; out_has "links"; out_has "gemm"
+mkdir -p cache/orrery; echo '{"version": 2, "cpu_model": "another"}' >cache/orrery/probe.json; run 0 probe; err_has "no probe of this version"; out_has "links"; out_has "gemm"; out_has "packages: "; out_has "memory nodes: 0 ("
+run 0 probe --json; err_has "rates from"; python3 -c 'import json; p=json.load(open("out")); assert p["packages"] >= 1 and p["memory_nodes"][0]["bytes"] > 0' || fail "probe --json"
+# What was measured elsewhere is not used, and what differs is named.
+sed -i 's/"cpu_model": ".*"/"cpu_model": "Abacus 9"/' cache/orrery/probe.json
+run 0 doctor; out_has "the one that is kept is not used: processor: Abacus 9 where it was measured"; out_has "fix: orrery probe"
+run 0 probe; err_has "probe.json is not used: processor: Abacus 9 where it was measured"; err_has "measuring again"
 run 0 probe --json; err_has "rates from"
 run 0 doctor --json; python3 -c 'import json; assert all(f["severity"] == "good" or f["found"] for f in json.load(open("out")))' || fail "doctor --json"
 run 3 doctor --dir nowhere; out_has "cannot be looked at"
@@ -63,6 +68,58 @@ run 2 simulate big.toml --cluster "$cluster" --straggler nan; err_has "--straggl
 run 2 simulate big.toml --cluster "$cluster" --link-factor 0; err_has "--link-factor above 0"
 run 0 plan big.toml --cluster "$cluster" --html page.html --json; grep -q "http" page.html && fail "the page names an address"; grep -qiE "nan|inf[^o]" out && fail "plan --json holds a value that is no number"
 run 0 simulate big.toml --cluster "$cluster" --html page.html; grep -q "<svg" page.html || fail "simulate --html draws nothing"
+sed 's/"H100"/"H1000"/' "$cluster" >thousand.toml; run 2 plan big.toml --cluster thousand.toml; err_has "thousand.toml:3:8"; err_has "did you mean H100, "; err_has "docs/cluster_toml.md"
+# Devices of several kinds: which ranks are where is said, and hosts are lost by kind.
+mixed=$source_dir/examples/clusters/mixed-h100-a100.toml
+run 0 plan big.toml --cluster "$mixed" --explain --html page.html; out_has "64 H100 + 64 A100"; out_has "devices   "; out_has "stages on several kinds of devices"; out_has "replicas on several kinds of devices"; out_has "where ranks lie"
+grep -q "A100" page.html || fail "plan --html names no A100"
+run 2 plan big.toml --cluster "$mixed" --lose-nodes 2; err_has "say which hosts, such as H100:2"
+run 2 plan big.toml --cluster "$mixed" --lose-nodes B200:2; err_has "the cluster has 64 H100 + 64 A100"
+run 0 plan big.toml --cluster "$mixed" --lose-nodes a100:8; out_has "devices   64 H100"
+run 0 simulate big.toml --cluster "$mixed" --straggler 1.5 --fail-rate 0.1 --link-factor 0.5; out_has "devices   "; out_has "what if   rank 0 takes 1.5 times as long"; out_has "goodput"
+run 0 plan big.toml --cluster "$source_dir/examples/clusters/mixed-h200-a100-40gb.toml"; out_has "16 H200 + 16 A100-40GB"
+
+# A run's trace beside its plan, and the times it keeps for the next one.
+for i in $(seq 400); do echo "line $i of a text of which a small model is trained for a few steps"; done >text.txt
+cat >small.toml <<'END'
+[model]
+family = "llama"
+hidden_size = 64
+num_layers = 2
+num_heads = 2
+num_kv_heads = 1
+intermediate_size = 128
+vocab_size = 320
+max_seq_len = 64
+[data]
+train = ["text.txt"]
+tokenizer = "train:bpe"
+[train]
+steps = 6
+global_batch_size = 4
+[optimizer]
+lr = 1e-3
+[checkpoint]
+dir = "small"
+END
+run 0 train small.toml
+run 0 plan compare small; for word in forward backward update step OPT calibration "steps timed"; do out_has "$word"; done
+python3 - <<'END' || fail "plan compare does not print the trace"
+import json
+trace, text = json.load(open("small/trace.json")), open("out").read()
+assert trace["steps"] >= 2 and trace["measured_seconds"] > 0 and trace["predicted_seconds"] > 0, trace
+assert f"{1e3 * trace['measured_seconds']:.2f}" in text and f"{1e3 * trace['predicted_seconds']:.2f}" in text, text
+for action in trace["actions"]:
+    assert action["measured"] >= 0 and action["action"], action
+assert sum(a["measured"] for a in trace["actions"]) < 2 * trace["measured_seconds"], trace
+END
+run 0 plan compare small --calibrate; err_has "kept "; err_has "op_times.json"
+sed 's/"machine": "processor: /"machine": "processor: Abacus 9 beside /' small/trace.json >trace.json; mkdir elsewhere; mv trace.json elsewhere
+run 0 plan compare elsewhere; out_has "Abacus 9"
+run 2 plan compare elsewhere --calibrate; err_has "not of this machine: processor: Abacus 9 beside"
+sed -i 's/cores: /cores: 77 and /' cache/orrery/op_times.json
+run 0 plan small.toml; err_has "op_times.json is not used: cores: 77 and"; err_has "ops are timed again"
+run 0 plan small.toml; grep -q "is not used" err && fail "times measured again are not kept"
 run 2 plan compare nowhere; err_has "trace.json"
 mkdir -p broken; echo '{"version": 1}' >broken/trace.json; run 4 plan compare broken; err_has "not a trace"
 run 2 config; err_has '`orrery config` needs a command'
@@ -106,6 +163,7 @@ run 0 help warm; out_has "warmup_steps"
 run 2 help xyzzy; err_has 'nothing is called `xyzzy`'
 run 0 config schema; python3 -c 'import json,sys; s=json.load(open("out")); assert s["properties"]["train"]["properties"]["dtype"]["enum"][0]=="bf16"' || fail "the schema is not JSON"
 run 0 config docs; cmp -s out "$source_dir/docs/run_toml.md" || fail "docs/run_toml.md is not current: orrery config docs > docs/run_toml.md"
+run 0 config cluster-docs; cmp -s out "$source_dir/docs/cluster_toml.md" || fail "docs/cluster_toml.md is not current: orrery config cluster-docs > docs/cluster_toml.md"
 
 # A result that cannot be written is an error; a reader that went away ends quietly.
 "$orrery" examples llama-11m >/dev/full 2>err; [ $? -eq 3 ] || fail "a full disk"; err_has "cannot write the result"

@@ -9,7 +9,7 @@
 namespace orrery {
 namespace {
 
-constexpr int kTableVersion = 1;
+constexpr int kTableVersion = 2;
 // Operations a byte, up to which an op takes what its bytes take, whatever it is.
 constexpr double kMemoryBoundFlops = 2;
 
@@ -88,14 +88,20 @@ std::string OpTimes::to_json(const std::string& machine) const {
   nlohmann::ordered_json ops = nlohmann::ordered_json::object(), comm = nlohmann::ordered_json::object();
   for (const auto& [key, m] : ops_) ops[key] = {m.seconds, m.flops, m.bytes};
   for (const auto& [key, curve] : comm_) comm[key] = curve;
-  const nlohmann::ordered_json root = {{"version", kTableVersion}, {"program", ORRERY_VERSION}, {"machine", machine}, {"ops", ops}, {"collectives", comm}, {"probes", probes_}};
+  const nlohmann::ordered_json root = {{"version", kTableVersion}, {"machine", machine}, {"ops", ops}, {"collectives", comm}, {"probes", probes_}};
   return root.dump(1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
+}
+
+std::optional<std::string> OpTimes::machine_of(const std::string& text) {
+  const nlohmann::json root = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!root.is_object() || root.value("version", nlohmann::json()) != kTableVersion || !root.contains("machine") || !root["machine"].is_string()) return std::nullopt;
+  return root["machine"].get<std::string>();
 }
 
 std::optional<OpTimes> OpTimes::from_json(const std::string& text, const std::string& machine) {
   const nlohmann::json root = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
   try {
-    if (!root.is_object() || root.at("version") != kTableVersion || root.at("program") != ORRERY_VERSION || root.at("machine") != machine) return std::nullopt;
+    if (!root.is_object() || root.at("version") != kTableVersion || root.at("machine") != machine) return std::nullopt;
     OpTimes table;
     for (const auto& [key, entry] : root.at("ops").items()) {
       const OpMeasurement m{entry.at(0), entry.at(1), entry.at(2)};

@@ -49,8 +49,10 @@ class OpTimes {
   std::optional<double> comm_seconds(const std::string& key, double bytes) const;
 
   std::string to_json(const std::string& machine) const;
-  /// None when the text is no table of this version, or of another machine or program version.
+  /// None when the text is no table of this version, or of another machine (the program's version is part of what `machine` says).
   static std::optional<OpTimes> from_json(const std::string& text, const std::string& machine);
+  /// The machine of a table's text; none when it is no table of this version.
+  static std::optional<std::string> machine_of(const std::string& text);
 
  private:
   std::map<std::string, OpMeasurement> ops_;  // "kind@context|shapes"

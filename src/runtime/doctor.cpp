@@ -54,24 +54,6 @@ int64_t meminfo(const std::string& wanted) {
   return -1;
 }
 
-int count_numa_nodes() {
-  int count = 0;
-  std::error_code error;
-  for (const auto& entry : fs::directory_iterator("/sys/devices/system/node", error)) {
-    const std::string name = entry.path().filename().string();
-    count += name.starts_with("node") && name.find_first_not_of("0123456789", 4) == std::string::npos;
-  }
-  return std::max(1, count);
-}
-
-// "0,64" or "0-1": how many threads share the first core.
-int siblings(const std::string& list) {
-  if (list.empty()) return 1;
-  const size_t dash = list.find('-');
-  if (dash != std::string::npos && list.find(',') == std::string::npos) return std::max(1, std::atoi(list.c_str() + dash + 1) - std::atoi(list.c_str()) + 1);
-  return 1 + static_cast<int>(std::count(list.begin(), list.end(), ','));
-}
-
 int64_t limit_of(int resource) {
   rlimit limit{};
   if (::getrlimit(static_cast<__rlimit_resource>(resource), &limit) != 0) return -1;
@@ -115,8 +97,6 @@ DoctorFacts doctor_facts(const std::string& folder) {
   facts.swappiness = number_in("/proc/sys/vm/swappiness");
   double load = 0;
   if (::getloadavg(&load, 1) == 1) facts.load = load;
-  facts.threads_per_core = siblings(first_line("/sys/devices/system/cpu/cpu0/topology/thread_siblings_list"));
-  facts.numa_nodes = count_numa_nodes();
   facts.numa_balancing = first_line("/proc/sys/kernel/numa_balancing");
   facts.clock_source = first_line("/sys/devices/system/clocksource/clocksource0/current_clocksource");
   struct statfs shm {};
@@ -130,8 +110,10 @@ DoctorFacts doctor_facts(const std::string& folder) {
     facts.disk_is_memory = disk.f_type == kTmpfsMagic;
     facts.fsync_seconds = timed_fsync(folder);
   }
-  std::error_code error;
-  if (cached_probe()) {
+  const KeptProbe kept = kept_probe();
+  facts.probe_not_used = kept.not_used;
+  if (kept.probe) {
+    std::error_code error;
     const auto written = fs::last_write_time(probe_cache_path(), error);
     if (!error) facts.probe_age_seconds = std::chrono::duration_cast<std::chrono::seconds>(fs::file_time_type::clock::now() - written).count();
   }
@@ -152,8 +134,8 @@ std::vector<Finding> diagnose(const DoctorFacts& f, const DoctorJob& job) {
     add(kWarning, "core quota", fmt::format("the control group allows {:g} cores: {} threads are used, and the rest of the quota is lost", m.cgroup_cores, m.usable_cores), "give a whole number of cores (cpu.max, docker --cpus, Kubernetes limits.cpu)");
   if (m.affinity_cores < m.online_cores && m.cgroup_cores == 0)
     add(kNote, "affinity", fmt::format("this process may run on {} of {} cores", m.affinity_cores, m.online_cores), "start without taskset or numactl, or ask the job scheduler for more cores, if the others are free");
-  if (f.threads_per_core > 1)
-    add(kNote, "hardware threads", fmt::format("{} threads share a core: matrix products gain little from the second", f.threads_per_core), fmt::format("compare --threads {} with the default of {}", std::max(1, m.usable_cores / f.threads_per_core), m.usable_cores));
+  if (const int threads_per_core = m.topology.threads_per_core(); threads_per_core > 1)
+    add(kNote, "hardware threads", fmt::format("{} threads share a core: matrix products gain little from the second", threads_per_core), fmt::format("compare --threads {} with the default of {}", std::max(1, m.usable_cores / threads_per_core), m.usable_cores));
   // A third of a core is the noise of a desktop.
   if (f.load > 0.33 * m.usable_cores && f.load > 0.5)
     add(kWarning, "load", fmt::format("other work is running (load {:.1f} on {} cores): steps take longer than predicted, and a probe reads low", f.load, m.usable_cores), "wait for it, stop it, or give it fewer cores than it takes");
@@ -179,9 +161,9 @@ std::vector<Finding> diagnose(const DoctorFacts& f, const DoctorJob& job) {
   if (job.arena_bytes > 0 && job.arena_bytes > m.memory_available_bytes)
     add(kError, "memory", fmt::format("this run's arenas take {}, {} are available", bytes_text(job.arena_bytes), bytes_text(m.memory_available_bytes)), "free memory, lower budget.memory, or use train.recompute = \"full\", a smaller batch or optimizer.state_dtype = \"bf16\"");
   else add(kGood, "memory", fmt::format("{} available{}", bytes_text(m.memory_available_bytes), job.arena_bytes > 0 ? fmt::format(", this run takes {}", bytes_text(job.arena_bytes)) : ""));
-  if (f.numa_nodes > 1)
-    add(f.numa_balancing == "1" ? kWarning : kNote, "memory nodes", fmt::format("{} NUMA nodes{}: one rank over all of them reads half of its weights from afar", f.numa_nodes, f.numa_balancing == "1" ? ", and the kernel moves pages between them" : ""),
-        fmt::format("one rank a node: mpirun -n {} --map-by numa --bind-to numa orrery train ...{}", f.numa_nodes, f.numa_balancing == "1" ? "; sysctl kernel.numa_balancing=0 (as root)" : ""));
+  if (const int numa_nodes = m.topology.num_compute_nodes(); numa_nodes > 1)
+    add(f.numa_balancing == "1" ? kWarning : kNote, "memory nodes", fmt::format("{} NUMA nodes{}: one rank over all of them reads half of its weights from afar", numa_nodes, f.numa_balancing == "1" ? ", and the kernel moves pages between them" : ""),
+        fmt::format("one rank a node: mpirun -n {} --map-by numa --bind-to numa orrery train ...{}", numa_nodes, f.numa_balancing == "1" ? "; sysctl kernel.numa_balancing=0 (as root)" : ""));
 
   if (f.disk_free_bytes < 0) add(kError, "disk", fmt::format("{} cannot be looked at", f.disk_folder), "make the folder, or give another with --dir");
   else {
@@ -204,7 +186,8 @@ std::vector<Finding> diagnose(const DoctorFacts& f, const DoctorJob& job) {
   if (m.energy_source != "powercap") add(kNote, "energy", m.energy_source, "where the processor counts energy: chmod a+r /sys/class/powercap/intel-rapl:0/energy_uj (as root)");
   else add(kGood, "energy", m.energy_source);
   constexpr int64_t kOldSeconds = 90 * 86400;
-  if (f.probe_age_seconds < 0) add(kNote, "probe", "this machine has not been measured", "orrery probe");
+  if (!f.probe_not_used.empty()) add(kWarning, "probe", fmt::format("the one that is kept is not used: {}", f.probe_not_used), "orrery probe");
+  else if (f.probe_age_seconds < 0) add(kNote, "probe", "this machine has not been measured", "orrery probe");
   else if (f.probe_age_seconds > kOldSeconds) add(kNote, "probe", fmt::format("measured {} days ago", f.probe_age_seconds / 86400), "orrery probe --fresh");
   else add(kGood, "probe", "measured");
   std::stable_sort(findings.begin(), findings.end(), [](const Finding& a, const Finding& b) { return a.severity > b.severity; });

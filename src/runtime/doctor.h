@@ -19,8 +19,6 @@ struct DoctorFacts {
   int64_t swap_total_bytes = -1, swap_used_bytes = -1;
   int64_t swappiness = -1;
   double load = -1;              // of the last minute
-  int threads_per_core = 1;
-  int numa_nodes = 1;
   std::string numa_balancing;    // "0" or "1"
   std::string clock_source;      // tsc, hpet, ...
   int64_t shm_bytes = -1;        // size of /dev/shm
@@ -31,7 +29,8 @@ struct DoctorFacts {
   double fsync_seconds = -1;     // of 4 KiB
   bool disk_is_memory = false;   // tmpfs: a checkpoint there is gone with the power
   std::vector<std::string> mpi;  // transports whose plugin and library load: "openmpi", "mpich"
-  int64_t probe_age_seconds = -1;  // of the cached probe of this machine; -1: none
+  int64_t probe_age_seconds = -1;  // of the probe of this machine that is kept; -1: none
+  std::string probe_not_used;      // why there is one that is not used
 };
 
 enum class Severity : uint8_t { kGood, kNote, kWarning, kError };

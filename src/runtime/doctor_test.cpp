@@ -45,7 +45,8 @@ TEST(Doctor, EachFaultIsNamedWithItsFix) {
       {"huge pages", Severity::kWarning, [](DoctorFacts& f) { f.huge_pages = "never"; }},
       {"swap", Severity::kWarning, [](DoctorFacts& f) { f.swap_total_bytes = kGiB, f.swap_used_bytes = kGiB / 2; }},
       {"memory limit", Severity::kNote, [](DoctorFacts& f) { f.machine.cgroup_memory_bytes = 8 * kGiB; }},
-      {"memory nodes", Severity::kWarning, [](DoctorFacts& f) { f.numa_nodes = 2, f.numa_balancing = "1"; }},
+      {"memory nodes", Severity::kWarning, [](DoctorFacts& f) { f.machine.topology.memory_nodes = {{0, kGiB, 4}, {1, kGiB, 4}}, f.numa_balancing = "1"; }},
+      {"hardware threads", Severity::kNote, [](DoctorFacts& f) { f.machine.topology.num_cores = 4, f.machine.topology.num_threads = 8; }},
       {"disk", Severity::kWarning, [](DoctorFacts& f) { f.disk_is_memory = true; }},
       {"disk", Severity::kWarning, [](DoctorFacts& f) { f.disk_free_bytes = 1 << 20; }},
       {"disk", Severity::kError, [](DoctorFacts& f) { f.fsync_seconds = -1; }},
@@ -54,6 +55,7 @@ TEST(Doctor, EachFaultIsNamedWithItsFix) {
       {"/dev/shm", Severity::kWarning, [](DoctorFacts& f) { f.shm_bytes = 1 << 20; }},
       {"MPI", Severity::kNote, [](DoctorFacts& f) { f.mpi.clear(); }},
       {"probe", Severity::kNote, [](DoctorFacts& f) { f.probe_age_seconds = -1; }},
+      {"probe", Severity::kWarning, [](DoctorFacts& f) { f.probe_not_used = "cores: 4 of 4 where it was measured, 2 of 2 here"; }},
       {"energy", Severity::kNote, [](DoctorFacts& f) { f.machine.energy_source = "n/a: no counters"; }},
   };
   for (const auto& c : cases) {

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <sched.h>
 #include <sys/resource.h>
+#include <sys/utsname.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -12,8 +13,12 @@
 #include <fstream>
 #include <optional>
 #include <sstream>
+#include <string_view>
+#include <utility>
+#include <vector>
 
 #include "base/cpu_features.h"
+#include "base/version.h"
 #include "runtime/arena.h"
 
 namespace orrery {
@@ -21,6 +26,7 @@ namespace {
 
 // cgroup v1 writes a number near 2^63 for "no limit".
 constexpr int64_t kNoLimit = int64_t{1} << 60;
+constexpr std::string_view kSeparator = " | ";  // of a fingerprint's items
 
 std::string read_first_line(const std::string& path) {
   std::ifstream file(path);
@@ -86,24 +92,6 @@ int64_t cgroup_memory() {
   return v2 == 0 ? v1 : v1 == 0 ? v2 : std::min(v1, v2);
 }
 
-std::vector<CacheFact> read_caches(int core) {
-  std::vector<CacheFact> caches;
-  for (int index = 0;; ++index) {
-    const std::string folder = fmt::format("/sys/devices/system/cpu/cpu{}/cache/index{}/", core, index);
-    const auto level = read_integer(folder + "level");
-    if (!level) return caches;
-    CacheFact cache{.level = static_cast<int>(*level),
-                    .type = read_first_line(folder + "type"),
-                    .bytes = 0,
-                    .shared_by = read_first_line(folder + "shared_cpu_list")};
-    std::transform(cache.type.begin(), cache.type.end(), cache.type.begin(),
-                   [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-    const std::string size = read_first_line(folder + "size");  // "2048K"
-    cache.bytes = std::atoll(size.c_str()) * (size.ends_with('K') ? 1024 : size.ends_with('M') ? 1024 * 1024 : 1);
-    caches.push_back(std::move(cache));
-  }
-}
-
 int64_t memory_total() {
   std::ifstream file("/proc/meminfo");
   std::string name;
@@ -120,6 +108,31 @@ std::string energy_source() {
   if (!std::filesystem::exists("/sys/class/powercap")) return "n/a: this kernel offers no powercap counters";
   if (!std::filesystem::exists(counter)) return "n/a: no RAPL package counter";
   return read_integer(counter) ? "powercap" : "n/a: " + counter + " is not readable by this user";
+}
+
+std::string software() {
+  utsname system{};
+  ::uname(&system);
+  return fmt::format("orrery {} on {} {}", program_version(), system.sysname, system.release);
+}
+
+// "l1 data 32 KiB, l2 unified 1024 KiB": what products are blocked for.
+std::string cache_list(const MachineTopology& topology) {
+  std::string text;
+  for (const CacheFact& cache : topology.caches) text += fmt::format("{}L{} {} {} KiB of {}", text.empty() ? "" : ", ", cache.level, cache.type, cache.bytes >> 10, cache.shared_by);
+  return text.empty() ? "not listed" : text;
+}
+
+std::vector<std::pair<std::string, std::string>> items_of(const std::string& fingerprint) {
+  std::vector<std::pair<std::string, std::string>> items;
+  for (size_t begin = 0; begin <= fingerprint.size();) {
+    const size_t end = std::min(fingerprint.find(kSeparator, begin), fingerprint.size());
+    const std::string item = fingerprint.substr(begin, end - begin);
+    const size_t colon = item.find(": ");
+    items.emplace_back(item.substr(0, std::min(colon, item.size())), colon == std::string::npos ? "" : item.substr(colon + 2));
+    begin = end + kSeparator.size();
+  }
+  return items;
 }
 
 std::string isa_list() {
@@ -153,24 +166,21 @@ MachineFacts machine_facts() {
   facts.isa = isa_list();
   facts.online_cores = static_cast<int>(::sysconf(_SC_NPROCESSORS_ONLN));
   facts.affinity_cores = facts.online_cores;
-  int first_core = 0;
   cpu_set_t allowed;
-  if (::sched_getaffinity(0, sizeof(allowed), &allowed) == 0) {
-    facts.affinity_cores = CPU_COUNT(&allowed);
-    while (first_core < CPU_SETSIZE - 1 && !CPU_ISSET(first_core, &allowed)) ++first_core;
-  }
+  if (::sched_getaffinity(0, sizeof(allowed), &allowed) == 0) facts.affinity_cores = CPU_COUNT(&allowed);
   facts.cgroup_cores = cgroup_cores();
   facts.usable_cores = facts.affinity_cores;
   // A quota of 2.5 cores runs two threads at full speed; a third would stall the other two at every barrier.
   if (facts.cgroup_cores > 0) facts.usable_cores = std::min(facts.usable_cores, static_cast<int>(facts.cgroup_cores));
   facts.usable_cores = std::max(1, facts.usable_cores);
-  facts.caches = read_caches(first_core);
+  facts.topology = machine_topology();
   facts.memory_total_bytes = memory_total();
   facts.memory_available_bytes = available_memory_bytes();
   facts.cgroup_memory_bytes = cgroup_memory();
   rlimit files{};
   if (::getrlimit(RLIMIT_NOFILE, &files) == 0) facts.open_files_max = static_cast<int64_t>(files.rlim_cur);
   facts.energy_source = energy_source();
+  facts.software = software();
   return facts;
 }
 
@@ -180,8 +190,21 @@ int usable_cores() {
 }
 
 std::string machine_fingerprint(const MachineFacts& facts) {
-  return fmt::format("{} | {} | {} of {} cores | {} MiB", facts.cpu_model, facts.isa, facts.usable_cores, facts.online_cores,
-                     facts.memory_total_bytes >> 20);
+  // Not how much memory there is: no rate depends on it, and a virtual machine's changes while it runs.
+  return fmt::format("processor: {}{}isa: {}{}cores: {} of {}{}caches: {}{}software: {}", facts.cpu_model, kSeparator, facts.isa, kSeparator, facts.usable_cores, facts.online_cores, kSeparator,
+                     cache_list(facts.topology), kSeparator, facts.software);
+}
+
+std::string fingerprint_difference(const std::string& kept, const std::string& here) {
+  if (kept == here) return {};
+  const auto was = items_of(kept), is = items_of(here);
+  std::string text;
+  for (const auto& [name, value] : is) {
+    const auto old = std::find_if(was.begin(), was.end(), [&, wanted = name](const auto& item) { return item.first == wanted; });
+    if (old == was.end()) return "it was measured by an older version of this program";
+    if (old->second != value) text += fmt::format("{}{}: {} where it was measured, {} here", text.empty() ? "" : "; ", name, old->second, value);
+  }
+  return text.empty() ? "it was measured by another version of this program" : text;
 }
 
 }  // namespace orrery

@@ -25,7 +25,7 @@
 namespace orrery {
 namespace {
 
-constexpr int kProbeVersion = 2;
+constexpr int kProbeVersion = 3;
 constexpr double kSecondsPerRate = 0.4, kSecondsPerShape = 0.1;
 constexpr int64_t kMessageBytes = int64_t{16} << 20;
 constexpr int64_t kDiskBytes = int64_t{64} << 20, kDiskChunkBytes = int64_t{8} << 20;
@@ -49,7 +49,7 @@ double best_seconds(Body&& body, double for_seconds = kSecondsPerRate) {
 
 int64_t last_cache_bytes(const MachineFacts& facts) {
   int64_t largest = 0;
-  for (const CacheFact& cache : facts.caches) largest = std::max(largest, cache.bytes);
+  for (const CacheFact& cache : facts.topology.caches) largest = std::max(largest, cache.bytes);
   return largest;
 }
 
@@ -253,9 +253,11 @@ MachineProbe measure_machine(const ProbeOptions& options) {
 std::string probe_to_json(const MachineProbe& probe) {
   const MachineFacts& facts = probe.facts;
   nlohmann::ordered_json caches = nlohmann::ordered_json::array();
-  for (const CacheFact& cache : facts.caches) {
+  for (const CacheFact& cache : facts.topology.caches) {
     caches.push_back({{"level", cache.level}, {"type", cache.type}, {"bytes", cache.bytes}, {"shared_by", cache.shared_by}});
   }
+  nlohmann::ordered_json nodes = nlohmann::ordered_json::array();
+  for (const MemoryNode& node : facts.topology.memory_nodes) nodes.push_back({{"index", node.index}, {"bytes", node.bytes}, {"threads", node.num_threads}});
   nlohmann::ordered_json shapes = nlohmann::ordered_json::array();
   for (const GemmRate& rate : probe.gemm_shapes)
     shapes.push_back({{"dtype", rate.dtype}, {"rows", rate.rows}, {"columns", rate.columns}, {"depth", rate.depth}, {"flops_per_second", rate.flops_per_second}});
@@ -267,12 +269,17 @@ std::string probe_to_json(const MachineProbe& probe) {
                                        {"affinity_cores", facts.affinity_cores},
                                        {"cgroup_cores", facts.cgroup_cores},
                                        {"usable_cores", facts.usable_cores},
+                                       {"packages", facts.topology.num_packages},
+                                       {"cores", facts.topology.num_cores},
+                                       {"threads", facts.topology.num_threads},
                                        {"caches", caches},
+                                       {"memory_nodes", nodes},
                                        {"memory_total_bytes", facts.memory_total_bytes},
                                        {"memory_available_bytes", facts.memory_available_bytes},
                                        {"cgroup_memory_bytes", facts.cgroup_memory_bytes},
                                        {"open_files_max", facts.open_files_max},
                                        {"energy_source", facts.energy_source},
+                                       {"software", facts.software},
                                        {"memory_read_bytes_per_second", probe.memory_read_bytes_per_second},
                                        {"memory_copy_bytes_per_second", probe.memory_copy_bytes_per_second},
                                        {"gemm_bf16_flops_per_second", probe.gemm_bf16_flops_per_second},
@@ -300,14 +307,19 @@ std::optional<MachineProbe> probe_from_json(const std::string& text) {
     root.at("affinity_cores").get_to(facts.affinity_cores);
     root.at("cgroup_cores").get_to(facts.cgroup_cores);
     root.at("usable_cores").get_to(facts.usable_cores);
+    root.at("packages").get_to(facts.topology.num_packages);
+    root.at("cores").get_to(facts.topology.num_cores);
+    root.at("threads").get_to(facts.topology.num_threads);
     for (const auto& entry : root.at("caches")) {
-      facts.caches.push_back({entry.at("level"), entry.at("type"), entry.at("bytes"), entry.at("shared_by")});
+      facts.topology.caches.push_back({entry.at("level"), entry.at("type"), entry.at("bytes"), entry.at("shared_by")});
     }
+    for (const auto& entry : root.at("memory_nodes")) facts.topology.memory_nodes.push_back({entry.at("index"), entry.at("bytes"), entry.at("threads")});
     root.at("memory_total_bytes").get_to(facts.memory_total_bytes);
     root.at("memory_available_bytes").get_to(facts.memory_available_bytes);
     root.at("cgroup_memory_bytes").get_to(facts.cgroup_memory_bytes);
     root.at("open_files_max").get_to(facts.open_files_max);
     root.at("energy_source").get_to(facts.energy_source);
+    root.at("software").get_to(facts.software);
     root.at("memory_read_bytes_per_second").get_to(probe.memory_read_bytes_per_second);
     root.at("memory_copy_bytes_per_second").get_to(probe.memory_copy_bytes_per_second);
     root.at("gemm_bf16_flops_per_second").get_to(probe.gemm_bf16_flops_per_second);
@@ -333,16 +345,18 @@ std::string probe_cache_path() {
   return home != nullptr && home[0] == '/' ? std::string(home) + "/.cache/orrery/probe.json" : "";
 }
 
-std::optional<MachineProbe> cached_probe() {
+KeptProbe kept_probe() {
   const std::string path = probe_cache_path();
   std::ifstream file(path, std::ios::binary);
-  if (path.empty() || !file) return std::nullopt;
+  if (path.empty() || !file) return {};
   std::ostringstream text;
   text << file.rdbuf();
   std::optional<MachineProbe> probe = probe_from_json(text.str());
-  if (!probe || machine_fingerprint(probe->facts) != machine_fingerprint(machine_facts())) return std::nullopt;
-  if (probe->gemm_bf16_flops_per_second == 0) return std::nullopt;  // what could not be measured then may be measurable now
-  return probe;
+  if (!probe) return {std::nullopt, "it is no probe of this version of the program"};
+  std::string difference = fingerprint_difference(machine_fingerprint(probe->facts), machine_fingerprint(machine_facts()));
+  if (!difference.empty()) return {std::nullopt, std::move(difference)};
+  if (probe->gemm_bf16_flops_per_second == 0) return {std::nullopt, "it has no rate of matrix products, which may be measurable now"};
+  return {std::move(probe), ""};
 }
 
 bool store_probe(const MachineProbe& probe) {

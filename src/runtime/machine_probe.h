@@ -50,8 +50,12 @@ std::optional<MachineProbe> probe_from_json(const std::string& text);
 
 /// $XDG_CACHE_HOME/orrery/probe.json, or ~/.cache/orrery/probe.json; empty without a home.
 std::string probe_cache_path();
-/// The cached probe when it was made on this machine and is complete.
-std::optional<MachineProbe> cached_probe();
+/// The probe that is kept, when it was made on this machine by this program and is complete.
+struct KeptProbe {
+  std::optional<MachineProbe> probe;
+  std::string not_used;  // why the one that is kept is not used; empty where it is, or where there is none
+};
+KeptProbe kept_probe();
 /// Replaces the cached probe, atomically. Returns false when it cannot be written: a cache is a convenience.
 bool store_probe(const MachineProbe& probe);
 

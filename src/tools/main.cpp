@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "base/nearest_name.h"
+#include "base/version.h"
 #include "tools/commands.h"
 
 namespace orrery {
@@ -120,7 +121,7 @@ int run_program(int argc, char** argv) {
   int exit_code = 0;
   CLI::App app("Orrery trains and serves language models, and says before it starts where every byte and second will go.",
                "orrery");
-  app.set_version_flag("--version", "orrery " ORRERY_VERSION);
+  app.set_version_flag("--version", fmt::format("orrery {}", program_version()));
   app.require_subcommand(1);
   app.get_formatter()->column_width(34);
   app.footer(

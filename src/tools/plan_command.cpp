@@ -57,11 +57,12 @@ void add_compare(CLI::App& plan, int& exit_code) {
     const StepTrace trace = trace_from_json({std::istreambuf_iterator<char>(file), {}}, path);
     fmt::print("{}", trace_to_text(trace));
     if (options->calibrate) {
-      if (trace.machine != machine_fingerprint(machine_facts()))
-        throw Error(ErrorCode::kInvalidConfig, "{}: measured on another machine ({}); calibrate there, or train here", path, trace.machine);
-      OpTimes times = load_op_times();
-      const int64_t count = calibrate(times, trace);
-      if (!store_op_times(times)) throw Error(ErrorCode::kIo, "cannot write {}", op_times_path());
+      if (const std::string difference = fingerprint_difference(trace.machine, machine_fingerprint(machine_facts())); !difference.empty())
+        throw Error(ErrorCode::kInvalidConfig, "{}: not of this machine: {}; calibrate there, or train here", path, difference);
+      KeptOpTimes kept = load_op_times();
+      if (!kept.not_used.empty()) fmt::print(stderr, "{} is replaced: {}\n", op_times_path(), kept.not_used);
+      const int64_t count = calibrate(kept.times, trace);
+      if (!store_op_times(kept.times)) throw Error(ErrorCode::kIo, "cannot write {}", op_times_path());
       fmt::print(stderr, "kept {} times in {}\n", count, op_times_path());
     }
     exit_code = 0;
@@ -96,7 +97,7 @@ void add_plan_command(CLI::App& app, int& exit_code) {
   command->add_option("--objective", cluster.objective, "time, cost, energy or memory")->capture_default_str()->needs(given);
   command->add_option("--deadline", cluster.deadline, "the run's longest time, such as 30d")->needs(given);
   command->add_option("--budget", cluster.budget, "the run's highest price, such as 2M")->needs(given);
-  command->add_option("--lose-nodes", cluster.lost_nodes, "plan for what is left when this many hosts are gone")->needs(given);
+  command->add_option("--lose-nodes", cluster.lost_nodes, "plan for what is left when this many hosts are gone, such as 2, or A100:2 where there are several kinds")->needs(given);
   command->add_option("--html", cluster.html_path, "also write one self-contained page")->needs(given);
   command->add_flag("--explain", cluster.explain, "the top ten, and why each family of layouts lost")->needs(given);
   command->footer("Examples:\n  orrery plan run.toml --cluster cluster.toml --explain\n  orrery plan run.toml\n  orrery plan run.toml --set train.recompute=full --json > plan.json\n");

@@ -23,7 +23,7 @@ std::string rate_or_na(double rate, std::string_view unit) { return rate > 0 ? f
 
 std::string cache_text(const MachineFacts& facts) {
   std::string text;
-  for (const CacheFact& cache : facts.caches) {
+  for (const CacheFact& cache : facts.topology.caches) {
     if (cache.type == "instruction") continue;
     text += fmt::format("{}L{} {}", text.empty() ? "" : ", ", cache.level, format_bytes(static_cast<double>(cache.bytes)));
   }
@@ -38,9 +38,16 @@ std::string core_text(const MachineFacts& facts) {
   return text;
 }
 
+std::string shape_text(const MachineTopology& topology) {
+  std::string text = fmt::format("packages: {}   cores: {}   threads: {}   memory nodes:", topology.num_packages, topology.num_cores, topology.num_threads);
+  for (const MemoryNode& node : topology.memory_nodes)
+    text += fmt::format(" {} ({}, {})", node.index, format_bytes(static_cast<double>(node.bytes)), node.num_threads > 0 ? fmt::format("{} threads", node.num_threads) : "no cores: an expander or another device's");
+  return text;
+}
+
 void print_probe(const MachineProbe& probe) {
   const MachineFacts& facts = probe.facts;
-  fmt::print("cpu     {}\n        cores: {}   {}\n        {}\n", facts.cpu_model, core_text(facts), cache_text(facts),
+  fmt::print("cpu     {}\n        {}\n        threads: {}   {}\n        {}\n", facts.cpu_model, shape_text(facts.topology), core_text(facts), cache_text(facts),
              facts.isa);
   fmt::print("memory  {}, {} available{}   read {}   copy {}\n", format_bytes(static_cast<double>(facts.memory_total_bytes)),
              format_bytes(static_cast<double>(facts.memory_available_bytes)),
@@ -63,10 +70,10 @@ void print_probe(const MachineProbe& probe) {
 }
 
 int run_probe(const Options& options) {
-  std::optional<MachineProbe> probe = options.fresh ? std::nullopt : cached_probe();
+  KeptProbe kept = options.fresh ? KeptProbe{} : kept_probe();
+  if (!kept.not_used.empty()) fmt::print(stderr, "{} is not used: {}; measuring again\n", probe_cache_path(), kept.not_used);
+  std::optional<MachineProbe> probe = std::move(kept.probe);
   const bool cached = probe.has_value();
-  if (!cached && !options.fresh && std::filesystem::exists(probe_cache_path()))
-    fmt::print(stderr, "{} is of another machine, of another share of this one, or of another version of this program: measured again\n", probe_cache_path());
   if (cached) {
     probe->facts = machine_facts();  // what is available now
   } else {

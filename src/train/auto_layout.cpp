@@ -61,7 +61,10 @@ LayoutChoice choose_layout(RunSetup& setup, bool ranks_given, const SetupNote& n
     candidates.push_back({ranks, stage, std::nullopt});
     if (counts.size() > 1 && ranks > 1 && stage == 0) candidates.push_back({ranks, 1, std::nullopt});
   }
-  OpTimes times = load_op_times();
+  KeptOpTimes kept = load_op_times();
+  const bool leads = world == nullptr || world->rank() == 0;
+  if (leads && !kept.not_used.empty()) note(fmt::format("probe     {} is not used: {}{}", op_times_path(), kept.not_used, automatic ? "; ops are timed again" : ""));
+  OpTimes& times = kept.times;
   if (world != nullptr) share_op_times(times, *world);
   const auto begin = std::chrono::steady_clock::now();
   int64_t measured = 0;
@@ -101,7 +104,7 @@ LayoutChoice choose_layout(RunSetup& setup, bool ranks_given, const SetupNote& n
   setup.plan_options = *taken;
   if (measured > 0) {
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-    if (world == nullptr || world->rank() == 0)
+    if (leads)
       note(fmt::format("probe     {} ops and collectives timed in {:.1f} s with two layers of this model{}", measured, seconds,
                        store_op_times(times) ? ", kept in " + op_times_path() : ""));
   }

@@ -316,11 +316,16 @@ std::string op_times_path() {
   return probe.empty() ? "" : (fs::path(probe).parent_path() / "op_times.json").string();
 }
 
-OpTimes load_op_times() {
+KeptOpTimes load_op_times() {
   std::ifstream file(op_times_path(), std::ios::binary);
+  if (!file) return {};
   std::ostringstream text;
-  if (file) text << file.rdbuf();
-  return OpTimes::from_json(text.str(), machine_fingerprint(machine_facts())).value_or(OpTimes{});
+  text << file.rdbuf();
+  const std::string here = machine_fingerprint(machine_facts());
+  if (auto times = OpTimes::from_json(text.str(), here)) return {std::move(*times), ""};
+  const auto machine = OpTimes::machine_of(text.str());
+  const std::string difference = machine ? fingerprint_difference(*machine, here) : "";
+  return {{}, difference.empty() ? "it is no table of this version of the program" : difference};
 }
 
 bool store_op_times(const OpTimes& times) {

@@ -16,8 +16,12 @@ namespace orrery {
 /// they are threads of this one. Collective over `world`, which is asked for the cores that its ranks may use.
 StepMachine step_machine(const EngineOptions& options, DType compute_dtype, int num_ranks, Communicator* world = nullptr);
 
-/// The table of this machine and program version; empty when there is none.
-OpTimes load_op_times();
+/// The table that is kept of this machine and program version.
+struct KeptOpTimes {
+  OpTimes times;         // empty where there is none
+  std::string not_used;  // why the one that is kept is not used; empty where it is, or where there is none
+};
+KeptOpTimes load_op_times();
 /// Atomically; false when it cannot be written: a cache is a convenience.
 bool store_op_times(const OpTimes& times);
 std::string op_times_path();

@@ -86,7 +86,7 @@ class Trainer {
       print_next();
       return 0;
     }
-    if (const auto probe = cached_probe()) peak_flops_ = plan_.stage.compute_dtype == DType::kF32 ? probe->gemm_f32_flops_per_second : probe->gemm_bf16_flops_per_second;
+    if (const auto probe = kept_probe().probe) peak_flops_ = plan_.stage.compute_dtype == DType::kF32 ? probe->gemm_f32_flops_per_second : probe->gemm_bf16_flops_per_second;
     if (leads_) progress_.emplace(ProgressOptions{setup_.folder, options_.json, first_step});
     const int status = loop(first_step);
     if (progress_) progress_->finish();
