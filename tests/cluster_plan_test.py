@@ -104,6 +104,8 @@ with tempfile.TemporaryDirectory() as folder:
         assert ranks == list(range(int(layout["pipeline_parallel_size"]))), layout
         assert sum(sum(part["layers"]) for part in placement) == 32, layout
     assert staged > 0
+    fronts = [(point["run_seconds"], point["money"]) for point in mixed["pareto"]]
+    assert len(fronts) >= 2 and fronts == sorted(fronts) and [m for _, m in fronts] == sorted((m for _, m in fronts), reverse=True), fronts
     faster = plan_of(cluster=cluster_file)  # as many H100
     assert faster["finalists"][0]["step_seconds"] < mixed["finalists"][0]["step_seconds"]
     slower_file = str(folder / "slower.toml")

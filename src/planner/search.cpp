@@ -331,10 +331,17 @@ class Search {
     if (!cheapest_ || c.money < least_money_) cheapest_ = true, least_money_ = c.money;
     if ((request_.deadline_seconds > 0 && c.run_seconds > request_.deadline_seconds) || (request_.budget > 0 && c.money > request_.budget)) return;
     keep(c);
+    keep_point(c);
+  }
+
+  // Of each set of devices the fastest layout, and the fastest with more and more room: the exact map of the first may not fit.
+  void keep_point(const Candidate& c) {
     uint32_t kinds = 0;
-    for (const DevicePart& part : c.parts) kinds |= 1u << part.group;
-    Candidate& point = pareto_[{c.job.cluster.num_devices, kinds}];
-    if (point.run_seconds == 0 || c.run_seconds < point.run_seconds) point = c;
+    double filled = 0;
+    for (const DevicePart& part : c.parts) kinds |= 1u << part.group, filled = std::max(filled, part.memory.total() / part.capacity_bytes);
+    auto& points = pareto_[{c.job.cluster.num_devices, kinds}];
+    for (size_t i = 0; i < points.size(); ++i)
+      if (filled <= kFilled[i] && (points[i].run_seconds == 0 || c.run_seconds < points[i].run_seconds)) points[i] = c;
   }
 
   // result_.best is a heap with the worst kept candidate on top.
@@ -366,12 +373,15 @@ class Search {
     auto& best = result_.best;
     std::sort_heap(best.begin(), best.end(), is_better);
     if (best.empty()) fail();
-    for (Candidate& c : best) {
-      const IntervalFactors interval = shipped_intervals(classify(c.job)).unseen;
-      c.low_seconds = c.step.seconds * interval.low, c.high_seconds = c.step.seconds * interval.high;
-    }
-    for (const auto& [devices, c] : pareto_) result_.pareto.push_back(c);
+    for (const auto& [devices, points] : pareto_)
+      for (size_t i = 0; i < points.size(); ++i)
+        if (points[i].run_seconds > 0 && (i == 0 || layout_order(points[i].job.layout) != layout_order(points[i - 1].job.layout))) result_.pareto.push_back(points[i]);
     std::sort(result_.pareto.begin(), result_.pareto.end(), [](const auto& a, const auto& b) { return a.run_seconds < b.run_seconds; });
+    for (std::vector<Candidate>* list : {&best, &result_.pareto})
+      for (Candidate& c : *list) {
+        const IntervalFactors interval = shipped_intervals(classify(c.job)).unseen;
+        c.low_seconds = c.step.seconds * interval.low, c.high_seconds = c.step.seconds * interval.high;
+      }
     for (size_t id = 0; id < families_.size(); ++id) {
       const Family& family = families_[id];
       const bool feasible = std::isfinite(family.best);
@@ -438,7 +448,8 @@ class Search {
   bool fastest_ = false, cheapest_ = false;
   double fastest_seconds_ = 0, least_money_ = 0;
   std::array<Family, kNumFamilies> families_;
-  std::map<std::pair<double, uint32_t>, Candidate> pareto_;  // by devices and their kinds
+  static constexpr std::array kFilled = {1.0, 0.85, 0.7, 0.5};  // shares of the memory
+  std::map<std::pair<double, uint32_t>, std::array<Candidate, kFilled.size()>> pareto_;  // by devices and their kinds
 };
 
 }  // namespace
@@ -479,6 +490,18 @@ bool is_better(const Candidate& a, const Candidate& b) {
   if (order_a != order_b) return order_a < order_b;
   return std::lexicographical_compare(a.parts.begin(), a.parts.end(), b.parts.begin(), b.parts.end(),
                                       [](const DevicePart& x, const DevicePart& y) { return std::tuple(x.group, -x.num_devices, x.num_ranks) < std::tuple(y.group, -y.num_devices, y.num_ranks); });
+}
+
+void keep_front(std::vector<Candidate>& points) {
+  const auto same_devices = [](const Candidate& a, const Candidate& b) {
+    return a.job.cluster.num_devices == b.job.cluster.num_devices && a.parts.size() == b.parts.size() &&
+           std::all_of(a.parts.begin(), a.parts.end(), [&](const DevicePart& part) { return std::any_of(b.parts.begin(), b.parts.end(), [&](const DevicePart& other) { return other.group == part.group; }); });
+  };
+  std::stable_sort(points.begin(), points.end(), [](const Candidate& a, const Candidate& b) { return a.run_seconds < b.run_seconds; });
+  std::vector<Candidate> front;
+  for (Candidate& c : points)
+    if (front.empty() || (c.money < front.back().money && std::none_of(front.begin(), front.end(), [&](const Candidate& other) { return same_devices(c, other); }))) front.push_back(std::move(c));
+  points = std::move(front);
 }
 
 void use_devices_of(const SearchResult& result, Candidate& candidate) {
@@ -547,9 +570,10 @@ void search_layouts(const SearchRequest& request, SearchResult& result) {
     } catch (const Error&) {
       break;  // too small to hold the model
     }
-    Candidate point = other.best.front();
-    use_devices_of(result, point);
-    if (point.money < result.pareto.back().money) result.pareto.push_back(point);
+    for (Candidate& point : other.pareto) {
+      use_devices_of(result, point);
+      result.pareto.push_back(std::move(point));
+    }
   }
 }
 

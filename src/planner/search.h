@@ -67,7 +67,7 @@ struct SearchResult {
   std::vector<AcceleratorSpec> devices;  // of the cluster's groups
   std::vector<Candidate> best;  // best first, at most kFinalists
   std::vector<FamilyVerdict> families;
-  std::vector<Candidate> pareto;  // time against money, fastest first
+  std::vector<Candidate> pareto;  // time against money, fastest first; of each set of devices a few, until finalists are refined (keep_front)
   int64_t considered = 0, pruned_by_memory = 0, pruned_by_time = 0, scored = 0;
   int64_t simulated = 0, mapped = 0, dropped = 0;  // of the finalists: stepped through by events, laid out to the byte, found not to fit or too late
   std::vector<double> capacity_bytes;              // of a device of each group, for tensors
@@ -78,6 +78,9 @@ inline constexpr int64_t kFinalists = 200;
 /// Errors: kInvalidConfig when no layout divides the batch and the devices, when none fits in memory (says the smallest cluster that would
 /// hold the model: of this device, or with more of the kind that has most memory), and when deadline or budget cannot be met (says what the best layout takes).
 void search_layouts(const SearchRequest& request, SearchResult& result);
+
+/// Leaves of `points` the fastest of each set of devices, fastest first, and of these the ones that are cheaper than all before.
+void keep_front(std::vector<Candidate>& points);
 
 /// Makes the candidate's devices those of `result`, whose groups are the same.
 void use_devices_of(const SearchResult& result, Candidate& candidate);

@@ -120,11 +120,6 @@ bool deal_by_map(const SearchRequest& request, const std::vector<int64_t>& bytes
   return true;
 }
 
-bool uses_same_devices(const Candidate& a, const Candidate& b) {
-  if (a.job.cluster.num_devices != b.job.cluster.num_devices || a.parts.size() != b.parts.size()) return false;
-  return std::all_of(a.parts.begin(), a.parts.end(), [&](const DevicePart& part) { return std::any_of(b.parts.begin(), b.parts.end(), [&](const DevicePart& other) { return other.group == part.group; }); });
-}
-
 void simulate_step(Candidate& c) {
   const JobLayout& l = c.job.layout;
   const double stages = l.pp * (l.schedule == PipelineSchedule::kZeroBubbleV ? 2 : l.virtual_stages);
@@ -230,14 +225,8 @@ void refine_finalists(const SearchRequest& request, const TrainingPlanOptions& r
                 result.dropped, layout_text(closest.job.layout), format_duration(closest.run_seconds), closest.money, format_bytes(static_cast<double>(closest.mapped_bytes)), format_bytes(std::abs(closest.mapped_over)),
                 closest.mapped_over > 0 ? "more than there is" : "less than there is");
   std::sort(result.best.begin(), result.best.end(), is_better);
-  // A point was the best of its devices in closed form; another finalist may be by now.
-  for (Candidate& point : result.pareto)
-    for (const Candidate& c : result.best)
-      if (uses_same_devices(c, point) && c.run_seconds < point.run_seconds) point = c;
-  std::sort(result.pareto.begin(), result.pareto.end(), [](const Candidate& a, const Candidate& b) { return a.run_seconds < b.run_seconds; });
-  // Slower is worth a point only where it is cheaper than all before.
-  double least_money = std::numeric_limits<double>::infinity();
-  std::erase_if(result.pareto, [&](const Candidate& c) { return c.money >= least_money || (least_money = c.money, false); });
+  result.pareto.insert(result.pareto.end(), result.best.begin(), result.best.end());
+  keep_front(result.pareto);
   for (const Candidate& c : result.best) result.simulated += c.closed_form_seconds > 0, result.mapped += c.mapped_bytes > 0;
   // A family's best member is the best finalist that belongs to it; a family without one keeps what the closed form says.
   for (FamilyVerdict& verdict : result.families) {
