@@ -334,14 +334,17 @@ class Search {
     keep_point(c);
   }
 
-  // Of each set of devices the fastest layout, and the fastest with more and more room: the exact map of the first may not fit.
+  // Of each set of devices the fastest layout with and without a pipeline, and the fastest with more and more room: the exact map of the first may
+  // not fit, or its pipeline be slower than the closed form says.
   void keep_point(const Candidate& c) {
     uint32_t kinds = 0;
     double filled = 0;
     for (const DevicePart& part : c.parts) kinds |= 1u << part.group, filled = std::max(filled, part.memory.total() / part.capacity_bytes);
     auto& points = pareto_[{c.job.cluster.num_devices, kinds}];
-    for (size_t i = 0; i < points.size(); ++i)
-      if (filled <= kFilled[i] && (points[i].run_seconds == 0 || c.run_seconds < points[i].run_seconds)) points[i] = c;
+    for (size_t i = 0; i < kFilled.size(); ++i) {
+      Candidate& point = points[c.job.layout.pp > 1 ? kFilled.size() + i : i];
+      if (filled <= kFilled[i] && (point.run_seconds == 0 || c.run_seconds < point.run_seconds)) point = c;
+    }
   }
 
   // result_.best is a heap with the worst kept candidate on top.
@@ -375,7 +378,7 @@ class Search {
     if (best.empty()) fail();
     for (const auto& [devices, points] : pareto_)
       for (size_t i = 0; i < points.size(); ++i)
-        if (points[i].run_seconds > 0 && (i == 0 || layout_order(points[i].job.layout) != layout_order(points[i - 1].job.layout))) result_.pareto.push_back(points[i]);
+        if (points[i].run_seconds > 0 && (i == 0 || layout_order(points[i].job.layout) != layout_order(points[i - 1].job.layout) || points[i].run_seconds != points[i - 1].run_seconds)) result_.pareto.push_back(points[i]);
     std::sort(result_.pareto.begin(), result_.pareto.end(), [](const auto& a, const auto& b) { return a.run_seconds < b.run_seconds; });
     for (std::vector<Candidate>* list : {&best, &result_.pareto})
       for (Candidate& c : *list) {
@@ -448,8 +451,8 @@ class Search {
   bool fastest_ = false, cheapest_ = false;
   double fastest_seconds_ = 0, least_money_ = 0;
   std::array<Family, kNumFamilies> families_;
-  static constexpr std::array kFilled = {1.0, 0.85, 0.7, 0.5};  // shares of the memory
-  std::map<std::pair<double, uint32_t>, std::array<Candidate, kFilled.size()>> pareto_;  // by devices and their kinds
+  static constexpr std::array kFilled = {1.0, 0.85, 0.65};  // shares of the memory
+  std::map<std::pair<double, uint32_t>, std::array<Candidate, 2 * kFilled.size()>> pareto_;  // by devices and their kinds
 };
 
 }  // namespace
@@ -492,15 +495,44 @@ bool is_better(const Candidate& a, const Candidate& b) {
                                       [](const DevicePart& x, const DevicePart& y) { return std::tuple(x.group, -x.num_devices, x.num_ranks) < std::tuple(y.group, -y.num_devices, y.num_ranks); });
 }
 
-void keep_front(std::vector<Candidate>& points) {
-  const auto same_devices = [](const Candidate& a, const Candidate& b) {
-    return a.job.cluster.num_devices == b.job.cluster.num_devices && a.parts.size() == b.parts.size() &&
-           std::all_of(a.parts.begin(), a.parts.end(), [&](const DevicePart& part) { return std::any_of(b.parts.begin(), b.parts.end(), [&](const DevicePart& other) { return other.group == part.group; }); });
-  };
+namespace {
+
+bool uses_same_devices(const Candidate& a, const Candidate& b) {
+  return a.job.cluster.num_devices == b.job.cluster.num_devices && a.parts.size() == b.parts.size() &&
+         std::all_of(a.parts.begin(), a.parts.end(), [&](const DevicePart& part) { return std::any_of(b.parts.begin(), b.parts.end(), [&](const DevicePart& other) { return other.group == part.group; }); });
+}
+
+void sort_by_time(std::vector<Candidate>& points) {
   std::stable_sort(points.begin(), points.end(), [](const Candidate& a, const Candidate& b) { return a.run_seconds < b.run_seconds; });
+}
+
+// Leaves only sets of devices that may still be on the front when their layouts are refined.
+void drop_dear_sets(std::vector<Candidate>& points) {
+  constexpr double kMargin = 1.15;
+  sort_by_time(points);
+  std::vector<Candidate> fastest, kept;
+  std::vector<bool> may_win;
+  double least = std::numeric_limits<double>::infinity();
+  for (Candidate& c : points) {
+    const auto set = std::find_if(fastest.begin(), fastest.end(), [&](const Candidate& other) { return uses_same_devices(c, other); });
+    const auto index = static_cast<size_t>(set - fastest.begin());
+    if (set == fastest.end()) {
+      may_win.push_back(fastest.empty() || c.money < kMargin * least);
+      least = std::min(least, c.money);
+      fastest.push_back(c);
+    }
+    if (may_win[index]) kept.push_back(std::move(c));
+  }
+  points = std::move(kept);
+}
+
+}  // namespace
+
+void keep_front(std::vector<Candidate>& points) {
+  sort_by_time(points);
   std::vector<Candidate> front;
   for (Candidate& c : points)
-    if (front.empty() || (c.money < front.back().money && std::none_of(front.begin(), front.end(), [&](const Candidate& other) { return same_devices(c, other); }))) front.push_back(std::move(c));
+    if (front.empty() || (c.money < front.back().money && std::none_of(front.begin(), front.end(), [&](const Candidate& other) { return uses_same_devices(c, other); }))) front.push_back(std::move(c));
   points = std::move(front);
 }
 
@@ -556,7 +588,7 @@ void search_layouts(const SearchRequest& request, SearchResult& result) {
     throw Error(ErrorCode::kInvalidConfig, "the search needs layers, hidden size, heads, sequence length and global batch of at least 1; found {} layers, hidden {}, {} heads, {} tokens, batch {}",
                 request.model.num_layers, request.model.hidden, request.model.num_heads, request.model.seq_len, request.global_batch);
   Search(request, result).run();
-  if (!request.front || request.objective != Objective::kTime || request.total_tokens <= 0 || !request.cluster.has_prices()) return;
+  if (!request.front || request.objective != Objective::kTime || request.total_tokens <= 0 || !request.cluster.has_prices()) return drop_dear_sets(result.pareto);
   // For time every device counts, so the search above saw one number of them; the front of time against money has more points.
   constexpr int kHalvings = 5;
   SearchRequest fewer = request;
@@ -575,6 +607,7 @@ void search_layouts(const SearchRequest& request, SearchResult& result) {
       result.pareto.push_back(std::move(point));
     }
   }
+  drop_dear_sets(result.pareto);
 }
 
 void replan_after_loss(SearchRequest request, size_t group, int64_t lost_nodes, SearchResult& result) {
