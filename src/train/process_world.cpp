@@ -69,14 +69,16 @@ std::vector<std::string> ProcessWorld::gather_text(std::string_view mine, std::s
   return texts;
 }
 
-// Collective. Throws on every rank when one has an error: `message` is this rank's, or what it knows of.
+// Collective. Throws on every rank when one has an error; `message` is this rank's.
 void ProcessWorld::throw_first(std::string_view what, int64_t timeout_ms, int code, const std::string& message) {
   const std::vector<int32_t> codes = gather<int32_t>(code, what, timeout_ms);
   const auto first = std::find_if(codes.begin(), codes.end(), [](int32_t other) { return other != kNoError; });
   if (first == codes.end()) return;
   agreed_ = true;
   const auto failing = static_cast<int>(first - codes.begin());
-  if (failing == rank()) throw Error(static_cast<ErrorCode>(code), message);
+  // Before anyone leaves: a launcher ends all ranks when the first has left with a status, and this one might not have come to say why.
+  if (failing == rank()) fmt::print(stderr, "error: {}\n", message);
+  gather<int32_t>(code, "hear of an error", timeout_ms);
   throw AgreedError(static_cast<ErrorCode>(*first), fmt::format("rank {} could not {}", failing, what));
 }
 

@@ -43,8 +43,8 @@ class ProcessWorld {
   Communicator& saves() { return *saves_; }
   Communicator& control() { return *control_; }
 
-  /// Runs `body` and waits for the others to have run theirs. Where one throws an Error, all throw it: the first failing rank its own,
-  /// the others an AgreedError of the same code. Collective.
+  /// Runs `body` and waits for the others to have run theirs. Where one throws an Error, the first failing rank prints it as "error: ..." on stderr, and all
+  /// throw an AgreedError of its code. Collective.
   void together(std::string_view what, int64_t timeout_ms, const std::function<void()>& body);
   /// As together(), `body` on rank 0 alone; the text that it returns is what every rank gets.
   std::string from_first_rank(std::string_view what, int64_t timeout_ms, const std::function<std::string()>& body);
@@ -78,7 +78,7 @@ class ProcessWorld {
   std::unique_ptr<Communicator> world_, steps_, control_, saves_;
 };
 
-/// An error of another rank, which prints it: this one only ends with its exit status.
+/// An error that has been printed by the rank that had it: what is left is to end with its exit status.
 class AgreedError : public Error {
  public:
   using Error::Error;
