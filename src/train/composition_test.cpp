@@ -1,7 +1,7 @@
 // Compositions of everything that a layout can be, against one rank, or where ranks share layers against the fewest that do so in the same way,
 // which themselves lie near one rank (their gradients' bounds: tests/equivalence): a pairwise cover of all axes (each pair of values of two axes
 // occurs, as far as it can be), and random ones on top up to 300. The default run takes every twelfth; ORRERY_COMPOSITIONS=all takes all
-// (scripts/compositions.sh).
+// (scripts/compositions.sh), ORRERY_COMPOSITION_STEPS=30 more steps of each than 3.
 #include <algorithm>
 #include <cstdlib>
 #include <random>
@@ -162,6 +162,8 @@ class CompositionTest : public testing::GroupTest {
 
 TEST_F(CompositionTest, EveryCompositionHasTheBitsOfItsReference) {
   const char* wanted = std::getenv("ORRERY_COMPOSITIONS");
+  const char* wanted_steps = std::getenv("ORRERY_COMPOSITION_STEPS");
+  const int num_steps = wanted_steps != nullptr ? std::max(1, std::atoi(wanted_steps)) : 3;
   const size_t stride = wanted != nullptr && std::string_view(wanted) == "all" ? 1 : 12;
   const std::vector<Composition> compositions = cover(300);
   ASSERT_GE(compositions.size(), 300u);
@@ -171,7 +173,7 @@ TEST_F(CompositionTest, EveryCompositionHasTheBitsOfItsReference) {
     if (fresh) {
       Composition alone{};
       alone[0] = shape, alone[kShareAxis] = share;
-      reference->second = train(options_of(alone));
+      reference->second = train(options_of(alone), num_steps);
     }
     return reference->second;
   };
@@ -181,9 +183,9 @@ TEST_F(CompositionTest, EveryCompositionHasTheBitsOfItsReference) {
     const double precision = kShapes[compositions[i][0]].dtype == DType::kBF16 ? 0x1p-8 : 0x1p-20;
     EXPECT_NEAR(reference.numbers[0], one_rank.numbers[0], precision * one_rank.numbers[0]);
     EXPECT_NEAR(reference.numbers[1], one_rank.numbers[1], 4 * precision * one_rank.numbers[1]);
-    expect_equal(options_of(compositions[i]), reference);
+    expect_equal(options_of(compositions[i]), reference, num_steps);
   }
-  std::printf("%zu of %zu compositions run\n", num_run, compositions.size());
+  std::printf("%zu of %zu compositions run, %d steps each\n", num_run, compositions.size(), num_steps);
 }
 
 }  // namespace
