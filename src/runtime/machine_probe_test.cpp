@@ -46,9 +46,11 @@ TEST(MachineFacts, AreConsistent) {
 // hwloc's reading against the kernel's own files, which know the same.
 TEST(MachineTopology, AgreesWithTheKernel) {
   const MachineTopology& topology = machine_topology();
+  for (const MemoryNode& node : topology.memory_nodes) EXPECT_GT(node.bytes, 0);
   EXPECT_GE(topology.num_packages, 1);
   EXPECT_GE(topology.num_cores, topology.num_packages);
   EXPECT_EQ(topology.num_threads, machine_facts().online_cores);
+  if (!std::filesystem::exists("/sys/devices/system/cpu/cpu0/cache")) GTEST_SKIP() << "no /sys here: what the kernel knows of caches and nodes was not compared";
   for (const CacheFact& cache : topology.caches) {
     bool listed = false;
     for (int index = 0; index < 8 && !listed; ++index) {

@@ -2,6 +2,7 @@
 
 #include <hwloc.h>
 #include <sched.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -70,7 +71,11 @@ int MachineTopology::num_compute_nodes() const {
 const MachineTopology& machine_topology() {
   static const MachineTopology topology = [] {
     const Topology loaded = load(nullptr);
-    return loaded ? read(loaded.get(), first_usable_thread()) : MachineTopology{};
+    MachineTopology result = loaded ? read(loaded.get(), first_usable_thread()) : MachineTopology{};
+    // Where /sys is not to be seen, in a bare container, hwloc does not know how much memory its one node has.
+    if (result.memory_nodes.size() == 1 && result.memory_nodes[0].bytes == 0)
+      result.memory_nodes[0].bytes = static_cast<int64_t>(::sysconf(_SC_PHYS_PAGES)) * ::sysconf(_SC_PAGESIZE);
+    return result;
   }();
   return topology;
 }

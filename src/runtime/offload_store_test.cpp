@@ -63,6 +63,7 @@ TEST_F(OffloadStoreTest, FileKeepsWhatIsWrittenAndLeavesNothing) {
 TEST_F(OffloadStoreTest, NodeKeepsWhatIsWritten) {
   const auto [code, message] = error_of("numa:0", 4096);
   if (code == ErrorCode::kOutOfMemory) GTEST_SKIP() << message;  // where processes may not choose their node
+  if (!std::filesystem::exists("/sys/devices/system/node/node0")) GTEST_SKIP() << "this machine shows no memory nodes: numa:0 was not written to";
   check_round_trip("numa:0");
 }
 
