@@ -9,7 +9,8 @@
 
 #include "base/error.h"
 #include "base/units.h"
-#include "planner/goodput.h"
+#include "planner/search_candidates.h"
+#include "planner/search_families.h"
 
 namespace orrery {
 namespace {
@@ -25,44 +26,11 @@ std::vector<int64_t> divisors(int64_t n, int64_t limit) {
 
 int64_t whole(double value) { return static_cast<int64_t>(value); }
 
-// What orders layouts whose objectives are equal, so that the winner does not depend on the order of visits.
-auto layout_order(const JobLayout& l) {
-  return std::tuple(l.tp, l.pp, l.cp, l.ep, l.virtual_stages, static_cast<int>(l.schedule), static_cast<int>(l.zero), l.shard_size, static_cast<int>(l.recompute), l.offload_optimizer,
-                    -l.micro_batch, !l.sequence_parallel, l.pipeline_inside, l.dp);
-}
-
-// What stands in "why not", and in the order of Family below.
-enum : size_t { kZero, kPipeline = 4, kPipelineInside, kMixedPipeline, kMixedReplicas, kNoPipeline, kNoTensor, kTensorInside, kTensorAcross, kContext, kExpert, kRecompute, kNoRecompute, kOffload, kSchedule, kNumFamilies = kSchedule + 5 };
-constexpr std::array<std::string_view, kNumFamilies> kFamilyNames = {
-    "no sharding (zero 0)", "sharded optimizer (zero 1)", "sharded gradients (zero 2)", "fully sharded (zero 3)", "pipeline parallel", "pipelines inside a domain", "stages on several kinds of devices", "replicas on several kinds of devices", "no pipeline", "no tensor parallelism",
-    "tensor parallel inside a domain", "tensor parallel across domains", "context parallel", "expert parallel", "full recompute", "no recompute", "optimizer offloaded to the host",
-    "schedule 1f1b", "schedule gpipe", "schedule interleaved", "schedule zb-h1", "schedule zb-v"};
-
-template <typename Use>
-void for_families(const Candidate& c, Use use) {
-  const JobLayout& l = c.job.layout;
-  use(kZero + static_cast<size_t>(l.zero));
-  use(l.pp > 1 ? kPipeline : kNoPipeline);
-  if (l.pipeline_inside) use(kPipelineInside);
-  if (c.parts.size() > 1) use(c.is_mixed_pipeline() ? kMixedPipeline : kMixedReplicas);
-  use(l.tp == 1 ? kNoTensor : l.tp <= c.job.cluster.domain_size ? kTensorInside : kTensorAcross);
-  if (l.cp > 1) use(kContext);
-  if (l.ep > 1) use(kExpert);
-  if (l.recompute == RecomputeKind::kFull) use(kRecompute);
-  if (l.recompute == RecomputeKind::kNone) use(kNoRecompute);
-  if (l.offload_optimizer) use(kOffload);
-  if (l.pp > 1) use(kSchedule + static_cast<size_t>(l.schedule));
-}
-
 struct Family {
   double best = std::numeric_limits<double>::infinity();
   Candidate candidate;
   double least_missing = std::numeric_limits<double>::infinity();  // bytes on the fullest rank
 };
-
-double num_steps(const SearchRequest& request) {
-  return request.total_tokens > 0 ? std::ceil(request.total_tokens / (request.global_batch * request.model.seq_len)) : 1;
-}
 
 class Search {
  public:
@@ -456,132 +424,6 @@ class Search {
 };
 
 }  // namespace
-
-void price_run(const SearchRequest& request, Candidate& candidate) {
-  // A checkpoint streams beside the work except for what storage cannot take: 14 bytes a parameter.
-  FailureModel failures{request.cluster.failures.device_mtbf_hours * 3600 / candidate.job.cluster.num_devices, count_parameters(request.model).total * 14 / (request.cluster.tiers.storage_gbytes_per_second * 1e9),
-                        request.cluster.failures.restart_seconds};
-  failures.restart_seconds += failures.save_seconds;  // reading it back
-  candidate.checkpoint_interval_seconds = std::max(best_checkpoint_interval(failures), candidate.step.seconds);
-  candidate.goodput = request.total_tokens > 0 ? goodput(failures, candidate.checkpoint_interval_seconds) : 1;
-  candidate.run_seconds = num_steps(request) * candidate.step.seconds / candidate.goodput;
-  double watts = 0, hourly = 0;
-  for (const DevicePart& part : candidate.parts) {
-    const auto group = static_cast<size_t>(part.group);
-    TrainingJob local = candidate.job;
-    local.cluster.device = part.cluster.device;
-    StepCost step = candidate.parts.size() > 1 ? part.step : candidate.step;
-    step.seconds = candidate.step.seconds;  // whoever is done earlier waits
-    const double nodes = std::ceil(part.num_devices / static_cast<double>(request.cluster.devices[group].per_node));
-    watts += part.num_devices * predict_device_watts(local, step) + nodes * request.cluster.prices.node_overhead_watts;
-    hourly += part.num_devices * request.cluster.per_device_hour(group);
-  }
-  candidate.kwh = watts * request.cluster.prices.pue * candidate.run_seconds / 3.6e6;
-  candidate.money = candidate.run_seconds / 3600 * hourly + candidate.kwh * request.cluster.prices.per_kwh;
-  candidate.carbon_kg = candidate.kwh * request.cluster.prices.carbon_g_per_kwh / 1000;
-  switch (request.objective) {
-    case Objective::kTime: candidate.objective = candidate.run_seconds; break;
-    case Objective::kCost: candidate.objective = candidate.money; break;
-    case Objective::kEnergy: candidate.objective = candidate.kwh; break;
-    case Objective::kMemory: candidate.objective = candidate.memory.total(); break;
-  }
-}
-
-bool is_better(const Candidate& a, const Candidate& b) {
-  if (a.objective != b.objective) return a.objective < b.objective;
-  const auto order_a = layout_order(a.job.layout), order_b = layout_order(b.job.layout);
-  if (order_a != order_b) return order_a < order_b;
-  return std::lexicographical_compare(a.parts.begin(), a.parts.end(), b.parts.begin(), b.parts.end(),
-                                      [](const DevicePart& x, const DevicePart& y) { return std::tuple(x.group, -x.num_devices, x.num_ranks) < std::tuple(y.group, -y.num_devices, y.num_ranks); });
-}
-
-namespace {
-
-bool uses_same_devices(const Candidate& a, const Candidate& b) {
-  return a.job.cluster.num_devices == b.job.cluster.num_devices && a.parts.size() == b.parts.size() &&
-         std::all_of(a.parts.begin(), a.parts.end(), [&](const DevicePart& part) { return std::any_of(b.parts.begin(), b.parts.end(), [&](const DevicePart& other) { return other.group == part.group; }); });
-}
-
-void sort_by_time(std::vector<Candidate>& points) {
-  std::stable_sort(points.begin(), points.end(), [](const Candidate& a, const Candidate& b) { return a.run_seconds < b.run_seconds; });
-}
-
-// Leaves only sets of devices that may still be on the front when their layouts are refined.
-void drop_dear_sets(std::vector<Candidate>& points) {
-  constexpr double kMargin = 1.15;
-  sort_by_time(points);
-  std::vector<Candidate> fastest, kept;
-  std::vector<bool> may_win;
-  double least = std::numeric_limits<double>::infinity();
-  for (Candidate& c : points) {
-    const auto set = std::find_if(fastest.begin(), fastest.end(), [&](const Candidate& other) { return uses_same_devices(c, other); });
-    const auto index = static_cast<size_t>(set - fastest.begin());
-    if (set == fastest.end()) {
-      may_win.push_back(fastest.empty() || c.money < kMargin * least);
-      least = std::min(least, c.money);
-      fastest.push_back(c);
-    }
-    if (may_win[index]) kept.push_back(std::move(c));
-  }
-  points = std::move(kept);
-}
-
-}  // namespace
-
-void keep_front(std::vector<Candidate>& points) {
-  sort_by_time(points);
-  std::vector<Candidate> front;
-  for (Candidate& c : points)
-    if (front.empty() || (c.money < front.back().money && std::none_of(front.begin(), front.end(), [&](const Candidate& other) { return uses_same_devices(c, other); }))) front.push_back(std::move(c));
-  points = std::move(front);
-}
-
-void use_devices_of(const SearchResult& result, Candidate& candidate) {
-  for (DevicePart& part : candidate.parts) part.cluster.device = &result.devices[static_cast<size_t>(part.group)];
-  candidate.job.cluster.device = candidate.parts.front().cluster.device;
-}
-
-std::vector<AxisSpan> axis_spans(const Candidate& candidate) {
-  const JobLayout& l = candidate.job.layout;
-  using Axis = std::pair<std::string_view, double>;
-  const Axis data = {"data", l.dp}, pipeline = {"pipeline", l.pp};
-  const std::array<Axis, 4> axes = {Axis{"tensor", l.tp}, Axis{"context", l.cp}, l.pipeline_inside ? pipeline : data, l.pipeline_inside ? data : pipeline};
-  std::vector<AxisSpan> spans;
-  double stride = 1;
-  for (const auto& [axis, size] : axes) {
-    if (size > 1) spans.push_back({axis, size, stride, std::clamp(std::floor(candidate.job.cluster.domain_size / stride), 1.0, size)});
-    stride *= size;
-  }
-  return spans;
-}
-
-std::vector<std::string_view> families_of(const Candidate& candidate) {
-  std::vector<std::string_view> names;
-  for_families(candidate, [&](size_t id) { names.push_back(kFamilyNames[id]); });
-  return names;
-}
-
-void explain_families(SearchResult& result) {
-  for (FamilyVerdict& verdict : result.families) {
-    const Candidate& best = verdict.best;
-    if (!verdict.feasible) {
-      verdict.reason = fmt::format("does not fit: at least {} over on the fullest rank", format_bytes(verdict.missing_bytes));
-      continue;
-    }
-    const double loss = best.objective / result.best.front().objective - 1;
-    if (loss <= 1e-12) {
-      verdict.reason = "holds the best layout";
-      continue;
-    }
-    const StepCost& s = best.step;
-    // The largest of what does not make progress.
-    const std::pair<double, const char*> causes[] = {{s.bubble_seconds, "bubble"}, {s.communication_seconds, "communication"}, {s.optimizer_seconds, "optimizer"}, {s.host_seconds > s.compute_seconds ? s.host_seconds : 0, "host"}};
-    const auto& cause = *std::max_element(std::begin(causes), std::end(causes));
-    verdict.reason = fmt::format("{:.1f} % worse: {}; {} {:.0f} % of the step", 100 * loss, layout_text(best.job.layout), cause.second, 100 * cause.first / s.seconds);
-  }
-  std::stable_sort(result.families.begin(), result.families.end(),
-                   [](const auto& a, const auto& b) { return std::tuple(!a.feasible, a.best.objective) < std::tuple(!b.feasible, b.best.objective); });
-}
 
 void search_layouts(const SearchRequest& request, SearchResult& result) {
   if (request.global_batch < 1 || request.model.num_layers < 1 || request.model.hidden < 1 || request.model.num_heads < 1 || request.model.seq_len < 1)
