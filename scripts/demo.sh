@@ -57,7 +57,7 @@ say "a Hugging Face folder and a GGUF file"
 
 say "next"
 cat <<EOF
-  $orrery chat $folder/run
+  $orrery serve $folder/model.gguf          # and a page at http://127.0.0.1:8080/
   $orrery generate $folder/model.gguf --prompt "A bug is"
   $orrery train $folder/llama-11m.toml ${settings[*]} --set train.steps=4000 --fresh
 EOF

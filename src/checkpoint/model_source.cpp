@@ -408,7 +408,7 @@ ModelSource open_model(const std::string& path) {
     impl->path = *newest.path;
     open_checkpoint(impl->path, *impl);
   } else {
-    throw Error(ErrorCode::kInvalidArgument, "{}: holds no model: neither config.json nor step-* checkpoints", path);
+    throw Error(ErrorCode::kCorruptData, "{}: holds no model: neither config.json nor step-* checkpoints", path);
   }
   return ModelSource(std::move(impl));
 }

@@ -78,7 +78,7 @@ class ModelSource {
   std::unique_ptr<Impl> impl_;
 };
 
-/// Errors: kIo: nothing there. kInvalidArgument: none of the four forms. kCorruptData, kUnsupported, kInvalidConfig: as the readers; a
+/// Errors: kCorruptData: nothing there, none of the four forms, a broken file; kUnsupported, kInvalidConfig: as the readers; a
 /// tensor missing or of another shape is named.
 ModelSource open_model(const std::string& path);
 

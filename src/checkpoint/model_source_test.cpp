@@ -299,7 +299,7 @@ TEST(ModelSource, BaseModelNamesWithoutPrefix) {
 TEST(ModelSource, WrongPlacesAreNamed) {
   TemporaryDirectory directory;
   expect_error([&] { open_model(directory.file("nowhere")); }, ErrorCode::kCorruptData, {"nowhere"});
-  expect_error([&] { open_model(directory.path()); }, ErrorCode::kInvalidArgument, {"holds no model"});
+  expect_error([&] { open_model(directory.path()); }, ErrorCode::kCorruptData, {"holds no model"});
   write_folder(tiny_config("LlamaForCausalLM"), directory.file("hf"));
   expect_error([&] { open_model(directory.file("hf/config.json")); }, ErrorCode::kCorruptData, {"not a GGUF file"});
   const ModelSource hf = open_model(directory.file("hf"));

@@ -13,6 +13,9 @@
 
 namespace orrery {
 
+// A piece of offloaded state as runs have it: long enough for a disk's full rate; three slots of it are small beside a layer.
+inline constexpr int64_t kOffloadPieceBytes = 8 << 20;
+
 enum class OptimizerKind : uint8_t { kAdamW, kSgd, kLion };
 
 struct OptimizerBlockOptions {

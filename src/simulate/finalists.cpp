@@ -60,7 +60,6 @@ std::vector<int32_t> stage_layers(const Candidate& candidate, const PipelineOrde
 TrainingPlanOptions run_options(const Candidate& candidate, TrainingPlanOptions run) {
   const JobLayout& l = candidate.job.layout;
   if (candidate.job.model.num_experts > 0) throw Error(ErrorCode::kUnsupported, "a mixture of experts");
-  if (l.offload_optimizer) throw Error(ErrorCode::kUnsupported, "an optimizer on the host");
   auto whole = [](double value) { return static_cast<int64_t>(value); };
   run.data = {};
   run.data.size = whole(l.dp), run.data.zero_stage = static_cast<int>(l.zero);
@@ -73,6 +72,7 @@ TrainingPlanOptions run_options(const Candidate& candidate, TrainingPlanOptions 
   if (candidate.is_mixed_pipeline())
     for (const int32_t layers : layers_by_stage(candidate.parts, pipeline_order_of(l, run.pipeline.kind).rank_of_stage)) run.pipeline.stage_layers.push_back(layers);
   run.micro_batch_size = whole(l.micro_batch), run.recompute = recompute_of(l.recompute), run.memory_budget_bytes = 0;
+  if (l.offload_optimizer) run.optimizer.offload_piece_bytes = kOffloadPieceBytes;
   return run;
 }
 

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <map>
 #include <numeric>
+#include <tuple>
 #include <utility>
 
 #include "base/error.h"
@@ -94,11 +95,11 @@ TEST(Finalists, MapsAreThoseOfTheRunsPlans) {
   const TrainingPlanOptions run = small_run();
   const SearchResult result = refined(request_of(run), run);
   int64_t compared = 0, refused = 0;
-  std::map<std::pair<PipelineSchedule, double>, int> of_kind;  // a few of each schedule and number of stages a rank
+  std::map<std::tuple<PipelineSchedule, double, bool>, int> of_kind;  // a few of each schedule, number of stages a rank and place of the optimizer
   for (const Candidate& c : result.best) {
     EXPECT_NE(c.mapped_bytes > 0, !c.not_mapped.empty());
     refused += c.mapped_bytes == 0;
-    if (c.mapped_bytes == 0 || of_kind[{c.job.layout.schedule, c.job.layout.virtual_stages}]++ >= 4) continue;
+    if (c.mapped_bytes == 0 || of_kind[{c.job.layout.schedule, c.job.layout.virtual_stages, c.job.layout.offload_optimizer}]++ >= 4) continue;
     TrainingPlanOptions options = run;
     const JobLayout& l = c.job.layout;
     options.data.size = static_cast<int64_t>(l.dp), options.data.zero_stage = static_cast<int>(l.zero), options.lanes = std::max<int64_t>(options.lanes, options.data.size);
@@ -106,6 +107,7 @@ TEST(Finalists, MapsAreThoseOfTheRunsPlans) {
     options.pipeline.size = static_cast<int64_t>(l.pp), options.pipeline.kind = pipeline_kind_of(l.schedule), options.pipeline.virtual_stages = static_cast<int64_t>(l.virtual_stages);
     options.parallel.tensor_size = static_cast<int64_t>(l.tp), options.parallel.context_size = static_cast<int64_t>(l.cp), options.parallel.sequence_parallel = l.sequence_parallel;
     options.micro_batch_size = static_cast<int64_t>(l.micro_batch), options.recompute = l.recompute == RecomputeKind::kFull ? Recompute::kFull : Recompute::kNone;
+    options.optimizer.offload_piece_bytes = l.offload_optimizer ? kOffloadPieceBytes : 0;
     int64_t most = 0;
     for (const Plan& plan : make_training_plans(options, [](const Stage&, const Op&) { return int64_t{0}; }))
       if (const int64_t rank = plan.options.pipeline.rank; plan.options.data.rank == 0 && plan.options.parallel.part() == 0 && (rank < 2 || rank == options.pipeline.size - 1))

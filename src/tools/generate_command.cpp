@@ -156,6 +156,7 @@ int run_chat(const Options& options) {
   const Tokenizer& tokenizer = conversation.tokenizer();
   if (tokenizer.chat_template().empty() && tokenizer.token_id("<|im_start|>") < 0)
     throw Error(ErrorCode::kUnsupported, "{} has no chat template and no ChatML tokens (<|im_start|>, <|im_end|>), so it was not trained to chat; use: orrery generate {} --prompt ...", options.model, options.model);
+  if (tokenizer.chat_template().empty()) fmt::print(stderr, "note      the model brings no chat template: ChatML is used; without training on chats it only goes on with the text\n");
   const ChatTemplate chat(tokenizer.chat_template().empty() ? chatml_template() : std::string_view(tokenizer.chat_template()));
   const auto name = [&](int32_t id) { return id >= 0 ? tokenizer.token_text(id) : std::string(); };
   nlohmann::ordered_json variables = {{"messages", nlohmann::ordered_json::array()}, {"add_generation_prompt", true}, {"bos_token", name(tokenizer.bos_id())}, {"eos_token", name(tokenizer.eos_id())}};

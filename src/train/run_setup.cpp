@@ -20,8 +20,6 @@ namespace fs = std::filesystem;
 
 constexpr std::string_view kTrainBpe = "train:bpe";
 constexpr int kNumericsVersion = 2;
-// Long enough for a disk's full rate; three slots of it are small beside a layer.
-constexpr int64_t kOffloadPieceBytes = 8 << 20;
 
 std::string read_whole(const fs::path& path) {
   std::ifstream file(path, std::ios::binary);
