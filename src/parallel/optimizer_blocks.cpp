@@ -117,17 +117,18 @@ void zero_before_rows_are_added(std::vector<Op>& ops) {
 
 int num_moments(OptimizerKind kind) { return kind == OptimizerKind::kAdamW ? 2 : 1; }
 
-NormBlocks norm_blocks(std::span<const LogicalTensor> tensors, const ParallelContext& parallel) {
+NormBlocks norm_blocks(const ModelConfig& model, const ParallelContext& parallel) {
   NormBlocks blocks;
   blocks.parallel = parallel;
-  for (const LogicalTensor& tensor : tensors) {
+  for (const LogicalTensor& tensor : logical_tensors(model)) {
     const int64_t count = tensor.num_elements();
     int64_t room = num_blocks_of(count);
     if (parallel.tensor_size > 1) {
-      // Parts differ by a row at most, and may be three, of a fused q, k, v, that each begin a block.
+      // Parts differ by a row at most, and may be three, of a fused q, k, v, that each begin a block. Keys and values are cut into whole heads.
       constexpr int64_t kMostParts = 3;
       const int64_t longest_row = *std::max_element(tensor.shape.begin(), tensor.shape.end());
-      room = num_blocks_of(count / parallel.tensor_size + longest_row) + kMostParts;
+      const int64_t num_cuts = tensor.shape.front() == model.kv_size() ? std::min(parallel.tensor_size, model.num_kv_heads) : parallel.tensor_size;
+      room = num_blocks_of(count / num_cuts + longest_row) + kMostParts;
     }
     blocks.first.push_back(blocks.count);
     blocks.num_elements.push_back(count);

@@ -48,7 +48,7 @@ struct NormBlocks {
   int64_t count = 0;
   ParallelContext parallel;
 };
-NormBlocks norm_blocks(std::span<const LogicalTensor> tensors, const ParallelContext& parallel);
+NormBlocks norm_blocks(const ModelConfig& model, const ParallelContext& parallel);
 
 /// Fills the phase kMerge of each chunk, kNorm and kOptimizer of a rank whose backwards are built; in kNorm it also sums what its
 /// holders have parts of the gradient of. The field kSquaredSums holds all ranks' block sums, then `num_exchanged` more f64 numbers that travel

@@ -141,7 +141,7 @@ RankStage build_rank_stage(const TrainingPlanOptions& options, int64_t micro_bat
       const bool elsewhere = rank.shared && !rank.shared->updated_here && rank.shared->parameter == static_cast<int32_t>(parameter);
       update.updated[parameter] = elsewhere ? OwnedElements{} : OwnedElements{0, rank.stage.parameters[parameter].num_elements()};
     }
-  const NormBlocks blocks = norm_blocks(logical_tensors(options.model), options.parallel);
+  const NormBlocks blocks = norm_blocks(options.model, options.parallel);
   // The losses of all sequences and the count of valid tokens travel with the sums.
   rank.offload = build_optimizer_blocks(rank.stage, options.optimizer, blocks, update, options.num_losses() + 1);
   rank.num_norm_blocks = blocks.count;

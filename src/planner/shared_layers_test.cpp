@@ -4,6 +4,8 @@
 
 #include <gtest/gtest.h>
 
+#include <set>
+
 #include "base/error.h"
 #include "ir/op_table.h"
 #include "planner/plan_testing.h"
@@ -86,6 +88,25 @@ TEST(SharedLayers, BytesAreThoseOfTheFormulas) {
   const int64_t keys_and_values = kTokens / 4 * 2 * 32;  // elements of two kv heads of 16
   EXPECT_EQ(ring.at(OpKind::kRingAttention), kLayers * 3 * keys_and_values * 2);
   EXPECT_EQ(ring.at(OpKind::kRingAttentionGrad), kLayers * (3 * keys_and_values * 2 + 4 * keys_and_values * 4));
+}
+
+// Ranks that outnumber the kv heads hold whole heads of keys and values, more than an even share. Every block of squares has a place of its
+// own among the sums of all ranks, and every element of the model counts once.
+TEST(SharedLayers, EveryNormBlockHasItsPlace) {
+  TrainingPlanOptions options = small_plan_options(ModelFamily::kLlama, 2, 101);
+  options.model.hidden_size = 1024, options.model.num_heads = 8, options.model.num_kv_heads = 2, options.model.head_dim = 128;
+  options.parallel = {.tensor_size = 8};
+  std::set<int64_t> taken;
+  int64_t num_elements = 0;
+  for (const Plan& plan : make_training_plans(options, [](const Stage&, const Op&) { return 64; }))
+    for (const Op& op : plan.stage.block(Phase::kNorm, 0).ops) {
+      if (op.kind != OpKind::kSquaredSums) continue;
+      const Value& sums = plan.stage.values[static_cast<size_t>(op.outputs[0])];
+      for (int64_t block = 0; block < sums.shape[0].bound; ++block) EXPECT_TRUE(taken.insert(sums.element_offset + block).second) << sums.name;
+      EXPECT_LE(sums.element_offset + sums.shape[0].bound, plan.num_norm_blocks) << sums.name;
+      num_elements += plan.stage.values[static_cast<size_t>(op.inputs[0])].shape[0].bound;
+    }
+  EXPECT_EQ(num_elements, num_parameters(options.model));
 }
 
 }  // namespace
