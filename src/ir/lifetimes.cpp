@@ -1,6 +1,7 @@
 #include "ir/lifetimes.h"
 
 #include <algorithm>
+#include <set>
 
 #include "ir/memory_map.h"
 #include "ir/unroll_schedule.h"
@@ -19,7 +20,20 @@ Lifetimes::Lifetimes(const Stage& stage, const Schedule& one_step, const std::ve
   for (const Action& action : schedule.actions) run(action);
   end_of_step_ = end_;
   for (int32_t chunk = 0; chunk < stage.num_chunks(); ++chunk) run(Phase::kEval, chunk, kNoBatch, {static_cast<int32_t>(Phase::kEval), chunk});
-  for (const auto& [key, use] : uses_) add(key.first, key.second, use);
+  std::set<std::vector<size_t>> courses;
+  for (const auto& [micro_batch, visits] : visits_)
+    if (micro_batch == kNoBatch || courses.insert(course_of(visits)).second) add_uses(micro_batch, visits);
+}
+
+std::vector<size_t> Lifetimes::course_of(const std::vector<Visit>& visits) const {
+  std::vector<size_t> course;
+  auto own = visits.begin();
+  for (size_t instance = visits.front().instance; instance <= visits.back().instance; ++instance) {
+    const bool is_own = own->instance == instance;
+    course.push_back(2 * instances_[instance].id + (is_own ? 1 : 0));
+    if (is_own) ++own;
+  }
+  return course;
 }
 
 Lifetimes::Alive Lifetimes::times_of(size_t block, size_t index) const {
@@ -46,25 +60,36 @@ void Lifetimes::run(Phase phase, int32_t chunk, int32_t micro_batch, const std::
   const size_t block = Stage::block_index(phase, chunk);
   const std::vector<Op>& ops = stage_.blocks[block].ops;
   begins_.resize(stage_.blocks.size());
-  const auto [known, fresh] = known_.try_emplace(signature, Instance{end_, end_ + static_cast<int64_t>(ops.size())});
-  if (fresh) {
-    begins_[block].push_back(end_);
-    end_ += static_cast<int64_t>(ops.size());
-  }
+  const auto [known, fresh] = known_.try_emplace(signature, Instance{known_.size(), end_, end_ + static_cast<int64_t>(ops.size())});
   const size_t instance = instances_.size();
   instances_.push_back(known->second);
+  visits_[micro_batch].push_back({block, instance});
   if (phase == Phase::kBackward || phase == Phase::kBackwardInput) backward_of_[{chunk, micro_batch}] = instance;
-  for (size_t i = 0; i < ops.size(); ++i)
-    for (const std::vector<ValueId>* ids : {&ops[i].inputs, &ops[i].outputs})
-      for (ValueId id : *ids) {
-        const ValueId storage = stage_.storage(id);
-        if (const orrery::Value& value = stage_.value(id); value.kind == ValueKind::kGradient)
-          first_gradient_use_.try_emplace({value.index, value.sub}, known->second.begin + static_cast<int64_t>(i));
-        if (stage_.value(storage).kind != ValueKind::kActivation) continue;
-        Use& use = uses_.try_emplace({storage, micro_batch}, Use{instance, instance, static_cast<int64_t>(i), static_cast<int64_t>(i)}).first->second;
-        use.last_instance = instance;
-        use.last_op = static_cast<int64_t>(i);
-      }
+  if (!fresh) return;
+  begins_[block].push_back(end_);
+  for (const Op& op : ops) {
+    for (const std::vector<ValueId>* ids : {&op.inputs, &op.outputs})
+      for (ValueId id : *ids)
+        if (const orrery::Value& value = stage_.value(id); value.kind == ValueKind::kGradient) first_gradient_use_.try_emplace({value.index, value.sub}, end_);
+    ++end_;
+  }
+}
+
+void Lifetimes::add_uses(int32_t micro_batch, const std::vector<Visit>& visits) {
+  std::map<ValueId, Use> uses;
+  for (const Visit& visit : visits) {
+    const std::vector<Op>& ops = stage_.blocks[visit.block].ops;
+    for (size_t i = 0; i < ops.size(); ++i)
+      for (const std::vector<ValueId>* ids : {&ops[i].inputs, &ops[i].outputs})
+        for (ValueId id : *ids) {
+          const ValueId storage = stage_.storage(id);
+          if (stage_.value(storage).kind != ValueKind::kActivation) continue;
+          Use& use = uses.try_emplace(storage, Use{visit.instance, visit.instance, static_cast<int64_t>(i), static_cast<int64_t>(i)}).first->second;
+          use.last_instance = visit.instance;
+          use.last_op = static_cast<int64_t>(i);
+        }
+  }
+  for (const auto& [id, use] : uses) add(id, micro_batch, use);
 }
 
 void Lifetimes::add(ValueId id, int32_t micro_batch, const Use& use) {

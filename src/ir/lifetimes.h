@@ -37,7 +37,11 @@ class Lifetimes {
  private:
   static constexpr int32_t kNoBatch = -1;
   struct Instance {
+    size_t id = 0;  // of its signature
     int64_t begin = 0, end = 0;
+  };
+  struct Visit {
+    size_t block = 0, instance = 0;
   };
   struct Use {
     size_t first_instance = 0, last_instance = 0;
@@ -46,6 +50,10 @@ class Lifetimes {
 
   void run(const Action& action);
   void run(Phase phase, int32_t chunk, int32_t micro_batch, const std::vector<int32_t>& signature);
+  /// What happens on the rank from a micro-batch's first action to its last, and which of that is its own: micro-batches whose course is the
+  /// same have the same values alive at the same times.
+  std::vector<size_t> course_of(const std::vector<Visit>& visits) const;
+  void add_uses(int32_t micro_batch, const std::vector<Visit>& visits);
   void add(ValueId id, int32_t micro_batch, const Use& use);
 
   const Stage& stage_;
@@ -54,7 +62,7 @@ class Lifetimes {
   std::map<std::vector<int32_t>, Instance> known_;                // by signature
   std::vector<Instance> instances_;                               // by action
   std::vector<std::vector<int64_t>> begins_;                      // by block
-  std::map<std::pair<ValueId, int32_t>, Use> uses_;               // by (value, micro-batch)
+  std::map<int32_t, std::vector<Visit>> visits_;                  // by micro-batch
   std::map<ValueId, const ActivationGroup*> group_of_;
   std::map<std::pair<int32_t, int32_t>, size_t> backward_of_;     // by (chunk, micro-batch): B's instance, or I's
   std::map<ValueId, Value> values_;
