@@ -53,7 +53,7 @@ void price_run(const SearchRequest& request, Candidate& candidate) {
     case Objective::kTime: candidate.objective = candidate.run_seconds; break;
     case Objective::kCost: candidate.objective = candidate.money; break;
     case Objective::kEnergy: candidate.objective = candidate.kwh; break;
-    case Objective::kMemory: candidate.objective = candidate.memory.total(); break;
+    case Objective::kMemory: candidate.objective = candidate.mapped_bytes > 0 ? static_cast<double>(candidate.mapped_bytes) : candidate.memory.total(); break;
   }
 }
 

@@ -136,6 +136,15 @@ TEST(Finalists, AreSortedAndExplained) {
       }
 }
 
+TEST(Finalists, LeastMemoryIsByTheMap) {
+  const TrainingPlanOptions run = small_run();
+  SearchRequest request = request_of(run);
+  request.objective = Objective::kMemory;
+  const SearchResult result = refined(request, run);
+  ASSERT_GT(result.mapped, 20);
+  for (const Candidate& c : result.best) EXPECT_LE(result.best.front().mapped_bytes, c.mapped_bytes) << layout_text(c.job.layout);
+}
+
 // A pipeline over two kinds of devices is stepped through with each rank's own seconds, and mapped with the layers that it was dealt; what the
 // map finds too large is dealt again.
 TEST(Finalists, PipelinesOverSeveralKinds) {

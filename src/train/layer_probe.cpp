@@ -19,6 +19,7 @@
 #include "comm/communicator.h"
 #include "comm/reduction_plan.h"
 #include "ir/op_table.h"
+#include "runtime/arena.h"
 #include "runtime/machine_probe.h"
 #include "runtime/offload_store.h"
 #include "train/rank_group.h"
@@ -134,6 +135,11 @@ int64_t measure_ops(const Plan& plan, const EngineOptions& each, const TimingCon
   std::vector<Plan> probes = plans_for(kProbeMicroBatches);
   if (probes.front().flops_per_step > kManyFlops) probes = plans_for(kFewMicroBatches);
   if (probes.front().flops_per_step > kMostFlops) return 0;
+  if (world == nullptr) {
+    int64_t bytes = 0;
+    for (int part = 0; part < num_parts; ++part) bytes += num_groups * probes[static_cast<size_t>(part)].memory.total_bytes;
+    if (bytes > available_memory_bytes() / 2) return 0;  // a plan for another machine
+  }
   // By rank of this process, part after part of each group; of a world, this process's rank.
   const auto slice = static_cast<int>(plan.options.slice_size());
   const bool probing = world == nullptr || world->rank() % slice < num_groups;
