@@ -105,8 +105,8 @@ std::string search_to_text(const SearchRequest& request, const SearchResult& res
   if (best.mapped_bytes > 0) text += fmt::format("          {} by the exact map of its tensors; what an accelerator's kernels work in comes on top\n", format_bytes(static_cast<double>(best.mapped_bytes)));
   else if (!best.not_mapped.empty()) text += fmt::format("          no exact map: {}\n", best.not_mapped);
   if (request.total_tokens > 0)
-    text += fmt::format("run       {} with goodput {:.3f}, a checkpoint every {}; money {:.0f}, {:.0f} kWh (modelled)\n", format_duration(best.run_seconds), best.goodput,
-                        format_duration(best.checkpoint_interval_seconds), best.money, best.kwh);
+    text += fmt::format("run       {} with goodput {:.3f}, a checkpoint every {}; money {}, {:.0f} kWh (modelled)\n", format_duration(best.run_seconds), best.goodput,
+                        format_duration(best.checkpoint_interval_seconds), request.cluster.has_prices() ? fmt::format("{:.0f}", best.money) : "n/a without prices", best.kwh);
   text += fmt::format("searched  {} layouts priced, {} more groups do not fit, {} cannot be faster\n", result.considered, result.pruned_by_memory, result.pruned_by_time);
   text += fmt::format("finalists {}: {} stepped through by events, {} laid out to the byte, {} more dropped by that\n", result.best.size(), result.simulated, result.mapped, result.dropped);
   if (!explain) return text;

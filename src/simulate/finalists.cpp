@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cmath>
 #include <exception>
 #include <limits>
@@ -64,7 +65,7 @@ TrainingPlanOptions run_options(const Candidate& candidate, TrainingPlanOptions 
   run.data = {};
   run.data.size = whole(l.dp), run.data.zero_stage = static_cast<int>(l.zero);
   if (l.zero == ZeroStage::kFull && l.shard_size < l.dp) run.data.shard_group_size = whole(l.shard_size);
-  run.lanes = std::max(run.lanes, run.data.size);
+  run.lanes = std::max(run.lanes, static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(run.data.size))));
   run.pipeline = {};
   run.pipeline.size = whole(l.pp), run.pipeline.kind = pipeline_kind_of(l.schedule), run.pipeline.virtual_stages = whole(l.virtual_stages);
   run.parallel = {};

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <map>
 #include <numeric>
@@ -102,7 +103,7 @@ TEST(Finalists, MapsAreThoseOfTheRunsPlans) {
     if (c.mapped_bytes == 0 || of_kind[{c.job.layout.schedule, c.job.layout.virtual_stages, c.job.layout.offload_optimizer}]++ >= 4) continue;
     TrainingPlanOptions options = run;
     const JobLayout& l = c.job.layout;
-    options.data.size = static_cast<int64_t>(l.dp), options.data.zero_stage = static_cast<int>(l.zero), options.lanes = std::max<int64_t>(options.lanes, options.data.size);
+    options.data.size = static_cast<int64_t>(l.dp), options.data.zero_stage = static_cast<int>(l.zero), options.lanes = std::max<int64_t>(options.lanes, static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(l.dp))));
     if (l.zero == ZeroStage::kFull && l.shard_size < l.dp) options.data.shard_group_size = static_cast<int64_t>(l.shard_size);
     options.pipeline.size = static_cast<int64_t>(l.pp), options.pipeline.kind = pipeline_kind_of(l.schedule), options.pipeline.virtual_stages = static_cast<int64_t>(l.virtual_stages);
     options.parallel.tensor_size = static_cast<int64_t>(l.tp), options.parallel.context_size = static_cast<int64_t>(l.cp), options.parallel.sequence_parallel = l.sequence_parallel;
