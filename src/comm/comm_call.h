@@ -9,12 +9,22 @@
 #include "base/thread_pool.h"
 #include "comm/communicator.h"
 #include "comm/futex.h"
+#include "comm/hang_report.h"
 
 namespace orrery {
 
 struct Communicator::Shared {
+  ~Shared();
+  RankStory story_of(int world_rank) const;
+  /// In the ring: this rank leaves, once the record is closed as kDone, or has given up with a report (kFailed).
+  int64_t enter_leave();
+  /// What CommOptions::on_stuck gets. On the watchdog's thread, while any other may be inside the transport: reads what does not change, and the rings.
+  std::string stuck_report();
+
   std::unique_ptr<Transport> transport;
   CommOptions options;
+  int rank = 0;
+  std::vector<int64_t> process_ids;  // by world rank
   std::shared_ptr<FlightRecorder> recorder;
   FlightRing ring{nullptr};
   std::atomic<int32_t> next_group{1};

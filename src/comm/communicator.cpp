@@ -12,6 +12,7 @@
 #include "comm/hang_report.h"
 #include "comm/local_transport.h"
 #include "comm/process_state.h"
+#include "comm/watchdog.h"
 
 namespace orrery {
 namespace {
@@ -41,13 +42,17 @@ Communicator::Communicator(std::unique_ptr<Transport> transport, const CommOptio
 
 Communicator::Communicator(std::unique_ptr<Transport> transport, const CommOptions& options, std::shared_ptr<FlightRecorder> recorder, int ring_index)
     : shared_(std::make_shared<Shared>()) {
-  shared_->transport = std::move(transport);
   shared_->options = options;
+  shared_->rank = transport->rank();
+  for (int rank = 0; rank < transport->size(); ++rank) shared_->process_ids.push_back(transport->process_id(rank));
   shared_->recorder = std::move(recorder);
   shared_->ring = shared_->recorder->ring(ring_index);
   if (options.keep_flight_file) shared_->recorder->keep_file();
-  rank_ = shared_->transport->rank();
-  for (int rank = 0; rank < shared_->transport->size(); ++rank) members_.push_back(rank);
+  rank_ = shared_->rank;
+  for (int rank = 0; rank < transport->size(); ++rank) members_.push_back(rank);
+  if (options.on_stuck)
+    transport = watch_transport(std::move(transport), options.timeout_ms, [shared = shared_.get()] { shared->options.on_stuck(shared->stuck_report()); });
+  shared_->transport = std::move(transport);
   allocate();
 }
 
@@ -66,6 +71,18 @@ void Communicator::allocate() {
   byte_ranges_.resize(size);
   pending_.reserve(8 * size);
   sum_sources_.reserve(4 * size);
+}
+
+int64_t Communicator::Shared::enter_leave() {
+  return ring.enter({.op = CommOp::kLeave, .label = "END", .file = "communicator.cpp", .line = __LINE__, .bytes = 0, .step = -1, .group = 0, .group_sequence = -1, .peer = -1, .tag = -1});
+}
+
+// Where ranks are processes, to leave is to wait for the others once more.
+Communicator::Shared::~Shared() {
+  const FlightState state = transport->failure().failed() ? FlightState::kFailed : FlightState::kDone;
+  const int64_t flight_index = enter_leave();
+  transport.reset();
+  ring.exit(flight_index, state);
 }
 
 Communicator::~Communicator() {
@@ -124,40 +141,57 @@ std::string Communicator::describe(TransferStatus status, std::string_view label
     default: text += "the transport lost the peer"; break;
   }
   std::vector<RankStory> stories;
-  for (const int member : members_) stories.push_back(story_of(member));
+  for (const int member : members_) stories.push_back(shared_->story_of(member));
   text += "; " + hang_report(stories, group_, monotonic_ns());
   return text;
 }
 
-RankStory Communicator::story_of(int world_rank) const {
-  const Transport& transport = *shared_->transport;
-  const auto read = [](RankStory& story, const FlightRing& ring) {
-    story.records = ring.last(kStoryEntries);
-    story.activity = ring.activity();
-  };
+RankStory Communicator::Shared::story_of(int world_rank) const {
   RankStory story;
+  const auto read = [&story](const FlightRing& theirs) {
+    story.records = theirs.last(kStoryEntries);
+    story.activity = theirs.activity();
+  };
   story.world_rank = world_rank;
-  if (const int64_t process_id = transport.process_id(world_rank); process_id >= 0) {
+  if (const int64_t process_id = process_ids[static_cast<size_t>(world_rank)]; process_id >= 0) {
     const ProcessState state = process_state(process_id);
     story.process = fmt::format("process {}, {}", process_id, process_state_name(state));
     story.lost = state == ProcessState::kGone || state == ProcessState::kStopped;
   }
-  if (shared_->recorder->num_rings() == transport.size()) {
-    read(story, shared_->recorder->ring(world_rank));
-  } else if (world_rank == transport.rank()) {
-    read(story, shared_->ring);
+  if (recorder->num_rings() == static_cast<int>(process_ids.size())) {
+    read(recorder->ring(world_rank));
+  } else if (world_rank == rank) {
+    read(ring);
   } else {
     story.known = false;
-    if (shared_->options.flight_path.empty()) return story;
+    if (options.flight_path.empty()) return story;
     try {
-      const FlightRecorder recorder = FlightRecorder::open(flight_path_of(shared_->options, world_rank));
-      read(story, recorder.ring(0));
+      const FlightRecorder theirs = FlightRecorder::open(flight_path_of(options, world_rank));
+      read(theirs.ring(0));
       story.known = true;
     } catch (const Error&) {
       // Another host's folder, or it never came to write one: the report says that nothing is known.
     }
   }
   return story;
+}
+
+std::string Communicator::Shared::stuck_report() {
+  std::vector<RankStory> stories;
+  for (int member = 0; member < static_cast<int>(process_ids.size()); ++member) stories.push_back(story_of(member));
+  // The oldest call that the rank is inside of; where it is in none it looks after a message that it has posted, which is then what it is inside of.
+  FlightRecord* stuck = nullptr;
+  for (const FlightState state : {FlightState::kRunning, FlightState::kPosted})
+    for (FlightRecord& record : stories[static_cast<size_t>(rank)].records)
+      if (stuck == nullptr && record.state == state) stuck = &record;
+  std::string head = fmt::format("rank {}: ", rank);
+  if (stuck != nullptr) {
+    stuck->state = FlightState::kRunning;
+    head = fmt::format("rank {} step {} op {} bytes {} peer {}: ", rank, stuck->step, stuck->label, stuck->bytes, stuck->peer);
+  }
+  const std::string report = head + fmt::format("the communication library does not come back; {}", hang_report(stories, stuck != nullptr ? stuck->group : 0, monotonic_ns()));
+  ring.exit(enter_leave(), FlightState::kFailed);
+  return report;
 }
 
 std::string post_mortem_report(const std::string& flight_path) {
@@ -182,8 +216,10 @@ std::string post_mortem_report(const std::string& flight_path) {
 
 void Communicator::fail(TransferStatus status, std::string_view label, int peer, int64_t bytes, int64_t peer_bytes, int64_t timeout_ms) {
   CommFailure& failure = shared_->transport->failure();
-  if (!failure.failed())
+  if (!failure.failed()) {
     failure.set(status == TransferStatus::kPending ? ErrorCode::kTimeout : ErrorCode::kPeerLost, describe(status, label, peer, bytes, peer_bytes, timeout_ms));
+    shared_->ring.exit(shared_->enter_leave(), FlightState::kFailed);
+  }
   failure.raise();
 }
 

@@ -35,6 +35,9 @@ struct CommOptions {
   int64_t segment_bytes = 1 << 20;    // the largest piece of a sum in flight there; tests make it small
   std::string flight_path;            // the recorder's file, "-RANK" added where ranks are processes; empty: memory that only this one sees
   bool keep_flight_file = false;      // false: deleted at a clean end; after a failure it stays
+  /// Takes the report of a rank whose thread is inside the transport and does not come back, and ends the process: nothing else can. On a thread of its own.
+  /// Null: nobody watches, as a transport needs that makes its waits itself (local).
+  std::function<void(std::string_view report)> on_stuck;
 };
 
 /// Bytes of payload and calls, by label. Bytes count what this rank sent to and received from others.
@@ -44,7 +47,6 @@ struct CommLabelCounter {
 };
 
 class Communicator;
-struct RankStory;
 
 /// A posted transfer. Finish it with wait(); one that is destroyed unfinished is cancelled. Its buffer belongs to it until then.
 class Work {
@@ -154,7 +156,6 @@ class Communicator {
   CommLabelCounter& counter(std::string_view label);
   void count(std::string_view label, int member, int64_t bytes, bool receives);
   std::string describe(TransferStatus status, std::string_view label, int peer, int64_t bytes, int64_t peer_bytes, int64_t timeout_ms) const;
-  RankStory story_of(int world_rank) const;
   [[noreturn]] void fail(TransferStatus status, std::string_view label, int peer, int64_t bytes, int64_t peer_bytes, int64_t timeout_ms);
   int64_t make_tag(CommOp op, int tag) const;
   void exchange(Call& call, std::span<const std::byte> out, std::span<const ElementRange> out_ranges, std::span<std::byte> in,

@@ -28,6 +28,7 @@ std::string_view comm_op_name(CommOp op) {
     case CommOp::kBroadcast: return "broadcast";
     case CommOp::kBarrier: return "barrier";
     case CommOp::kSplit: return "split";
+    case CommOp::kLeave: return "leave";
   }
   return "?";
 }

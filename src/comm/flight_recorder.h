@@ -10,7 +10,7 @@
 
 namespace orrery {
 
-enum class CommOp : uint8_t { kNone, kSend, kRecv, kAllGather, kReduceScatter, kAllReduce, kAllToAll, kBroadcast, kBarrier, kSplit };
+enum class CommOp : uint8_t { kNone, kSend, kRecv, kAllGather, kReduceScatter, kAllReduce, kAllToAll, kBroadcast, kBarrier, kSplit, kLeave };
 std::string_view comm_op_name(CommOp op);
 
 /// kPosted: under way, but nobody waits for it yet.

@@ -31,6 +31,9 @@ const FlightRecord* running_of(const RankStory& story) {
   return nullptr;
 }
 
+// Having told of another one's failure it may be gone by now, and is not to blame.
+bool gave_up(const RankStory& story) { return !story.records.empty() && story.records.back().op == CommOp::kLeave && story.records.back().state == FlightState::kFailed; }
+
 std::string describe(const RankStory& story, int64_t now_ns) {
   std::string text = fmt::format("rank {}", story.world_rank);
   if (!story.process.empty()) text += fmt::format(" ({})", story.process);
@@ -85,9 +88,13 @@ std::string join(const std::vector<int>& ranks) { return fmt::format("rank{} {}"
 }  // namespace
 
 std::string hang_report(const std::vector<RankStory>& stories, int32_t group, int64_t now_ns) {
-  std::vector<int> late, lost, unknown;
-  for (const RankStory& story : stories)
-    if (story.lost) lost.push_back(story.world_rank);
+  std::vector<int> late, lost, unknown, gone_before;
+  for (const RankStory& story : stories) {
+    if (gave_up(story))
+      gone_before.push_back(story.world_rank);
+    else if (story.lost)
+      lost.push_back(story.world_rank);
+  }
   int32_t first_sequence = INT32_MAX, last_sequence = -1;
   for (const RankStory& story : stories)
     if (const FlightRecord* record = newest_collective(story, group)) {
@@ -101,6 +108,7 @@ std::string hang_report(const std::vector<RankStory>& stories, int32_t group, in
   // Whoever is not inside a call, or is behind in the group's order, keeps the others waiting.
   if (why.empty()) {
     for (const RankStory& story : stories) {
+      if (gave_up(story)) continue;
       const FlightRecord* record = newest_collective(story, group);
       const bool behind = last_sequence >= 0 && (record == nullptr || record->group_sequence < last_sequence);
       if (!story.known) {
@@ -111,6 +119,8 @@ std::string hang_report(const std::vector<RankStory>& stories, int32_t group, in
     }
     if (!late.empty())
       why = fmt::format("{} {} late", join(late), late.size() == 1 ? "is" : "are");
+    else if (!gone_before.empty())
+      why = fmt::format("{} gave up before, with a report of why", join(gone_before));
     else if (!unknown.empty())
       why = fmt::format("{} cannot be asked and every other is inside a call", join(unknown));
     else

@@ -18,8 +18,8 @@ struct RankStory {
   FlightRing::Activity activity;
 };
 
-/// Names the ranks whose collective differs from the others' at the same place of the group's order, else those that are behind, with
-/// what each did last and both call sites. `now_ns` on the monotonic clock.
+/// Names the ranks that are lost, else those whose collective differs from the others' at the same place of the group's order, else those that are behind, with
+/// what each did last and both call sites; never one that has given up with a report of its own (CommOp::kLeave, failed), while there is another. `now_ns` on the monotonic clock.
 std::string hang_report(const std::vector<RankStory>& stories, int32_t group, int64_t now_ns);
 
 }  // namespace orrery

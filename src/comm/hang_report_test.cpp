@@ -53,6 +53,18 @@ TEST(HangReport, ToleratesRanksOfDifferentProgress) {
   EXPECT_EQ(first_line({inside(0), {.world_rank = 1, .records = {collective(CommOp::kAllGather, 4, 100, true)}}}), "rank 1 is late");
 }
 
+TEST(HangReport, WhoGaveUpBeforeIsNotToBlame) {
+  FlightRecord leaves;
+  leaves.op = CommOp::kLeave;
+  leaves.state = FlightState::kFailed;
+  RankStory gone = inside(0), late = inside(2);
+  gone.records.push_back(leaves);
+  gone.lost = true;
+  late.records.pop_back();
+  EXPECT_EQ(first_line({gone, inside(1), late}), "rank 2 is late");
+  EXPECT_EQ(first_line({gone, inside(1)}), "rank 0 gave up before, with a report of why");
+}
+
 TEST(HangReport, SaysWhatItDoesNotKnow) {
   EXPECT_EQ(first_line({inside(0), {.world_rank = 1, .known = false}}), "rank 1 cannot be asked and every other is inside a call");
   EXPECT_EQ(first_line({inside(0), inside(1)}), "every rank is inside a call: they wait for each other");

@@ -8,6 +8,8 @@
 #include <span>
 
 #include "base/error.h"
+#include "comm/futex.h"
+#include "comm/watchdog.h"
 
 namespace orrery {
 namespace {
@@ -15,6 +17,14 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int kNoError = -1;
+// A launcher starts all ranks at about the same time.
+constexpr int64_t kMeetMs = 300'000;
+
+// A thread that does not come back out of a library cannot be joined: nothing of the process's own end would run to its end.
+[[noreturn]] void end_process(std::string_view report) {
+  fmt::print(stderr, "error: {}\n", report);
+  ::_exit(exit_status(ErrorCode::kTimeout));
+}
 
 fs::path flight_folder(const std::string& folder) { return fs::path(folder) / "flight"; }
 
@@ -25,13 +35,22 @@ std::unique_ptr<ProcessWorld> ProcessWorld::join(const RankEnvironment& ranks, c
   world->environment_ = ranks;
   world->deadlines_ = deadlines;
   world->flight_folder_ = flight_folder(folder).string();
-  auto transport = make_process_transport(ranks);
+  std::unique_ptr<Transport> transport;
+  {
+    Watchdog watchdog(1000, [&ranks] {
+      end_process(fmt::format("rank {}: {} has not brought the {} ranks together within {} s; see whether each has a process that runs", ranks.rank, ranks.source, ranks.world_size,
+                              kMeetMs / 1000));
+    });
+    const Watchdog::Guard guard(watchdog, monotonic_ns() + kMeetMs * 1'000'000);
+    transport = make_process_transport(ranks);
+  }
   std::error_code failure;
   fs::create_directories(world->flight_folder_, failure);
   if (failure) throw Error(ErrorCode::kIo, "rank {}: cannot make {}: {}; choose another checkpoint.dir", ranks.rank, world->flight_folder_, failure.message());
   CommOptions options;
   options.timeout_ms = deadlines.step_ms;
   options.flight_path = world->flight_folder_ + "/rank";
+  options.on_stuck = end_process;
   world->world_ = std::make_unique<Communicator>(std::move(transport), options);
   world->world_->set_activity("start");
   // A number of processes that the layout does not divide is refused with the layout.

@@ -27,7 +27,8 @@ class ProcessWorld {
  public:
   /// Meets the others. Flight records lie in `folder`/flight while the processes run, and after a failure. `num_parts` neighbours, which a
   /// launcher puts on one machine, share their layers: a slice of the world (TrainingPlanOptions) is every `num_parts`-th process.
-  /// Collective. Errors: make_process_transport's.
+  /// Collective. A rank whose process or MPI library does not come back, here, in any call or at the end, is reported by a watchdog, which ends this process
+  /// (exit status 5). Errors: make_process_transport's.
   static std::unique_ptr<ProcessWorld> join(const RankEnvironment& ranks, const std::string& folder, const WorldDeadlines& deadlines, int64_t num_parts);
   ~ProcessWorld();
 

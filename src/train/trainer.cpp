@@ -435,6 +435,7 @@ int train_in_world(const RunConfig& config, const TrainOptions& options, const R
   deadlines.step_ms = config.parallel.timeout_seconds * 1000;
   const auto world = ProcessWorld::join(environment, folder, deadlines, config.parallel.tensor_parallel_size * config.parallel.context_parallel_size);
   const SetupNote note = [](std::string_view line) { fmt::print(stderr, "{}\n", line); };
+  int status = 0;
   try {
     std::optional<DirectoryLock> lock;
     world->together("lock the run's folder", 0, [&] {
@@ -443,13 +444,18 @@ int train_in_world(const RunConfig& config, const TrainOptions& options, const R
     if (leads)
       note(fmt::format("ranks     {} processes by {}, over {}; {:.1f} MiB in each for messages, beside the arena", world->size(), environment.source, world->transport_name(),
                        static_cast<double>(CommOptions{}.scratch_bytes) / (1 << 20)));
-    return Trainer(prepare_together(config, options.num_threads, *world, note), options, world.get()).run();
+    status = Trainer(prepare_together(config, options.num_threads, *world, note), options, world.get()).run();
   } catch (const AgreedError& error) {
-    return exit_status(error.code());
+    status = exit_status(error.code());
   } catch (const std::exception& error) {
     world->leave(error.what());
     throw;
   }
+  // Rank 0 writes what the run leaves behind; the end of the MPI library, which waits for all, has a step's deadline.
+  CommLabel end("end");
+  end.timeout_ms = deadlines.save_ms;
+  world->control().barrier(end);
+  return status;
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
 // One rank of mpi_test.py: `mpi_suite openmpi|mpich MODE [FLIGHT_PATH]`. Mode `suite` runs the tests of every transport; the others make
-// rank 1 misbehave in step 3 of a loop of collectives, and the survivors end with their report on stderr and exit status 5.
+// rank 1 misbehave in step 3 of a loop of collectives, or behind it, and the survivors end with their report on stderr and exit status 5.
 #include <signal.h>
 #include <unistd.h>
 
@@ -41,6 +41,10 @@ int run(const std::string& library, const std::string& mode, const std::string& 
   if (!ranks.mpi || mpi_library_name(*ranks.mpi) != library) throw Error(ErrorCode::kInvalidConfig, "found {} where {} was to be", ranks.source, library);
   auto transport = make_process_transport(ranks);
   CommOptions options{.timeout_ms = mode == "suite" ? 60'000 : 2'000, .flight_path = flight_path};
+  options.on_stuck = [](std::string_view report) {
+    std::fprintf(stderr, "error: %s\n", std::string(report).c_str());
+    ::_exit(exit_status(ErrorCode::kTimeout));
+  };
   if (mode == "suite") {
     options.scratch_bytes = 1 << 20;
     options.segment_bytes = 4096;
@@ -52,6 +56,7 @@ int run(const std::string& library, const std::string& mode, const std::string& 
       comm_suite::counted_bytes(comm, 100'003);
     } else {
       steps(comm, mode);
+      if (mode == "leave" && comm.rank() == 1) ::kill(::getpid(), SIGSTOP);
     }
   } catch (const Error& error) {
     std::fprintf(stderr, "error: %s\n", error.what());
@@ -79,6 +84,6 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "error: %s\n", error.what());
     return orrery::exit_status(error.code());
   }
-  std::fprintf(stderr, "usage: mpi_suite openmpi|mpich suite|none|kill|stop|slow|size [FLIGHT_PATH] | mpi_suite report FLIGHT_PATH\n");
+  std::fprintf(stderr, "usage: mpi_suite openmpi|mpich suite|none|kill|stop|slow|size|leave [FLIGHT_PATH] | mpi_suite report FLIGHT_PATH\n");
   return 2;
 }
