@@ -233,7 +233,7 @@ class Layout {
       for (const ParameterSpec& spec : stage_.parameters) map_.state_range.push_back({0, spec.num_elements()});
     if (!trains()) return;
     for (int32_t slot = 0; slot < options_.offload_slots.count; ++slot) map_.offload_slot_offset.push_back(take(options_.offload_slots.bytes, MemoryClass::kOffloadSlots));
-    if (options_.offload_slots.count > 0) return;
+    const bool offloads = options_.offload_slots.count > 0;
     map_.newest_whole = options_.newest_whole;
     const auto take_state = [&](StateField field, DType dtype, MemoryClass memory_class) {
       const bool whole = options_.newest_whole && field == StateField::kNewest;
@@ -241,7 +241,8 @@ class Layout {
         if (const int64_t kept = whole ? stage_.parameters[i].num_elements() : map_.state_range[i][1] - map_.state_range[i][0]; kept > 0)
           map_.state_offset[i][static_cast<size_t>(field)] = take(kept * dtype_bytes(dtype), memory_class);
     };
-    if (options_.newest_apart) take_state(StateField::kNewest, stage_.compute_dtype, MemoryClass::kNewestWeights);
+    if (options_.newest_whole || (options_.newest_apart && !offloads)) take_state(StateField::kNewest, stage_.compute_dtype, MemoryClass::kNewestWeights);
+    if (offloads) return;  // the rest comes piece by piece
     if (stage_.compute_dtype == DType::kBF16) take_state(StateField::kLow, DType::kI16, MemoryClass::kMasterLow);
     for (StateField field : {StateField::kMoment1, StateField::kMoment2})
       if (static_cast<int>(field) - static_cast<int>(StateField::kMoment1) < options_.num_moments) take_state(field, options_.moment_dtype, MemoryClass::kMoments);

@@ -25,13 +25,14 @@ class OffloadVerifier {
       : schedule_(schedule), state_(state_of(context, rank)), groups_(groups_of(context, rank)), graph_(graph), rank_(rank) {
     for (int32_t index = 0; index < static_cast<int32_t>(schedule.actions.size()); ++index) {
       const Action& action = schedule.actions[static_cast<size_t>(index)];
-      if (action.kind == ActionKind::kOptimizer) optimizer_ = index;
+      if (action.kind == ActionKind::kOptimizer) optimizers_.push_back(index);
       if (action.kind == ActionKind::kForward) compute_[{action.chunk, action.micro_batch, true}] = index;
       if (action.kind == ActionKind::kBackward || action.kind == ActionKind::kBackwardInput) compute_[{action.chunk, action.micro_batch, false}] = index;
       if (action.kind != ActionKind::kOffload && action.kind != ActionKind::kFetch) continue;
-      const auto [known, fresh] = copies_.try_emplace({action.kind, action.unit, action.micro_batch}, index);
-      if (!fresh) problem("{} comes twice", name(index));
+      copies_[{action.kind, action.unit, action.micro_batch}].push_back(index);
     }
+    for (const auto& [copy, all] : copies_)
+      if (all.size() > (std::get<2>(copy) >= 0 ? 1 : optimizers_.size())) problem("{} comes twice", name(all.back()));
   }
 
   std::vector<std::string> run() {
@@ -46,22 +47,29 @@ class OffloadVerifier {
     problems_.push_back(fmt::format(format, std::forward<Args>(args)...));
   }
   std::string name(int32_t index) const { return graph_.name({rank_, index}); }
-  int32_t copy_of(ActionKind kind, int32_t unit, int32_t micro_batch) const {
+  // Of a piece of state, the one of the `step`-th update.
+  int32_t copy_of(ActionKind kind, int32_t unit, int32_t micro_batch, size_t step = 0) const {
     const auto found = copies_.find({kind, unit, micro_batch});
-    return found == copies_.end() ? -1 : found->second;
+    return found == copies_.end() || found->second.size() <= step ? -1 : found->second[step];
   }
   bool ends_before_op(int32_t first, int32_t second, int32_t op) const { return graph_.before(graph_.end({rank_, first}), graph_.before_op({rank_, second}, op)); }
   bool starts_behind_op(int32_t first, int32_t second, int32_t op) const { return graph_.before(graph_.behind_op({rank_, second}, op), graph_.start({rank_, first})); }
   bool ordered(int32_t first, int32_t second) const { return graph_.before(graph_.end({rank_, first}), graph_.start({rank_, second})); }
 
+  // Of each step: nothing of one begins before all of the one before has ended (unroll_schedule.h).
   void check_state() {
+    for (size_t step = 0; step < optimizers_.size() && problems_.empty(); ++step) check_state(step);
+  }
+
+  void check_state(size_t step) {
+    const int32_t optimizer = optimizers_[step];
     for (int32_t index = 0; index < static_cast<int32_t>(state_.pieces.size()); ++index) {
       const OffloadPiece& piece = state_.pieces[static_cast<size_t>(index)];
-      const int32_t fetch = copy_of(ActionKind::kFetch, index, -1), back = copy_of(ActionKind::kOffload, index, -1);
+      const int32_t fetch = copy_of(ActionKind::kFetch, index, -1, step), back = copy_of(ActionKind::kOffload, index, -1, step);
       if (fetch < 0 || back < 0) return problem("rank {}: piece {} of the state does not {}", rank_, index, fetch < 0 ? "come" : "go back");
-      if (!ends_before_op(fetch, optimizer_, piece.first_op)) problem("{} does not wait for {}", name(optimizer_), name(fetch));
-      if (!starts_behind_op(back, optimizer_, piece.last_op)) problem("{} does not wait for the update of its piece", name(back));
-      if (index >= state_.slots.count && !ordered(copy_of(ActionKind::kOffload, index - state_.slots.count, -1), fetch)) problem("{} takes a slot whose piece has not gone back", name(fetch));
+      if (!ends_before_op(fetch, optimizer, piece.first_op)) problem("{} does not wait for {}", name(optimizer), name(fetch));
+      if (!starts_behind_op(back, optimizer, piece.last_op)) problem("{} does not wait for the update of its piece", name(back));
+      if (index >= state_.slots.count && !ordered(copy_of(ActionKind::kOffload, index - state_.slots.count, -1, step), fetch)) problem("{} takes a slot whose piece has not gone back", name(fetch));
     }
   }
 
@@ -97,9 +105,9 @@ class OffloadVerifier {
   const std::vector<ActivationGroup>& groups_;
   const ScheduleGraph& graph_;
   const int32_t rank_;
-  int32_t optimizer_ = -1;
+  std::vector<int32_t> optimizers_;                                      // by step
   std::map<std::tuple<int32_t, int32_t, bool>, int32_t> compute_;        // by chunk, micro-batch and whether it is the forward
-  std::map<std::tuple<ActionKind, int32_t, int32_t>, int32_t> copies_;  // by kind, unit and micro-batch
+  std::map<std::tuple<ActionKind, int32_t, int32_t>, std::vector<int32_t>> copies_;  // by kind, unit and micro-batch; -1 of state, once a step
   std::vector<std::string> problems_;
 };
 

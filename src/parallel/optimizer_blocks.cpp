@@ -241,7 +241,9 @@ StateOffload build_optimizer_blocks(Stage& stage, const OptimizerBlockOptions& o
   fields.push_back({StateField::kMoment1, options.moment_dtype});
   if (num_moments(options.kind) > 1) fields.push_back({StateField::kMoment2, options.moment_dtype});
   int64_t element_bytes = 0;
-  for (const Field& field : fields) element_bytes += dtype_bytes(field.dtype);
+  // Newest weights that work of the next step reads stay in the arena.
+  const auto stays = [&](const Field& field) { return options.newest_whole && field.field == StateField::kNewest; };
+  for (const Field& field : fields) element_bytes += stays(field) ? 0 : dtype_bytes(field.dtype);
   const bool offloads = options.offload_piece_bytes > 0;
   PieceCutter cutter(options.offload_piece_bytes, element_bytes);
   const auto num_ops = [&] { return static_cast<int32_t>(stage.block(Phase::kOptimizer).ops.size()); };
@@ -265,7 +267,7 @@ StateOffload build_optimizer_blocks(Stage& stage, const OptimizerBlockOptions& o
       const auto weight = [&] { return weight_elements(optimizer, parameter, range, owned[static_cast<size_t>(parameter)], rank.weight_shards); };
       std::vector<ValueId> state;
       for (const Field& field : fields) {
-        if (options.newest_whole && field.field == StateField::kNewest) {
+        if (stays(field)) {
           state.push_back(newest_value(range));
           continue;
         }

@@ -128,8 +128,8 @@ Composition compose(std::mt19937_64& random) {
   LowerOptions options;
   options.spare_slots = static_cast<int32_t>(draw(random, 0, 2));
   const bool together = draw(random, 0, 1) == 1, shards = draw(random, 0, 1) == 1, offloads = draw(random, 0, 2) == 0;
-  const bool weights_elsewhere = offloads && !shards && draw(random, 0, 1) == 1;
-  pipeline.carries = pipeline.kind == PipelineKind::k2Bw && p > 1 && !shards && !offloads;
+  const bool weights_elsewhere = offloads && !shards && draw(random, 0, 1) == 1, offloads_activations = offloads && (weights_elsewhere || draw(random, 0, 1) == 1);
+  pipeline.carries = pipeline.kind == PipelineKind::k2Bw && p > 1 && !shards && !offloads_activations;
   if (pipeline.kind == PipelineKind::kInterleaved && draw(random, 0, 1) == 1) pipeline.micro_batch_group_size = static_cast<int32_t>(draw(random, p, 2 * p + 1));
   Composition made;
   made.context.num_stages = p * pipeline.chunks_per_rank;
@@ -192,7 +192,7 @@ Composition compose(std::mt19937_64& random) {
         if (offloads) {
           std::mt19937_64 of_rank(offload_seed + static_cast<uint64_t>(world_rank));
           offload_state(schedule, made.context.offload[world_rank] = draw_state(of_rank));
-          offload_activations(schedule, made.context.activation_groups[world_rank] = draw_groups(schedule, of_rank));
+          if (offloads_activations) offload_activations(schedule, made.context.activation_groups[world_rank] = draw_groups(schedule, of_rank));
         }
         made.context.lanes[world_rank] = {options.share.first_lane, options.share.num_lanes};
       }
@@ -205,7 +205,7 @@ Composition compose(std::mt19937_64& random) {
 
 TEST(ScheduleFuzz, TenThousandCompositionsVerifyAndRun) {
   std::map<std::string, int> kinds;
-  int num_sharded = 0, num_offloaded = 0, num_carrying = 0;
+  int num_sharded = 0, num_offloaded = 0, num_carrying = 0, num_carrying_offloaded = 0;
   for (uint64_t seed = 0; seed < 10000; ++seed) {
     std::mt19937_64 random(seed);
     const Composition composition = compose(random);
@@ -213,6 +213,7 @@ TEST(ScheduleFuzz, TenThousandCompositionsVerifyAndRun) {
     num_sharded += !composition.context.unit_uses.empty();
     num_offloaded += !composition.context.offload.empty();
     num_carrying += composition.ranks.front().carries;
+    num_carrying_offloaded += composition.ranks.front().carries && !composition.context.offload.empty();
     const auto problems = verify_schedules(composition.ranks, composition.context);
     ASSERT_TRUE(problems.empty()) << "seed " << seed << " " << composition.text << ": " << problems.front();
     const Interpretation one = interpret_schedules(composition.ranks, composition.context, 2 * seed);
@@ -224,6 +225,7 @@ TEST(ScheduleFuzz, TenThousandCompositionsVerifyAndRun) {
   EXPECT_GT(num_sharded, 4000);
   EXPECT_GT(num_offloaded, 3000);
   EXPECT_GT(num_carrying, 200);
+  EXPECT_GT(num_carrying_offloaded, 30);
   for (const auto& [kind, count] : kinds) EXPECT_GT(count, 100) << kind;
 }
 

@@ -224,7 +224,11 @@ std::optional<std::vector<Plan>> build_world(TrainingPlanOptions options, int64_
 void check_offloaded_weights(const TrainingPlanOptions& options) {
   constexpr std::string_view kKey = "parallel.offload with \"parameters\"";
   if (options.optimizer.offload_piece_bytes == 0) throw Error(ErrorCode::kInvalidConfig, "{} without \"optimizer\": an update has weights and state together; give both", kKey);
-  if (options.optimizer.gradient_delay > 0) throw Error(ErrorCode::kInvalidConfig, "{} and delayed gradients, which need two versions of the weights at hand: leave one of them out", kKey);
+  const bool two_bw = options.pipeline.kind == PipelineKind::k2Bw && !options.pipeline.order;
+  if (options.optimizer.gradient_delay > 0)
+    throw Error(ErrorCode::kInvalidConfig,
+                "{} and train.gradient_delay = {}{}: what is offloaded is one version of the weights, and a delay needs two; use parallel.offload = [\"optimizer\", \"activations\"], or {}", kKey,
+                options.optimizer.gradient_delay, two_bw ? ", which parallel.schedule = \"2bw\" sets" : "", two_bw ? "parallel.schedule = \"1f1b\"" : "gradient_delay = 0");
   if (options.data.size > 1 && options.data.zero_stage != 0 && options.data.zero_stage != 3)
     throw Error(ErrorCode::kInvalidConfig, "{} and parallel.zero_stage = {}: ranks would exchange new weights that no arena holds; use zero_stage 3, or 0", kKey, options.data.zero_stage);
   if (options.pipeline.size > 1 && options.model.tie_embeddings)
@@ -282,8 +286,7 @@ void verify_world(const std::vector<Plan>& plans) {
 }  // namespace
 
 bool steps_carry(const TrainingPlanOptions& options) {
-  return options.pipeline.kind == PipelineKind::k2Bw && !options.pipeline.order && options.pipeline.size > 1 && !options.data.shards_gradients() && options.optimizer.offload_piece_bytes == 0 &&
-         !options.optimizer.offload_weights && !options.offload_activations;
+  return options.pipeline.kind == PipelineKind::k2Bw && !options.pipeline.order && options.pipeline.size > 1 && !takes_turns(options) && !options.offload_activations;
 }
 
 int training_copies(const Plan& plan) { return plan.schedule.carries ? 3 : 2; }

@@ -99,7 +99,7 @@ Plan make_training_plan(const TrainingPlanOptions& options, const WorkspaceBytes
 ScheduleContext schedule_context(std::span<const Plan> plans);
 
 /// Whether the schedule "2bw" runs its steps into each other. It drains where parameters, gradients or activations take turns in a step (zero_stage 2 and 3,
-/// offloading), and on one rank.
+/// weights or activations that are offloaded), and on one rank.
 bool steps_carry(const TrainingPlanOptions& options);
 /// Copies of a step's batch that take turns: one is trained on, one is filled, and where steps carry the next one is trained on too.
 int training_copies(const Plan& plan);

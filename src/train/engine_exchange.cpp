@@ -176,7 +176,7 @@ void TrainingEngine::copy_activations(const Action& action) {
 void TrainingEngine::run_copies() {
   for (size_t i = 0; i < plan_.schedule.actions.size(); ++i) {
     const Action& action = plan_.schedule.actions[i];
-    if (stream_of(action.kind) != Stream::kCopy) continue;
+    if (stream_of(action.kind) != Stream::kCopy || !runs(action)) continue;
     if (!progress_.wait_for(action)) return;
     const auto begin = std::chrono::steady_clock::now();
     if (action.kind == ActionKind::kFetchParameters) fetch_weights(plan_.units[static_cast<size_t>(action.unit)]);

@@ -110,9 +110,24 @@ TEST_F(GroupTest, DelayedGradientsHaveTheBitsOfOneRank) {
       options.micro_batch_size = one.micro_batch;
       expect_equal(options, reference, 5);
     }
+    // State that comes piece by piece does not keep the steps apart.
+    options.pipeline = {2, 0, PipelineKind::k2Bw, 1, {}, {}};
+    options.optimizer.offload_piece_bytes = 1 << 14;
+    const WorkspaceBytes traits = workspace_traits(default_engine_options(1), testing::kGroupSequenceTokens);
+    for (int zero_stage : {0, 1, 2}) {
+      options.data = {2, 0, zero_stage};
+      EXPECT_EQ(make_training_plans(options, traits).front().schedule.carries, zero_stage < 2);
+      expect_equal(options, reference, 5);
+    }
+    options.optimizer.offload_weights = true;
+    options.data = {};
+    EXPECT_NE(testing::error_of([&] { make_training_plans(options, traits); }).first.find("use parallel.offload = [\"optimizer\", \"activations\"], or parallel.schedule = \"1f1b\""),
+              std::string::npos);
+    options.optimizer.offload_piece_bytes = 0;
+    options.optimizer.offload_weights = false;
     options.optimizer.gradient_delay = 0;
     options.pipeline = {2, 0, PipelineKind::k2Bw, 1, {}, {}};
-    EXPECT_NE(testing::error_of([&] { make_training_plans(options, workspace_traits(default_engine_options(1), testing::kGroupSequenceTokens)); }).first.find("a step late"), std::string::npos);
+    EXPECT_NE(testing::error_of([&] { make_training_plans(options, traits); }).first.find("a step late"), std::string::npos);
   }
 }
 
@@ -124,6 +139,7 @@ TEST_F(GroupTest, CarriedWorkIsDroppedForAnEvaluation) {
   for (int64_t tensor_size : {1, 2}) {
     options.parallel = {.tensor_size = tensor_size};
     options.pipeline = {};
+    options.optimizer.offload_piece_bytes = 0;
     options.micro_batch_size = 4;
     const Outcome reference = train(options, 6);
     options.pipeline = {2, 0, PipelineKind::k2Bw, 1, {}, {}};
@@ -131,6 +147,8 @@ TEST_F(GroupTest, CarriedWorkIsDroppedForAnEvaluation) {
     const Plan plan = make_training_plans(options, workspace_traits(default_engine_options(1), testing::kGroupSequenceTokens)).front();
     EXPECT_TRUE(plan.schedule.carries);
     for (int every : {0, 1, 2, 5}) {
+      // State that comes piece by piece stays out of their way: the newest weights, which the next step reads, are in the arena.
+      options.optimizer.offload_piece_bytes = every % 2 == 0 ? 1 << 14 : 0;
       const Outcome outcome = train(options, 6, every);
       EXPECT_EQ(outcome.numbers, reference.numbers) << tensor_size << " " << every;
       EXPECT_TRUE(outcome.weights_and_state == reference.weights_and_state) << tensor_size << " " << every;
