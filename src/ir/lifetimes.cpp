@@ -99,7 +99,9 @@ void Lifetimes::add(ValueId id, int32_t micro_batch, const Use& use) {
   Alive& alive = value.by_slot[found == slot_of_.end() ? 0 : found->second];
   const auto group = micro_batch == kNoBatch ? group_of_.end() : group_of_.find(id);
   const bool leaves = group != group_of_.end();
-  const size_t back = leaves ? backward_of_.at({stage_.value(id).chunk, micro_batch}) : use.first_instance;
+  // What the last step has begun for the next one does not come back in view.
+  const auto backward = leaves ? backward_of_.find({stage_.value(id).chunk, micro_batch}) : backward_of_.end();
+  const size_t back = !leaves ? use.first_instance : backward != backward_of_.end() ? backward->second : instances_.size();
   for (size_t instance = use.first_instance; instance <= use.last_instance; ++instance) {
     if (leaves && instance > use.first_instance && instance < back) continue;
     int64_t begin = instances_[instance].begin + (instance == use.first_instance ? use.first_op : 0);

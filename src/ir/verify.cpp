@@ -294,10 +294,11 @@ class Verifier {
 
   // Before which op of an action copies of activations are over, or may begin to come.
   void plan_copies() {
-    for (const Action& action : schedule_.actions) {
+    const Schedule& steps = steps_ ? *steps_ : schedule_;
+    for (const Action& action : steps.actions) {
       if ((action.kind != ActionKind::kOffload && action.kind != ActionKind::kFetch) || action.micro_batch < 0) continue;
       if (action.unit < 0 || action.unit >= static_cast<int32_t>(groups_.size())) {
-        problem("{} copies activations that are not known", to_string(action, schedule_));
+        problem("{} copies activations that are not known", to_string(action, steps));
         continue;
       }
       const ActivationGroup& group = groups_[static_cast<size_t>(action.unit)];

@@ -78,7 +78,9 @@ class OffloadVerifier {
     for (int32_t index = 0; index < static_cast<int32_t>(groups_.size()); ++index) {
       const ActivationGroup& group = groups_[static_cast<size_t>(index)];
       std::vector<std::pair<int32_t, int32_t>> order;  // forwards
-      for (int32_t batch = 0; batch < num_batches; ++batch) order.emplace_back(compute_.at({group.chunk, batch, true}), batch);
+      // What the last of several steps has begun ends behind them; the same actions of the steps before are looked at.
+      for (int32_t batch = 0; batch < num_batches; ++batch)
+        if (!schedule_.carries || compute_.count({group.chunk, batch, false}) > 0) order.emplace_back(compute_.at({group.chunk, batch, true}), batch);
       std::sort(order.begin(), order.end());
       std::map<int32_t, int32_t> fetched;  // by slot: the last EF
       for (const auto& [forward, batch] : order) {

@@ -144,8 +144,8 @@ class SetVerifier {
       if (stream_of(one.kind) == Stream::kCompute && one.kind != ActionKind::kOptimizer && (one.gradient_buffer < 0 || one.gradient_buffer >= num_buffers))
         problem("{} names gradient buffer {} of {}", called, one.gradient_buffer, num_buffers);
       const bool is_copy = one.kind == ActionKind::kOffload || one.kind == ActionKind::kFetch;
-      if (mine.carries && ((is_copy && one.micro_batch >= 0) || !mine.rounds.empty() || has_units(rank))) problem("{} is of what takes turns in a step, and steps run into each other", called);
-      if (one.next_step && !belongs_to_batch(one.kind) && one.kind != ActionKind::kMerge) problem("{} is of the next step, and no part of a micro-batch", called);
+      if (mine.carries && (!mine.rounds.empty() || has_units(rank))) problem("{} is of what takes turns in a step, and steps run into each other", called);
+      if (one.next_step && !belongs_to_batch(one.kind) && one.kind != ActionKind::kMerge && !(is_copy && one.micro_batch >= 0)) problem("{} is of the next step, and no part of a micro-batch", called);
       if (one.kind == ActionKind::kFetchParameters && !has_units(rank)) problem("{} fetches what is not offloaded", called);
       if (is_copy && !names_what_is_offloaded(one, context_, rank)) problem("{} copies what is not there", called);
       if (is_copy && one.micro_batch >= static_cast<int32_t>(mine.micro_batches.size())) problem("{} names a micro-batch that is not there", called);

@@ -161,6 +161,7 @@ void offload_activations(Schedule& schedule, const std::vector<ActivationGroup>&
       copy.chunk = compute.chunk;
       copy.micro_batch = compute.micro_batch;
       copy.slot = compute.slot;
+      copy.next_step = compute.next_step;
       copy.unit = static_cast<int32_t>(place);
       copy.waits = {{.action = index, .after_op = leaves ? group.leaves_after : group.comes_after}};
       copies.push_back(std::move(copy));

@@ -129,7 +129,7 @@ Composition compose(std::mt19937_64& random) {
   options.spare_slots = static_cast<int32_t>(draw(random, 0, 2));
   const bool together = draw(random, 0, 1) == 1, shards = draw(random, 0, 1) == 1, offloads = draw(random, 0, 2) == 0;
   const bool weights_elsewhere = offloads && !shards && draw(random, 0, 1) == 1, offloads_activations = offloads && (weights_elsewhere || draw(random, 0, 1) == 1);
-  pipeline.carries = pipeline.kind == PipelineKind::k2Bw && p > 1 && !shards && !offloads_activations;
+  pipeline.carries = pipeline.kind == PipelineKind::k2Bw && p > 1 && !shards && !weights_elsewhere;
   if (pipeline.kind == PipelineKind::kInterleaved && draw(random, 0, 1) == 1) pipeline.micro_batch_group_size = static_cast<int32_t>(draw(random, p, 2 * p + 1));
   Composition made;
   made.context.num_stages = p * pipeline.chunks_per_rank;

@@ -286,7 +286,7 @@ void verify_world(const std::vector<Plan>& plans) {
 }  // namespace
 
 bool steps_carry(const TrainingPlanOptions& options) {
-  return options.pipeline.kind == PipelineKind::k2Bw && !options.pipeline.order && options.pipeline.size > 1 && !takes_turns(options) && !options.offload_activations;
+  return options.pipeline.kind == PipelineKind::k2Bw && !options.pipeline.order && options.pipeline.size > 1 && !takes_turns(options);
 }
 
 int training_copies(const Plan& plan) { return plan.schedule.carries ? 3 : 2; }

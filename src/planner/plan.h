@@ -98,8 +98,8 @@ Plan make_training_plan(const TrainingPlanOptions& options, const WorkspaceBytes
 /// Who takes part in what and how long it is, for verify_schedules; refers to `plans`, which are one slice of the world, in its order.
 ScheduleContext schedule_context(std::span<const Plan> plans);
 
-/// Whether the schedule "2bw" runs its steps into each other. It drains where parameters, gradients or activations take turns in a step (zero_stage 2 and 3,
-/// weights or activations that are offloaded), and on one rank.
+/// Whether the schedule "2bw" runs its steps into each other. It drains where parameters or gradients take turns in a step (zero_stage 2 and 3,
+/// weights that are offloaded), and on one rank.
 bool steps_carry(const TrainingPlanOptions& options);
 /// Copies of a step's batch that take turns: one is trained on, one is filled, and where steps carry the next one is trained on too.
 int training_copies(const Plan& plan);

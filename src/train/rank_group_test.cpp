@@ -156,6 +156,30 @@ TEST_F(GroupTest, CarriedWorkIsDroppedForAnEvaluation) {
   }
 }
 
+// Activations of micro-batches that are begun in one step and ended in the next leave in the one and come in the other, evaluations in between or not.
+TEST_F(GroupTest, CarriedActivationsThatAreOffloadedHaveTheBitsOfThoseInTheArena) {
+  TrainingPlanOptions options = group_options(ModelFamily::kLlama, true, DType::kBF16, dataset_);
+  options.model.num_layers = 9;
+  options.optimizer.gradient_delay = 1;
+  options.recompute = Recompute::kNone;
+  options.micro_batch_size = 4;
+  const Outcome reference = train(options, 5);
+  options.offload_activations = true;
+  options.micro_batch_size = 1;
+  for (int64_t ranks : {2, 3})
+    for (int64_t data_size : {1, 2}) {
+      options.pipeline = {ranks, 0, PipelineKind::k2Bw, 1, {}, {}};
+      options.data = {data_size, 0, 1};
+      options.optimizer.offload_piece_bytes = data_size == 2 ? 1 << 14 : 0;
+      const Plan plan = make_training_plans(options, workspace_traits(default_engine_options(1), testing::kGroupSequenceTokens)).front();
+      const auto leaves_carried = [](const Action& action) { return action.kind == ActionKind::kOffload && action.micro_batch >= 0 && action.next_step; };
+      EXPECT_TRUE(std::any_of(plan.schedule.actions.begin(), plan.schedule.actions.end(), leaves_carried)) << ranks;
+      const Outcome outcome = train(options, 5, ranks == 2 ? 0 : 2);
+      EXPECT_EQ(outcome.numbers, reference.numbers) << ranks << " " << data_size;
+      EXPECT_TRUE(outcome.weights_and_state == reference.weights_and_state) << ranks << " " << data_size;
+    }
+}
+
 // State in a file, in many small pieces: the bits of a run that keeps it, and an arena that is smaller by it.
 TEST_F(GroupTest, OffloadedStateHasTheBitsOfStateInTheArena) {
   for (DType dtype : {DType::kBF16, DType::kF32}) {
