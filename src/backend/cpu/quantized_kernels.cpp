@@ -1,16 +1,13 @@
 #include "backend/cpu/quantized_kernels.h"
 
+#include "backend/cpu/quantized_kernels_isa.h"
+
 namespace orrery {
 
-namespace simd_avx2 {
-extern const QuantizedKernels kQuantized;
-}
-namespace simd_avx512 {
-extern const QuantizedKernels kQuantized;
-}
-
-const QuantizedKernels& quantized_kernels(VectorIsa isa) {
-  return isa == VectorIsa::kAvx512 ? simd_avx512::kQuantized : simd_avx2::kQuantized;
+const QuantizedKernels& quantized_kernels(const KernelContext& context) {
+  static const QuantizedKernels amx = quantized_kernels_amx_native();
+  if (context.isa == VectorIsa::kAvx2) return simd_avx2::kQuantized;
+  return context.native_arithmetic && cpu_features().amx_int8 ? amx : simd_avx512::kQuantized;
 }
 
 }  // namespace orrery

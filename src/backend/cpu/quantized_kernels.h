@@ -11,8 +11,7 @@
 
 #include <cstdint>
 
-#include "base/cpu_features.h"
-#include "ir/dtype.h"
+#include "backend/kernel.h"
 #include "ir/weight_format.h"
 
 namespace orrery {
@@ -24,9 +23,11 @@ constexpr int64_t quantized_tile_rows(int64_t remaining) {
   return remaining >= 3 ? 4 : remaining;
 }
 constexpr int64_t kMaxTileRows = 6, kMaxPanels = 2;
+/// AMX takes tiles of so many rows, as long as there are more than six; up to nine of the rows are then beyond what is left.
+constexpr int64_t kTallTileRows = 16;
 
 /// A tile of quantized rows, block of 32 after block, the same part of each row side by side. A block of R rows:
-///   i8 q[8][R][4]       group g of four numbers
+///   i8 q[8][R][4]       group g of four numbers; in a tall tile i8 q[R][32]
 ///   f32 scale[R]
 ///   i32 minus_sum[R]    of q
 ///   i32 minus_half[R]   of the first sixteen q
@@ -53,8 +54,13 @@ struct QuantizedKernels {
   /// A row of k numbers of f32 or bf16 into place `row` of a tile of `tile_rows`.
   void (*quantize_row[2])(const void* x, int64_t k, std::byte* tile, int64_t tile_rows, int64_t row);  // by is-bf16
   void (*panel_product)(const PanelProduct& product);
+  int64_t (*tile_rows)(int64_t remaining) = quantized_tile_rows;
+  // AMX: a thread's products stand between these. Null: nothing to do.
+  void (*begin_thread)() = nullptr;
+  void (*end_thread)() = nullptr;
 };
 
-const QuantizedKernels& quantized_kernels(VectorIsa isa);
+/// AMX's where the processor has it and the context wants native arithmetic; the bits are the same everywhere.
+const QuantizedKernels& quantized_kernels(const KernelContext& context);
 
 }  // namespace orrery

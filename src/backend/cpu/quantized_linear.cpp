@@ -17,27 +17,20 @@ constexpr int64_t kRowsEachForItself = 8;
 constexpr int64_t kBandRows = 48;
 constexpr int64_t kBandColumns = kMaxPanels * kQuantPanelColumns;
 
-/// Rows in all tiles of m rows: m, and what the last tile has beyond.
-int64_t padded_rows(int64_t m) {
-  int64_t rows = 0;
-  while (rows < m) rows += quantized_tile_rows(m - rows);
-  return rows;
-}
-
-int64_t num_tiles(int64_t m) {
+int64_t num_tiles(const QuantizedKernels& kernels, int64_t m) {
   int64_t tiles = 0;
-  for (int64_t i = 0; i < m; i += quantized_tile_rows(m - i)) ++tiles;
+  for (int64_t i = 0; i < m; i += kernels.tile_rows(m - i)) ++tiles;
   return tiles;
 }
 
-struct Memory {
-  int64_t row_bytes, shared_bytes, thread_bytes;  // row_bytes: of a quantized row
-  Memory(int64_t m, int64_t k) : row_bytes(k / kQuantBlock * kQuantizedRowBytes) {
-    const auto rows_bytes = [&](int64_t rows) { return (padded_rows(rows) * row_bytes + 63) / 64 * 64; };
-    shared_bytes = m > kRowsEachForItself ? rows_bytes(m) : 0;
-    thread_bytes = (m > kRowsEachForItself ? 0 : rows_bytes(m)) + kBandRows * kBandColumns * 4;
-  }
-};
+/// Bytes of the tiles of m rows, the last of which may be a tall one.
+int64_t tiles_bytes(VectorIsa isa, int64_t m, int64_t k) {
+  const int64_t rows = m > kMaxTileRows && isa == VectorIsa::kAvx512 ? (m + kTallTileRows - 1) / kTallTileRows * kTallTileRows : m + 1;
+  return (rows * (k / kQuantBlock) * kQuantizedRowBytes + 63) / 64 * 64;
+}
+
+/// The workspace: each thread's band, then the tiles, of all threads or one for each.
+constexpr int64_t kBandBytes = kBandRows * kBandColumns * 4;
 
 struct ThreadWork {
   const QuantizedKernels& kernels;
@@ -85,7 +78,7 @@ struct ThreadWork {
   void run_panels(WeightFormat format, const std::byte* panels, int64_t num_panels, const std::byte* x, float* band, int64_t column, int64_t columns) const {
     // Whole panels without bias are stored as they come; others go by way of a band of rows.
     const bool direct = bias == nullptr && columns == num_panels * kQuantPanelColumns;
-    const int64_t behind = num_panels * quantized_panel_bytes(format, shape.depth), tiles = num_tiles(m);
+    const int64_t behind = num_panels * quantized_panel_bytes(format, shape.depth), tiles = num_tiles(kernels, m);
     PanelProduct product;
     product.format = format;
     product.k = shape.depth;
@@ -105,8 +98,9 @@ struct ThreadWork {
       block.bias = bias == nullptr ? nullptr : bias + column * compute_bytes;
       block.ldy = y.row_stride;
       block.y = row_at(y, i) + column * dtype_bytes(y.dtype);
-      while (i < m && block.rows + kMaxTileRows <= kBandRows) {
-        product.tile_rows = quantized_tile_rows(m - i);
+      while (i < m) {
+        product.tile_rows = kernels.tile_rows(m - i);
+        if (block.rows + product.tile_rows > kBandRows) break;
         product.num_rows = std::min(product.tile_rows, m - i);
         product.y = direct ? row_at(y, i) + column * dtype_bytes(y.dtype) : reinterpret_cast<std::byte*>(band + block.rows * kBandColumns);
         kernels.panel_product(product);
@@ -124,7 +118,7 @@ struct ThreadWork {
 void quantize_rows(const QuantizedKernels& kernels, const TensorView& x, int64_t row_bytes, int64_t part, int64_t parts, std::byte* tiles) {
   const int64_t m = x.rows();
   for (int64_t i = 0; i < m;) {
-    const int64_t tile_rows = quantized_tile_rows(m - i), used = std::min(tile_rows, m - i);
+    const int64_t tile_rows = kernels.tile_rows(m - i), used = std::min(tile_rows, m - i);
     // A tile belongs to the part that its first row falls into.
     if (i * parts / m == part)
       for (int64_t row = 0; row < used; ++row)
@@ -184,23 +178,25 @@ constexpr KernelEntry kEntries[] = {
 std::span<const KernelEntry> quantized_kernel_entries() { return kEntries; }
 
 int64_t quantized_linear_workspace_bytes(const DeviceSpec& device, int64_t m, int64_t k) {
-  const Memory memory(m, k);
-  return memory.shared_bytes + device.num_threads * memory.thread_bytes;
+  // A plan's workspace serves fewer rows too, so many rows have room for each thread's few.
+  const int64_t each = device.num_threads * tiles_bytes(device.isa, std::min(m, kRowsEachForItself), k);
+  return device.num_threads * kBandBytes + (m > kRowsEachForItself ? std::max(each, tiles_bytes(device.isa, m, k)) : each);
 }
 
-void quantized_linear(const KernelContext& context, const OpCall& call) {
+void quantized_linear(const KernelContext& context, const OpCall& call) { quantized_linear_by(quantized_kernels(context), context, call); }
+
+void quantized_linear_by(const QuantizedKernels& kernels, const KernelContext& context, const OpCall& call) {
   const auto& shape = call.attribute<PackedLinearAttributes>();
   const TensorView &x = call.in(0), &y = call.out(0);
   const int64_t m = x.rows(), k = shape.depth;
   ORRERY_CHECK(x.row_width() == k && y.rows() == m && y.row_width() == shape.num_columns && call.in(1).num_elements() >= packed_bytes(shape),
                "linear_packed: x [{}, {}], weight [{}, {}], y [{}, {}]", m, x.row_width(), shape.num_columns, k, y.rows(), y.row_width());
-  const Memory memory(m, k);
   const int num_threads = context.pool->num_threads();
-  ORRERY_CHECK(memory.shared_bytes + num_threads * memory.thread_bytes <= static_cast<int64_t>(call.workspace.size()), "linear_packed: workspace of {}",
-               call.workspace.size());
-  const QuantizedKernels& kernels = quantized_kernels(context.isa);
-  const bool together = memory.shared_bytes > 0;
-  std::byte* shared = call.workspace.data();
+  ORRERY_CHECK(quantized_linear_workspace_bytes({context.isa, context.arithmetic, context.native_arithmetic, num_threads}, m, k) <= static_cast<int64_t>(call.workspace.size()),
+               "linear_packed: workspace of {}", call.workspace.size());
+  const bool together = m > kRowsEachForItself;
+  std::byte *bands = call.workspace.data(), *tiles = bands + num_threads * kBandBytes;
+  const int64_t row_bytes = k / kQuantBlock * kQuantizedRowBytes, own_bytes = tiles_bytes(context.isa, m, k);
   const ThreadWork work{kernels, gemm_rows(context.isa, x.dtype), shape, call.in(1).data, call.inputs.size() > 2 ? call.in(2).data : nullptr, y, m,
                         dtype_bytes(x.dtype)};
   const int64_t panels = num_panels(shape);
@@ -209,18 +205,18 @@ void quantized_linear(const KernelContext& context, const OpCall& call) {
   if (together)
     context.pool->run([&](int thread_index, int threads) {
       work.prefetch(border(thread_index, threads));
-      quantize_rows(kernels, x, memory.row_bytes, thread_index, threads, shared);
+      quantize_rows(kernels, x, row_bytes, thread_index, threads, tiles);
     });
   context.pool->run([&](int thread_index, int threads) {
-    std::byte* own = shared + memory.shared_bytes + thread_index * memory.thread_bytes;
-    auto* band = reinterpret_cast<float*>(own);
-    std::byte* tiles = together ? shared : own + kBandRows * kBandColumns * 4;
+    std::byte* rows = together ? tiles : tiles + thread_index * own_bytes;
     const int64_t first = border(thread_index, threads), last = border(thread_index + 1, threads);
     if (!together) {
       work.prefetch(first);
-      quantize_rows(kernels, x, memory.row_bytes, 0, 1, tiles);
+      quantize_rows(kernels, x, row_bytes, 0, 1, rows);
     }
-    work.run(tiles, band, first, last);
+    if (kernels.begin_thread != nullptr) kernels.begin_thread();
+    work.run(rows, reinterpret_cast<float*>(bands + thread_index * kBandBytes), first, last);
+    if (kernels.end_thread != nullptr) kernels.end_thread();
   });
 }
 

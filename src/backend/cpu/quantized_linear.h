@@ -5,10 +5,14 @@
 
 namespace orrery {
 
+struct QuantizedKernels;
+
 int64_t quantized_linear_workspace_bytes(const DeviceSpec& device, int64_t m, int64_t k);
 /// kLinearPacked with segments. Cost: with few rows one read of the packed weight. Bits: a row's do not depend on the other rows, nor on
 /// threads or instruction set; the arithmetic is in quantized_kernels.h.
 void quantized_linear(const KernelContext& context, const OpCall& call);
+/// The same by given kernels, which the processor must be able to run.
+void quantized_linear_by(const QuantizedKernels& kernels, const KernelContext& context, const OpCall& call);
 
 std::span<const KernelEntry> quantized_kernel_entries();
 

@@ -6,9 +6,14 @@
 
 #include "backend/cpu/op_test_util.h"
 #include "backend/cpu/quantized_kernels.h"
+#include "backend/cpu/quantized_linear.h"
 #include "backend/cpu/quantized_pack.h"
 
-namespace orrery::test {
+namespace orrery {
+
+QuantizedKernels quantized_kernels_amx_in_software();  // quantized_amx_software_test.cpp
+
+namespace test {
 namespace {
 
 constexpr BlockType kTypes[] = {BlockType::kQ4_0, BlockType::kQ4_1, BlockType::kQ5_0, BlockType::kQ5_1, BlockType::kQ8_0,
@@ -158,7 +163,9 @@ TEST_P(QuantizedLinear, BitsDoNotDependOnRowsThreadsOrInstructionSet) {
     Tensor alone(DType::kF32, {most, n});
     for (int64_t row = 0; row < most; ++row)
       run_views(OpKind::kLinearPacked, dtype, machines()[0], attributes, {x.rows(row, row + 1), bytes_view(packed), bias.view()}, {alone.rows(row, row + 1)});
-    for (const Machine& machine : machines())
+    std::vector<Machine> all = machines();
+    if (cpu_features().avx512) all.push_back({VectorIsa::kAvx512, 2, Arithmetic::kFma1, /*native_arithmetic=*/true});  // AMX where it is
+    for (const Machine& machine : all)
       for (int64_t m : {1, 2, 3, 4, 5, 7, 8, 11, 12, 13, 16, 33, 48, 61}) {
         Tensor y(DType::kF32, {most, n});
         run_views(OpKind::kLinearPacked, dtype, machine, attributes, {x.rows(0, m), bytes_view(packed), bias.view()}, {y.rows(0, m)});
@@ -168,7 +175,45 @@ TEST_P(QuantizedLinear, BitsDoNotDependOnRowsThreadsOrInstructionSet) {
   }
 }
 
+TEST_P(QuantizedLinear, TilesOfAmxInSoftwareGiveTheBitsOfVpdpbusd) {
+  // Every way in which tall tiles are cut and mixed with others, whole panels that are stored at once and others with a bias; bf16 and f32.
+  if (!cpu_features().avx512) GTEST_SKIP() << "needs AVX-512";
+  const QuantizedKernels software = quantized_kernels_amx_in_software();
+  const int64_t k = 512, most = 100;
+  for (const auto& [n, with_bias] : {std::pair<int64_t, bool>{48, false}, {71, true}}) {
+    PackedLinearAttributes attributes;
+    const Tensor packed = packed_tensor({Weight(GetParam(), n, k, 8)}, attributes);
+    for (DType dtype : {DType::kF32, DType::kBF16}) {
+      const Tensor x = Tensor::random(dtype, {most, k}, 9), bias = Tensor::random(dtype, {n}, 10);
+      const Attributes attribute = attributes;
+      for (int64_t m : {1, 6, 7, 8, 9, 15, 16, 17, 22, 23, 32, 40, 48, 55, 100}) {
+        Tensor wanted(dtype, {most, n}), y(dtype, {most, n});
+        const std::vector<TensorView> inputs = with_bias ? std::vector{x.rows(0, m), bytes_view(packed), bias.view()} : std::vector{x.rows(0, m), bytes_view(packed)};
+        run_views(OpKind::kLinearPacked, dtype, {VectorIsa::kAvx512, 2, Arithmetic::kFma1, false}, attributes, inputs, {wanted.rows(0, m)});
+        const TensorView out = y.rows(0, m);
+        OpCall call{OpKind::kLinearPacked, inputs, {&out, 1}, &attribute, nullptr, {}};
+        const int64_t bytes = quantized_linear_workspace_bytes({VectorIsa::kAvx512, Arithmetic::kFma1, true, 2}, m, k);
+        std::vector<uint8_t> memory(bytes + 64, 0xFF);
+        call.workspace = {reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64), static_cast<size_t>(bytes)};
+        quantized_linear_by(software, {&pool_of(2), VectorIsa::kAvx512, Arithmetic::kFma1, true}, call);
+        ASSERT_TRUE(y.same_bits(wanted)) << m << " rows of " << dtype_name(dtype) << " by " << n;
+        ASSERT_TRUE(y.guard_intact());
+      }
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Types, QuantizedLinear, testing::ValuesIn(kTypes), [](const auto& test) { return std::string(block_type_name(test.param)); });
+
+TEST(QuantizedLinear, AWorkspaceServesFewerRowsToo) {
+  // A serving plan lays out memory for its largest step, and most steps are smaller.
+  for (VectorIsa isa : {VectorIsa::kAvx2, VectorIsa::kAvx512})
+    for (int threads : {1, 2, 5})
+      for (int64_t m = 1; m < 80; ++m) {
+        const DeviceSpec device{isa, Arithmetic::kFma1, true, threads};
+        ASSERT_GE(quantized_linear_workspace_bytes(device, m + 1, 512), quantized_linear_workspace_bytes(device, m, 512)) << m << " rows, " << threads << " threads";
+      }
+}
 
 TEST(QuantizedLinear, ExtremesStayExact) {
   // Codes and activations of the largest magnitude in every place: the 8-bit sums of AVX2 reach 32,512 of 32,767.
@@ -211,4 +256,5 @@ TEST(QuantizedLinear, WhatIsNotFiniteIsNotLost) {
 }
 
 }  // namespace
-}  // namespace orrery::test
+}  // namespace test
+}  // namespace orrery

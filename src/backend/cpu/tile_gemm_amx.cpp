@@ -1,31 +1,20 @@
 // amx32 by AMX tiles: 2 x 2 accumulators of 16 x 16, so that each loaded tile is used twice. K runs in one order, one tile of
 // 32 at a time; a row count that is no multiple of 16 is done with a configuration of fewer rows, so that nothing is read or
 // written beyond the operands.
+#include "backend/cpu/amx_tiles.h"
 #include "backend/cpu/gemm_finish.h"
 #include "backend/cpu/tile_gemm_isa.h"
 
 namespace orrery {
 namespace {
 
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0;
-  uint8_t reserved[14] = {};
-  uint16_t column_bytes[16] = {};
-  uint8_t rows[16] = {};
-};
-
 // Accumulators 0..3, A tiles 4 (upper rows) and 5 (lower rows), B tiles 6 and 7.
 void configure(int upper_rows, int lower_rows) {
   TileConfig config;
-  for (int tile = 0; tile < 8; ++tile) {
-    config.column_bytes[tile] = 64;
-    config.rows[tile] = 16;
-  }
-  config.rows[0] = config.rows[1] = config.rows[4] = static_cast<uint8_t>(upper_rows);
-  config.rows[2] = config.rows[3] = config.rows[5] = static_cast<uint8_t>(lower_rows);
-  // GCC's intrinsics name only the first bytes as read, or none: without the barrier the stores before them may be dropped.
-  __asm__ volatile("" : : "r"(&config) : "memory");
-  _tile_loadconfig(&config);
+  for (int tile = 0; tile < 8; ++tile) config.shape(tile, 16, 64);
+  for (int upper : {0, 1, 4}) config.shape(upper, upper_rows, 64);
+  for (int lower : {2, 3, 5}) config.shape(lower, lower_rows, 64);
+  config.load();
 }
 
 constexpr int64_t kPanel = 16;
