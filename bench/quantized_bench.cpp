@@ -1,13 +1,15 @@
 // Products with quantized weights beside the processor's peak of vpdpbusd and a read loop over the same bytes, in rounds that go through all
 // cases in turn; medians. A case is what decoding or a prompt does with the weights of a model of 135 million numbers: every linear layer
 // once, its rows quantized, multiplied and rounded to bf16. Weights together are more than the caches hold.
-//   quantized_bench [--threads=1] [--rounds=5] [--only=Q8_0] [--clock=cpu|wall]
+//   quantized_bench [--threads=1] [--rounds=5] [--only=Q8_0] [--rows=32] [--model=135m|1b] [--clock=cpu|wall]
+// --model=1b: four layers of the shapes of a Llama of a billion.
 // Processor time by default, for machines that others use too: what was preempted is not counted, what memory made it wait is.
 #include <fmt/core.h>
 
 #include <algorithm>
 #include <cstdlib>
 #include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -23,7 +25,8 @@ namespace {
 struct Options {
   int threads = 1, rounds = 5;
   std::string only;
-  bool cpu_clock = true;
+  int64_t rows = 0;  // 0: all counts
+  bool one_billion = false, cpu_clock = true;
 };
 
 // The shapes of SmolLM2-135M: q, k and v; the output of attention; gate and up; down.
@@ -33,7 +36,8 @@ struct Shape {
 constexpr Shape kShapes[] = {{960, 576}, {576, 576}, {3072, 576}, {576, 1536}};
 // K types have blocks of 256, so theirs is the nearest such shape.
 constexpr Shape kShapesOf256[] = {{960, 512}, {576, 512}, {3072, 512}, {576, 1536}};
-constexpr int64_t kLayers = 30, kMostRows = 512;
+constexpr Shape kShapesOf1B[] = {{3072, 2048}, {2048, 2048}, {16384, 2048}, {2048, 8192}};
+constexpr int64_t kMostRows = 512, kMostColumns = 16384, kMostDepth = 8192;
 
 struct Case {
   std::string name;
@@ -57,14 +61,15 @@ class Bench {
   void add_format(WeightFormat format) {
     const WeightFormatInfo info = weight_format_info(format);
     if (info.name.find(options_.only) == std::string_view::npos) return;
-    const auto& shapes = info.scales == ScaleKind::kBlock ? kShapes : kShapesOf256;
+    const std::span<const Shape> shapes = options_.one_billion ? std::span(kShapesOf1B) : info.scales == ScaleKind::kBlock ? std::span(kShapes) : std::span(kShapesOf256);
+    const int64_t layers = options_.one_billion ? 4 : 30;
     int64_t layer_bytes = 0;
     double numbers = 0;
     for (const Shape& shape : shapes) {
       layer_bytes += quantized_weight_bytes(format, shape.n, shape.k);
-      numbers += static_cast<double>(shape.n * shape.k * kLayers);
+      numbers += static_cast<double>(shape.n * shape.k * layers);
     }
-    const int64_t bytes = layer_bytes * kLayers;
+    const int64_t bytes = layer_bytes * layers;
     // Small scales whatever the bytes mean: halves of 0x1c1c are 0.004.
     std::byte* weights = allocate_huge(bytes);
     std::fill_n(weights, bytes, std::byte{0x1c});
@@ -74,15 +79,17 @@ class Bench {
                           sink_ = static_cast<int64_t>(read_loop(weights + part * thread, part));
                         });
                       }});
-    for (int64_t rows : {1, 4, 8, 16, 32, 512})
-      cases_.push_back({fmt::format("{}", info.name), rows, numbers * static_cast<double>(rows), static_cast<double>(bytes), [this, format, weights, rows, &shapes] {
+    for (int64_t rows : {1, 4, 8, 16, 32, 512}) {
+      if (options_.rows != 0 && rows != options_.rows) continue;
+      cases_.push_back({fmt::format("{}", info.name), rows, numbers * static_cast<double>(rows), static_cast<double>(bytes), [this, format, weights, rows, shapes, layers] {
                           const std::byte* at = weights;
-                          for (int64_t layer = 0; layer < kLayers; ++layer)
+                          for (int64_t layer = 0; layer < layers; ++layer)
                             for (const Shape& shape : shapes) {
                               product(format, at, shape, rows);
                               at += quantized_weight_bytes(format, shape.n, shape.k);
                             }
                         }});
+    }
   }
 
   void run() { run_rounds(cases_, options_.rounds, {options_.cpu_clock, options_.threads}); }
@@ -143,7 +150,7 @@ class Bench {
   ThreadPool pool_;
   KernelContext context_;
   std::vector<Case> cases_;
-  std::byte *x_ = filled(kMostRows * 1536 * 2), *y_ = allocate_huge(kMostRows * 3072 * 2), *workspace_ = nullptr;
+  std::byte *x_ = filled(kMostRows * kMostDepth * 2), *y_ = allocate_huge(kMostRows * kMostColumns * 2), *workspace_ = nullptr;
   int64_t workspace_bytes_ = 0;
   volatile int64_t sink_ = 0;
 
@@ -166,10 +173,14 @@ int run(int argc, char** argv) {
       options.rounds = std::atoi(value.c_str());
     else if (take(argv[i], "only", value))
       options.only = value;
+    else if (take(argv[i], "rows", value))
+      options.rows = std::atoi(value.c_str());
+    else if (take(argv[i], "model", value) && (value == "135m" || value == "1b"))
+      options.one_billion = value == "1b";
     else if (take(argv[i], "clock", value) && (value == "wall" || value == "cpu"))
       options.cpu_clock = value == "cpu";
     else {
-      fmt::print(stderr, "unknown argument {}; wanted --threads= --rounds= --only= --clock=cpu|wall\n", argv[i]);
+      fmt::print(stderr, "unknown argument {}; wanted --threads= --rounds= --only= --rows= --model=135m|1b --clock=cpu|wall\n", argv[i]);
       return 2;
     }
   }
