@@ -23,6 +23,8 @@ constexpr int64_t quantized_tile_rows(int64_t remaining) {
   return remaining >= 3 ? 4 : remaining;
 }
 constexpr int64_t kMaxTileRows = 6, kMaxPanels = 2;
+/// One row waits for memory and has registers to spare: four panels are four streams, which the processor's prefetchers run ahead of each.
+constexpr int64_t kPanelsOfOneRow = 4;
 /// AMX takes tiles of so many rows, as long as there are more than six; up to nine of the rows are then beyond what is left.
 constexpr int64_t kTallTileRows = 16;
 
@@ -38,7 +40,7 @@ constexpr int64_t kQuantizedRowBytes = 48;  // of a row and block
 struct PanelProduct {
   WeightFormat format{};
   int64_t k = 0;
-  const std::byte* panels = nullptr;  // one or two, one after the other
+  const std::byte* panels = nullptr;  // one or two, with a tile of one row also four; one after the other
   int64_t num_panels = 0;
   const std::byte* tile = nullptr;
   int64_t tile_rows = 0, num_rows = 0;  // the first num_rows of the tile count

@@ -53,6 +53,8 @@ void tile_rows(const PanelProduct& product, int64_t first) {
   BlockScales<kFormat, kPanels> scales;
   scales.at = codes + quantized_code_bytes(kFormat, product.k);
   scales.panel_bytes = panel_bytes;
+  // One row takes lines of 8-bit codes faster than a core can have requests under way: every second is left to the prefetchers.
+  constexpr int64_t kStep = kRows == 1 && kInfo.bits == 8 ? 2 : 1;
   const auto* next = reinterpret_cast<const char*>(product.ahead);
   const int64_t lines_a_block = (product.ahead_bytes + 64 * num_blocks - 1) / (64 * num_blocks);
   F32x16 acc[kPanels][kRows];
@@ -61,7 +63,7 @@ void tile_rows(const PanelProduct& product, int64_t first) {
   TileBlock<kTileRows> x{product.tile + first * 4};
   Sums<kFormat, kPanels, kRows> sums;
   for (int64_t block = 0; block < num_blocks; ++block) {
-    for (int64_t line = 0; line < lines_a_block; ++line) __builtin_prefetch(next + 64 * line, 0, 2);
+    for (int64_t line = 0; line < lines_a_block; line += kStep) __builtin_prefetch(next + 64 * line, 0, 2);
     next += 64 * lines_a_block;
     scales.next();
     if constexpr (!kHalves) {
@@ -116,6 +118,8 @@ void tile_rows(const PanelProduct& product, int64_t first) {
 template <WeightFormat kFormat, int kTileRows>
 void tile_product(const PanelProduct& product) {
 #if ORRERY_SIMD_AVX512
+  if constexpr (kTileRows == 1)
+    if (product.num_panels == kPanelsOfOneRow) return tile_rows<kFormat, kPanelsOfOneRow, 1, 1>(product, 0);
   if (product.num_panels == 2) return tile_rows<kFormat, 2, kTileRows, kTileRows>(product, 0);
   tile_rows<kFormat, 1, kTileRows, kTileRows>(product, 0);
 #else

@@ -15,7 +15,6 @@ namespace {
 constexpr int64_t kRowsEachForItself = 8;
 // Rows of accumulators between the product and its rounding: they stay in L1, and so do two panels while the next rows come.
 constexpr int64_t kBandRows = 48;
-constexpr int64_t kBandColumns = kMaxPanels * kQuantPanelColumns;
 
 int64_t num_tiles(const QuantizedKernels& kernels, int64_t m) {
   int64_t tiles = 0;
@@ -30,7 +29,7 @@ int64_t tiles_bytes(VectorIsa isa, int64_t m, int64_t k) {
 }
 
 /// The workspace: each thread's band, then the tiles, of all threads or one for each.
-constexpr int64_t kBandBytes = kBandRows * kBandColumns * 4;
+constexpr int64_t kBandBytes = kBandRows * kMaxPanels * kQuantPanelColumns * 4;
 
 struct ThreadWork {
   const QuantizedKernels& kernels;
@@ -64,7 +63,7 @@ struct ThreadWork {
       const int64_t panel_bytes = quantized_panel_bytes(segment.format, shape.depth), panels = (segment.num_columns + kQuantPanelColumns - 1) / kQuantPanelColumns;
       const int64_t end = std::min(panels, last - panel);
       for (int64_t p = std::max<int64_t>(0, first - panel); p < end;) {
-        const int64_t count = std::min(kMaxPanels, end - p), c = p * kQuantPanelColumns;
+        const int64_t count = m == 1 && end - p >= kPanelsOfOneRow ? kPanelsOfOneRow : std::min(kMaxPanels, end - p), c = p * kQuantPanelColumns;
         run_panels(segment.format, at + p * panel_bytes, count, x, band, column + c, std::min(count * kQuantPanelColumns, segment.num_columns - c));
         p += count;
       }
@@ -77,7 +76,8 @@ struct ThreadWork {
  private:
   void run_panels(WeightFormat format, const std::byte* panels, int64_t num_panels, const std::byte* x, float* band, int64_t column, int64_t columns) const {
     // Whole panels without bias are stored as they come; others go by way of a band of rows.
-    const bool direct = bias == nullptr && columns == num_panels * kQuantPanelColumns;
+    const int64_t all_columns = num_panels * kQuantPanelColumns;
+    const bool direct = bias == nullptr && columns == all_columns;
     const int64_t behind = num_panels * quantized_panel_bytes(format, shape.depth), tiles = num_tiles(kernels, m);
     PanelProduct product;
     product.format = format;
@@ -85,7 +85,7 @@ struct ThreadWork {
     product.panels = panels;
     product.num_panels = num_panels;
     product.tile = x;
-    product.ldy = direct ? y.row_stride : kBandColumns;
+    product.ldy = direct ? y.row_stride : all_columns;
     product.bf16 = direct && y.dtype == DType::kBF16;
     // The panels behind these come meanwhile, in as many parts as there are tiles: the memory works all the time.
     product.ahead = panels + behind;
@@ -94,7 +94,7 @@ struct ThreadWork {
       GemmBlock block;
       block.columns = columns;
       block.c = band;
-      block.ldc = kBandColumns;
+      block.ldc = all_columns;
       block.bias = bias == nullptr ? nullptr : bias + column * compute_bytes;
       block.ldy = y.row_stride;
       block.y = row_at(y, i) + column * dtype_bytes(y.dtype);
@@ -102,7 +102,7 @@ struct ThreadWork {
         product.tile_rows = kernels.tile_rows(m - i);
         if (block.rows + product.tile_rows > kBandRows) break;
         product.num_rows = std::min(product.tile_rows, m - i);
-        product.y = direct ? row_at(y, i) + column * dtype_bytes(y.dtype) : reinterpret_cast<std::byte*>(band + block.rows * kBandColumns);
+        product.y = direct ? row_at(y, i) + column * dtype_bytes(y.dtype) : reinterpret_cast<std::byte*>(band + block.rows * all_columns);
         kernels.panel_product(product);
         product.ahead += product.ahead_bytes;
         product.tile += product.tile_rows * (shape.depth / kQuantBlock) * kQuantizedRowBytes;

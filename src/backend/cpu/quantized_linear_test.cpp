@@ -154,25 +154,31 @@ TEST_P(QuantizedLinear, ProductIsWithinItsRoundingOfF64) {
 }
 
 TEST_P(QuantizedLinear, BitsDoNotDependOnRowsThreadsOrInstructionSet) {
-  // Two segments, the first not whole panels, as a fused q, k, v has; a bias; every way in which rows are cut.
+  // Two segments, the first not whole panels, as a fused q, k, v has, the second with more panels than one row takes at once; with a bias
+  // and without; every way in which rows are cut.
   PackedLinearAttributes attributes;
-  const Tensor packed = packed_tensor({Weight(GetParam(), 23, 256, 4), Weight(BlockType::kQ8_0, 48, 256, 5)}, attributes);
-  for (DType dtype : {DType::kF32, DType::kBF16}) {
-    const int64_t most = 61, n = 71;
-    const Tensor x = Tensor::random(dtype, {most, 256}, 6), bias = Tensor::random(dtype, {n}, 7);
-    Tensor alone(DType::kF32, {most, n});
-    for (int64_t row = 0; row < most; ++row)
-      run_views(OpKind::kLinearPacked, dtype, machines()[0], attributes, {x.rows(row, row + 1), bytes_view(packed), bias.view()}, {alone.rows(row, row + 1)});
-    std::vector<Machine> all = machines();
-    if (cpu_features().avx512) all.push_back({VectorIsa::kAvx512, 2, Arithmetic::kFma1, /*native_arithmetic=*/true});  // AMX where it is
-    for (const Machine& machine : all)
-      for (int64_t m : {1, 2, 3, 4, 5, 7, 8, 11, 12, 13, 16, 33, 48, 61}) {
-        Tensor y(DType::kF32, {most, n});
-        run_views(OpKind::kLinearPacked, dtype, machine, attributes, {x.rows(0, m), bytes_view(packed), bias.view()}, {y.rows(0, m)});
-        ASSERT_EQ(0, std::memcmp(y.data(), alone.data(), static_cast<size_t>(m * n * 4))) << m << " rows, " << machine.num_threads << " threads";
-        ASSERT_TRUE(y.guard_intact());
-      }
-  }
+  const Tensor packed = packed_tensor({Weight(GetParam(), 23, 256, 4), Weight(GetParam(), 112, 256, 5), Weight(BlockType::kQ8_0, 16, 256, 6)}, attributes);
+  std::vector<Machine> all = machines();
+  if (cpu_features().avx512) all.push_back({VectorIsa::kAvx512, 2, Arithmetic::kFma1, /*native_arithmetic=*/true});  // AMX where it is
+  for (DType dtype : {DType::kF32, DType::kBF16})
+    for (bool with_bias : {false, true}) {
+      const int64_t most = 61, n = 151;
+      const Tensor x = Tensor::random(dtype, {most, 256}, 6), bias = Tensor::random(dtype, {n}, 7);
+      const auto inputs = [&](int64_t begin, int64_t end) {
+        std::vector<TensorView> views = {x.rows(begin, end), bytes_view(packed)};
+        if (with_bias) views.push_back(bias.view());
+        return views;
+      };
+      Tensor alone(DType::kF32, {most, n});
+      for (int64_t row = 0; row < most; ++row) run_views(OpKind::kLinearPacked, dtype, machines()[0], attributes, inputs(row, row + 1), {alone.rows(row, row + 1)});
+      for (const Machine& machine : all)
+        for (int64_t m : {1, 2, 3, 4, 5, 7, 8, 11, 12, 13, 16, 33, 48, 61}) {
+          Tensor y(DType::kF32, {most, n});
+          run_views(OpKind::kLinearPacked, dtype, machine, attributes, inputs(0, m), {y.rows(0, m)});
+          ASSERT_EQ(0, std::memcmp(y.data(), alone.data(), static_cast<size_t>(m * n * 4))) << m << " rows, " << machine.num_threads << " threads";
+          ASSERT_TRUE(y.guard_intact());
+        }
+    }
 }
 
 TEST_P(QuantizedLinear, TilesOfAmxInSoftwareGiveTheBitsOfVpdpbusd) {
