@@ -8,6 +8,15 @@ namespace orrery {
 
 constexpr double kCoreLogitBytes = 10;
 
+// Accumulators of a parameter's gradient that a rank has at the same time, of its lanes and their partial sums: the peak of a binary counter
+// (parallel/lanes.h). Shards are summed as they come.
+double gradient_buffers(const TrainingJob& job) {
+  const JobLayout& l = job.layout;
+  if (job.lanes <= 1 || l.zero == ZeroStage::kGradients || l.zero == ZeroStage::kFull) return 1;
+  const double of_rank = std::ceil(std::max(1.0, job.lanes / l.dp));
+  return l.num_micro_batches > of_rank ? std::floor(std::log2(of_rank)) + 1 : std::max(1.0, std::floor(std::log2(l.num_micro_batches)));
+}
+
 MemoryCost predict_stage_memory(const TrainingJob& job, const StageContent& content) {
   const ModelShape& m = job.model;
   const JobLayout& l = job.layout;
@@ -30,7 +39,7 @@ MemoryCost predict_stage_memory(const TrainingJob& job, const StageContent& cont
       cost.weights += 4 * params / shard, cost.gradients += 4 * params / shard, cost.optimizer += 8 * params / shard;
     } else {
       cost.weights += 2 * params;
-      cost.gradients += job.gradient_bytes * params / (l.zero == ZeroStage::kGradients ? ranks : 1);
+      cost.gradients += gradient_buffers(job) * job.gradient_bytes * params / (l.zero == ZeroStage::kGradients ? ranks : 1);
       cost.optimizer += 12 * params / (l.zero == ZeroStage::kNone ? 1 : ranks);
     }
   };

@@ -148,7 +148,7 @@ class Search {
       JobLayout& l = c.job.layout;
       l.tp = static_cast<double>(tp), l.pp = static_cast<double>(pp), l.cp = static_cast<double>(cp), l.dp = static_cast<double>(dp), l.ep = static_cast<double>(ep);
       c.job.model = request_.model;
-      c.job.format = request_.format;
+      c.job.format = request_.format, c.job.lanes = request_.lanes;
       c.job.stack = SoftwareStack::kMegatronCore;
       c.parts = parts;
       c.job.cluster = parts.front().cluster;
@@ -189,7 +189,7 @@ class Search {
     JobLayout& l = c.job.layout;
     const double per_replica = request_.global_batch / l.dp;
     // Weights, gradients and optimizer do not depend on what follows: when they alone are too much, so is everything below here.
-    l.micro_batch = 1, l.num_micro_batches = per_replica, l.recompute = RecomputeKind::kFull, l.virtual_stages = 1;
+    l.micro_batch = 1, l.num_micro_batches = 1, l.recompute = RecomputeKind::kFull, l.virtual_stages = 1;
     l.schedule = PipelineSchedule::kOneForwardOneBackward, l.sequence_parallel = l.tp > 1;
     if (const double missing = request_.prune ? missing_states(c) : 0; missing > 0) {
       ++result_.pruned_by_memory;

@@ -23,6 +23,7 @@ struct SearchRequest {
   ModelShape model;
   double global_batch = 0;  // sequences
   double total_tokens = 0;  // of the whole run; 0: one step is judged
+  double lanes = 1;         // as TrainingJob
   NumberFormat format = NumberFormat::kBf16;
   Cluster cluster;
   Objective objective = Objective::kTime;

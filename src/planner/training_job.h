@@ -69,6 +69,7 @@ struct TrainingJob {
   NumberFormat format = NumberFormat::kBf16;
   bool compiled_loss = false;  // the loss in few kernels, without f32 copies of the logits
   double gradient_bytes = 4;  // of a parameter where gradients are not sharded with weights: an f32 accumulator, or that beside a bf16 one
+  double lanes = 1;  // of a run of this program: the sums of a step's gradients that are formed apart (NUMERICS rule 3); 1: all into one
 };
 
 /// Whether attention moves every score through memory. Megatron-core's deterministic mode has no fused kernel for latent attention.

@@ -33,7 +33,7 @@ SearchRequest request_of(const TrainingPlanOptions& run) {
   const ModelConfig& m = run.model;
   request.model = {.num_layers = number(m.num_layers), .hidden = number(m.hidden_size), .num_heads = number(m.num_heads), .num_kv_heads = number(m.num_kv_heads), .head_dim = number(m.head_dim),
                    .ffn_hidden = number(m.intermediate_size), .vocab = number(m.vocab_size), .seq_len = number(run.sequence_tokens), .gated = true};
-  request.global_batch = number(run.global_batch_size), request.total_tokens = 1e9;
+  request.lanes = number(run.lanes), request.global_batch = number(run.global_batch_size), request.total_tokens = 1e9;
   request.cluster = parse_cluster("[devices]\nkind = \"H100\"\ncount = 8\n[prices]\nper_device_hour = 2\n", "c.toml");
   return request;
 }

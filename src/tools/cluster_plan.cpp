@@ -74,6 +74,7 @@ ClusterRequest cluster_request(const ClusterPlanOptions& options) {
   request.model.seq_len = number(seq_len);
   if (model.sliding_window > 0) request.model.window_layers = 1, request.model.window = number(model.sliding_window);
   request.global_batch = number(config.train.global_batch_size);
+  request.lanes = number(config.train.lanes);
   request.total_tokens = number(num_train_steps(config, seq_len)) * request.global_batch * request.model.seq_len;
   request.format = config.train.dtype == ComputeDType::kFp8 ? NumberFormat::kFp8 : NumberFormat::kBf16;
   request.cluster = load_cluster(options.cluster_path);
