@@ -27,21 +27,29 @@ std::vector<int32_t> split_layers(std::span<const double> costs, int32_t num_sta
         slowest[stages][first] = std::min(slowest[stages][first], std::max(stage_cost, slowest[stages - 1][end]));
       }
     }
-  // No stage may cost more than the optimum, so each takes the most layers whose rest can still keep to it.
+  // Of the cuts in which no stage costs more than that, the most even one. even[s][n]: the least sum of squares, and where the first stage ends.
+  struct Cut {
+    double squares = std::numeric_limits<double>::infinity();
+    size_t end = 0;
+  };
+  constexpr double kRounding = 1e-9;  // sums of the same costs in another order are equals
   const double optimum = slowest.back()[0];
+  std::vector<std::vector<Cut>> even(slowest.size(), std::vector<Cut>(costs.size()));
+  for (size_t first = 0; first < costs.size(); ++first)
+    if (const double cost = slowest[0][first]; cost <= optimum * (1 + kRounding)) even[0][first] = {cost * cost, costs.size()};
+  for (size_t stages = 1; stages < even.size(); ++stages)
+    for (size_t first = 0; first < costs.size(); ++first) {
+      Cut& best = even[stages][first];
+      double stage_cost = 0;
+      for (size_t end = first + 1; end < costs.size(); ++end) {
+        stage_cost += costs[end - 1];
+        if (stage_cost > optimum * (1 + kRounding)) break;
+        if (const double squares = stage_cost * stage_cost + even[stages - 1][end].squares; squares < best.squares * (1 - kRounding)) best = {squares, end};
+      }
+    }
   std::vector<int32_t> ends;
   size_t first = 0;
-  for (size_t left = slowest.size() - 1; left > 0; --left) {
-    double stage_cost = 0;
-    size_t best = first + 1;
-    for (size_t end = first + 1; end < costs.size(); ++end) {
-      stage_cost += costs[end - 1];
-      if (stage_cost <= optimum && slowest[left - 1][end] <= optimum) best = end;
-    }
-    ends.push_back(static_cast<int32_t>(best));
-    first = best;
-  }
-  ends.push_back(num_layers);
+  for (size_t stages = even.size(); stages-- > 0; first = even[stages][first].end) ends.push_back(static_cast<int32_t>(even[stages][first].end));
   return ends;
 }
 

@@ -11,7 +11,8 @@
 namespace orrery {
 
 /// Where each stage's layers end: stage s has layers [ends[s - 1], ends[s]). Every stage has at least one layer; the largest sum of
-/// costs is minimal, and among equals the earlier stages are the longer ones. `costs` may count the embedding as a first layer and the
+/// costs is minimal, among equals the sum of their squares (a cut that keeps to a slowest stage may else be as uneven as it likes, and ranks with several
+/// stages have the sums), and among those the earlier stages, which keep more micro-batches, are the shorter ones. `costs` may count the embedding as a first layer and the
 /// head as a last one. Exact, O(stages * layers^2).
 /// Error: kInvalidConfig when there are more stages than layers.
 std::vector<int32_t> split_layers(std::span<const double> costs, int32_t num_stages);
