@@ -93,8 +93,9 @@ class Checklist(unittest.TestCase):
         # Each event in a read of its own: bytes are taken as they come, and every take is whole events.
         client = post_raw(self.server.port, CHAT, dict(messages=HELLO, max_tokens=12, stream=True, ignore_eos=True))
         data, takes = b"", []
-        while not data.endswith(b"0\r\n\r\n"):
+        while not data.endswith(b"\r\n0\r\n\r\n"):  # a header alone may end in 0 too: the request's id
             takes.append(client.recv(65536))
+            self.assertTrue(takes[-1], data)
             data += takes[-1]
         body = data.split(b"\r\n\r\n", 1)[1]
         chunks = re.findall(rb"(?s)([0-9a-f]+)\r\n(data: [^\n]*\n\n)\r\n", body)
