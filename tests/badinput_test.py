@@ -120,6 +120,15 @@ def wrong_settings():
     train("/proc/x", status=3, says=["cannot make the run's folder /proc/x", "choose another checkpoint.dir"])
 
 
+def ranks_that_share_a_model():
+    """What looks at a run afterwards, or before, does not need the ranks that train it."""
+    for name, settings in (("pipeline", ["parallel.pipeline_parallel_size=2", "--ranks=2"]), ("tensor", ["parallel.tensor_parallel_size=2", "parallel.context_parallel_size=2", "--ranks=4"])):
+        train(name, "model.num_kv_heads=2", "train.steps=2", *settings, says=["step 2/2"])
+        run(["eval", name])
+        run(["doctor", f"{name}/run.toml"], quiet=["--ranks"])
+    run(["plan", "run.toml", "--set", "checkpoint.dir=x", "--set", "model.qk_norm=true", "--set", "model.mlp_bias=true"], 2, ["no Hugging Face architecture", "no mlp_bias (Qwen3)"])
+
+
 def a_run():
     """Its newest checkpoint is damaged, its settings change, it is done: nothing is lost and every refusal leaves the folder as it was."""
     train("good", says=["step 10/10", "next:"])
@@ -294,7 +303,7 @@ def main():
     os.chdir(work)
     try:
         write_inputs()
-        for part in (wrong_settings, a_run, longer_runs, shards, models, machine, interrupts):
+        for part in (wrong_settings, ranks_that_share_a_model, a_run, longer_runs, shards, models, machine, interrupts):
             begin = time.time()
             try:
                 part()

@@ -349,7 +349,9 @@ std::string export_architecture(const ModelConfig& config) {
     throw Error(ErrorCode::kUnsupported, "a gemma3 model is read from GGUF and served; it cannot be trained or exported yet");
   throw Error(ErrorCode::kUnsupported,
               "no Hugging Face architecture has this combination: attention_bias={}, attention_output_bias={}, mlp_bias={}, qk_norm={}, "
-              "sliding_window={}, head_dim={}, num_heads={}, hidden_size={}",
+              "sliding_window={}, head_dim={}, num_heads={}, hidden_size={}; those there are: attention_bias and attention_output_bias alike, no qk_norm, no "
+              "window (Llama); a window, no biases, no qk_norm (Mistral); attention_bias alone with head_dim * num_heads = hidden_size (Qwen2); qk_norm with "
+              "attention_bias and attention_output_bias alike, no mlp_bias (Qwen3)",
               config.attention_bias, config.attention_output_bias, config.mlp_bias, config.qk_norm, config.sliding_window, config.head_dim,
               config.num_heads, config.hidden_size);
 }

@@ -22,7 +22,7 @@ struct Options {
 // What the run will take here, without building its data: sizes come from the plan, so the shards and tokenizer have to exist.
 DoctorJob job_of(const std::string& path, std::string& folder) {
   const RunConfig config = load_run_config(path);
-  const RunSetup setup = prepare_run(config, {}, [](std::string_view line) { fmt::print(stderr, "{}\n", line); });
+  const RunSetup setup = prepare_run(config, {.num_ranks = 0}, [](std::string_view line) { fmt::print(stderr, "{}\n", line); });
   folder = setup.folder;
   DoctorJob job;
   for (const Plan& plan : plan_run(setup)) {

@@ -75,6 +75,7 @@ std::unique_ptr<Dataset> run_validation(const std::string& folder) {
   if (!fs::exists(file)) throw Error(ErrorCode::kInvalidArgument, "{} is not a run folder with held-out data; name text with --data", folder);
   RunConfig config = load_run_config(file.string());
   config.checkpoint.dir = folder;
+  config.parallel = {};  // of the ranks that trained; what is held out does not depend on them
   RunSetup setup = prepare_run(config, {.num_threads = 1}, [](std::string_view) {});
   if (!setup.validation) throw Error(ErrorCode::kInvalidArgument, "the run in {} holds nothing out (data.val_fraction, data.validation); name text with --data", folder);
   return std::move(setup.validation);

@@ -13,6 +13,7 @@ namespace {
 
 constexpr double kLargest = 1e15;  // no count of a run is larger, and products of two stay far from overflow as doubles
 constexpr double kLargestBatch = 1 << 24;
+constexpr double kMaxModelRanks = 1 << 14, kMaxReplicas = 1 << 20;  // products of all four sizes stay whole numbers of 63 bits
 constexpr double kDefaultCheckpointSeconds = 1800;
 constexpr std::string_view kParallel = "parallel training";
 constexpr std::string_view kObjectives = "planning for time, cost and energy";
@@ -25,6 +26,12 @@ KeyOptions at_least(double min, std::string_view unit, std::string_view help, st
           .max = kLargest,
           .default_text = default_text,
           .also_called = std::move(also_called)};
+}
+
+KeyOptions up_to(double max, std::string_view unit, std::string_view help, std::string_view default_text = {}, std::vector<std::string_view> also_called = {}) {
+  KeyOptions options = at_least(1, unit, help, default_text, std::move(also_called));
+  options.max = max;
+  return options;
 }
 
 KeyOptions needs(std::string_view feature, std::string_view help, std::vector<std::string_view> also_called = {}) {
@@ -240,14 +247,14 @@ void add_parallel_keys(TomlSchema<RunConfig>& schema) {
       .key("layout", &S::layout,
            {.help = "auto: the plan chooses; manual: the sizes below; a size that is given wins over auto"})
       .key("data_parallel_size", &S::data_parallel_size,
-           at_least(1, "ranks", "ranks that hold different sequences; absent: those that the other sizes leave", "the rest",
+           up_to(kMaxReplicas, "ranks", "ranks that hold different sequences; absent: those that the other sizes leave", "the rest",
                     {"dp", "data_parallel"}))
       .key("tensor_parallel_size", &S::tensor_parallel_size,
-           at_least(1, "ranks", "ranks that share each matrix: heads, MLP columns and vocabulary", {}, {"tp", "tensor_parallel", "tensor_model_parallel_size"}))
+           up_to(kMaxModelRanks, "ranks", "ranks that share each matrix: heads, MLP columns and vocabulary", {}, {"tp", "tensor_parallel", "tensor_model_parallel_size"}))
       .key("pipeline_parallel_size", &S::pipeline_parallel_size,
-           at_least(1, "ranks", "ranks that hold consecutive layers", "1", {"pp", "pipeline_parallel", "pipeline_model_parallel_size"}))
+           up_to(kMaxModelRanks, "ranks", "ranks that hold consecutive layers", "1", {"pp", "pipeline_parallel", "pipeline_model_parallel_size"}))
       .key("context_parallel_size", &S::context_parallel_size,
-           at_least(1, "ranks", "ranks that share each sequence: each has two chunks of its tokens, an early and a late one", {}, {"cp", "context_parallel"}))
+           up_to(kMaxModelRanks, "ranks", "ranks that share each sequence: each has two chunks of its tokens, an early and a late one", {}, {"cp", "context_parallel"}))
       .key("expert_parallel_size", &S::expert_parallel_size,
            needs(kParallel, "ranks that share the experts", {"ep", "expert_parallel"}))
       .key("zero_stage", &S::zero_stage,
@@ -267,7 +274,7 @@ void add_parallel_keys(TomlSchema<RunConfig>& schema) {
       .key("schedule", &S::schedule,
            {.help = "order of a pipeline's work: gpipe, 1f1b, interleaved, zb-h1, zb-v, dualpipe-v, 2bw (delayed gradients), or the path of a schedule file",
             .also_called = {"pipeline_schedule"}})
-      .key("virtual_stages", &S::virtual_stages, at_least(1, "", "stages on each rank of schedule = \"interleaved\"", "1"))
+      .key("virtual_stages", &S::virtual_stages, up_to(kMaxModelRanks, "", "stages on each rank of schedule = \"interleaved\"", "1"))
       .key("microbatch_group_size_per_virtual_pipeline_stage", &S::microbatch_group_size_per_virtual_pipeline_stage,
            {.help = "with schedule = \"interleaved\": micro-batches that go through a stage one after the other before the rank's next stage has its turn, at least pipeline_parallel_size; more give messages more time and keep more activations; 0: pipeline_parallel_size",
             .unit = "micro-batches",

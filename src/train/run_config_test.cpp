@@ -161,6 +161,8 @@ TEST(RunConfig, EveryMistakeNamesItsPlaceAndAWayOut) {
       {"vocab_size = 4096", "", "needs `model.vocab_size`"},
       {"tokenizer = \"train:bpe\"", "seq_len = 1024", "longer than model.max_seq_len"},
       {"lr = 1e-3", "lr = 1e-3\nwarmup_steps = 2000", "longer than the run"},
+      {"[optimizer]", "[parallel]\ntensor_parallel_size = 4294967296\n[optimizer]", "above 16384"},
+      {"[optimizer]", "[parallel]\nvirtual_stages = 4294967296\n[optimizer]", "above 16384"},
   };
   for (const BadFile& bad : kCases)
     EXPECT_NE(message_of(with(bad.from, bad.to)).find(bad.expected), std::string::npos) << message_of(with(bad.from, bad.to));

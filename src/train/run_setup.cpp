@@ -118,7 +118,6 @@ void set_schedule(PipelineParallel& pipeline, const std::string& name) {
 
 // Ranks that the run file does not assign are data parallel.
 void resolve_layout(RunSetup& setup, const RunResources& resources) {
-  const int64_t num_ranks = resources.num_ranks;
   const ParallelSection& parallel = setup.config.parallel;
   PipelineParallel& pipeline = setup.plan_options.pipeline;
   pipeline.size = parallel.pipeline_parallel_size;
@@ -132,6 +131,7 @@ void resolve_layout(RunSetup& setup, const RunResources& resources) {
   tensor.context_method = parallel.context_method;
   tensor.sequence_parallel = parallel.sequence_parallel;
   const int64_t model_ranks = pipeline.size * tensor.num_parts();
+  const int64_t num_ranks = resources.num_ranks > 0 ? resources.num_ranks : model_ranks * parallel.data_parallel_size.value_or(1);
   const std::string sizes = fmt::format("pipeline_parallel_size = {} times tensor_parallel_size = {}{}", pipeline.size, tensor.tensor_size,
                                         tensor.context_size > 1 ? fmt::format(" times context_parallel_size = {}", tensor.context_size) : "");
   if (num_ranks % model_ranks != 0)
@@ -228,6 +228,7 @@ RunSetup prepare_run(const RunConfig& config, const RunResources& resources, con
   if (setup.tokenizer->eos_id() >= 0) setup.model.eos_token_ids = {setup.tokenizer->eos_id()};
   resolve(setup.model);
   validate(setup.model, "run.toml");
+  (void)export_architecture(setup.model);  // what a checkpoint could not be written of is refused before there is a plan
   setup.plan_options = plan_options_of(config, setup.model);
   resolve_layout(setup, resources);
   resolve_steps(setup);

@@ -25,7 +25,7 @@ using SetupNote = std::function<void(std::string_view)>;
 /// What the command line, or the launcher, gives a run.
 struct RunResources {
   int num_threads = 0;  // of all ranks of this process together; <= 0: every core
-  int num_ranks = 1;
+  int num_ranks = 1;        // 0: as many as the run file's sizes make
   int num_local_ranks = 0;  // that share this machine; 0: all
 };
 
