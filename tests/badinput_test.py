@@ -113,6 +113,7 @@ def wrong_settings():
     run(["train", "run.toml", "--thread", "1"], 2, ["did you mean `--threads`?"])
     train("x", "model.num_heads=5", status=2, says=["num_heads = 5 does not divide hidden_size = 64"])
     train("x", "train.global_batch_size=6", status=2, says=["not a multiple of train.lanes = 4", "use 4 or 8"])
+    train("x", "train.dtype=fp8", status=2, says=["train.dtype", "use bf16 or f32"])
     train("x", "data.seq_len=128", status=2, says=["longer than model.max_seq_len = 64"])
     train("x", "data.train=nowhere.txt", status=4, says=['no file matches "nowhere.txt"'])
     train("x", "data.tokenizer=nowhere", status=4, says=["cannot open the tokenizer nowhere"])

@@ -117,6 +117,19 @@ with tempfile.TemporaryDirectory() as folder:
     refused(plan("--set", "model.num_experts_per_tok=2"), "without `model.num_experts`")
     refused(plan("--set", "model.num_experts=4", "--set", "model.num_experts_per_tok=5"), "above num_experts = 4")
     refused(plan("--set", "model.num_experts=4", "--set", "model.num_experts_per_tok=2", "--set", "model.first_k_dense_replace=32"), "leaves none")
+    # What the run file gives is what is planned.
+    given = plan_of(*sets(["parallel.tensor_parallel_size=2", "parallel.zero_stage=1", "train.micro_batch_size=2", "train.recompute=full"]))
+    for layout in given["finalists"] + given["pareto"]:
+        assert (layout["tensor_parallel_size"], layout["zero_stage"], layout["micro_batch_size"], layout["recompute"]) == (2, 1, 2, "full"), layout
+    manual = plan_of(*sets(["parallel.layout=manual", "parallel.tensor_parallel_size=8", "parallel.pipeline_parallel_size=4"]))
+    for layout in manual["finalists"]:
+        assert [layout[f"{name}_parallel_size"] for name in ("tensor", "pipeline", "context", "data")] == [8, 4, 1, 1] and layout["schedule"] == "1f1b", layout
+    assert "fixed     tensor_parallel_size = 4" in plan("--set", "parallel.tensor_parallel_size=4").stdout
+    refused(plan("--set", "parallel.tensor_parallel_size=3"), "tensor_parallel_size = 3", "use one of 1, 2, 4, 8, 16, 32")
+    refused(plan("--set", "parallel.pipeline_parallel_size=3"), "use 24 of the devices")
+    refused(plan("--set", "parallel.schedule=2bw"), "use 1f1b, gpipe, interleaved, zb-h1 or zb-v")
+    refused(plan("--set", "parallel.stage_layers=['16','16']"), "leave it out")
+    assert plan("--set", "train.dtype=fp8").returncode == 0, "devices elsewhere compute in fp8"
     refused(plan("--deadline", "1s"), "the fastest layout takes")
     refused(plan("--budget", "1"), "the cheapest costs")
     refused(plan("--budget", "100", cluster=prices_missing), "needs prices", "prices.per_device_hour")

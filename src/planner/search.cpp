@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <map>
 #include <tuple>
@@ -15,6 +16,7 @@
 namespace orrery {
 namespace {
 
+constexpr double kLeastGoodput = 1e-3;  // a run that faults and restarts keep from more than that does not end
 constexpr double kContextBytes = 2.5 * 1073741824.0;  // the device's context and the collectives' buffers
 
 std::vector<int64_t> divisors(int64_t n, int64_t limit) {
@@ -91,9 +93,36 @@ class Search {
     return part;
   }
 
+  // What cuts the model into equal parts: heads, columns of the MLP, and kv heads that are whole or shared by whole ranks.
+  bool cuts_matrices(int64_t tp) const {
+    const ModelShape& m = request_.model;
+    const int64_t kv_heads = std::max<int64_t>(1, whole(m.num_kv_heads > 0 ? m.num_kv_heads : m.num_heads));
+    const bool has_dense_mlp = m.num_experts == 0 || m.dense_layers > 0;
+    return whole(m.num_heads) % tp == 0 && (kv_heads % tp == 0 || tp % kv_heads == 0) && (!has_dense_mlp || whole(m.ffn_hidden) % tp == 0);
+  }
+  std::vector<int64_t> tensor_degrees(int64_t limit) const {
+    const FixedLayout& fixed = request_.fixed;
+    std::vector<int64_t> list;
+    for (const int64_t tp : fixed.tp > 0 ? std::vector{fixed.tp} : divisors(whole(request_.model.num_heads), request_.max_tensor_parallel))
+      if (tp <= limit && cuts_matrices(tp)) list.push_back(tp);
+    return list;
+  }
+  bool takes_pipeline(int64_t pp) const {
+    if (request_.fixed.pp > 0 ? pp != request_.fixed.pp : pp > request_.max_pipeline_parallel) return false;
+    return pp <= whole(request_.model.num_layers);
+  }
+  bool takes_replicas(int64_t dp) const { return (request_.fixed.dp == 0 || dp == request_.fixed.dp) && std::fmod(request_.global_batch, static_cast<double>(dp)) == 0; }
+
   template <typename Use>
   void for_context_degrees(Use use) const {
-    for (int64_t cp = 1; cp <= request_.max_context_parallel && cp * 4096 <= std::max<int64_t>(4096, whole(request_.model.seq_len)); cp *= 2) use(cp);
+    const int64_t tokens = whole(request_.model.seq_len);
+    const auto cuts_tokens = [&](int64_t cp) { return cp == 1 || tokens % (2 * cp) == 0; };
+    if (const int64_t fixed = request_.fixed.cp; fixed > 0) {
+      if (cuts_tokens(fixed)) use(fixed);
+      return;
+    }
+    for (int64_t cp = 1; cp <= request_.max_context_parallel && cp * 4096 <= std::max<int64_t>(4096, tokens); cp *= 2)
+      if (cuts_tokens(cp)) use(cp);
   }
 
   // Layouts whose replicas are each on devices of one kind.
@@ -104,16 +133,14 @@ class Search {
     // Collectives over all replicas go as fast as the slowest network.
     for (DevicePart& part : parts)
       for (const DevicePart& other : parts) part.cluster.network_bytes_per_second = std::min(part.cluster.network_bytes_per_second, other.cluster.network_bytes_per_second);
-    const int64_t heads = whole(request_.model.num_heads), layers = whole(request_.model.num_layers);
-    for (const int64_t tp : divisors(heads, std::min(request_.max_tensor_parallel, n)))
-      for (const int64_t pp : divisors(n, std::min(request_.max_pipeline_parallel, layers))) {
-        if (n % (tp * pp) != 0) continue;
+    for (const int64_t tp : tensor_degrees(n))
+      for (const int64_t pp : divisors(n, whole(request_.model.num_layers))) {
+        if (!takes_pipeline(pp) || n % (tp * pp) != 0) continue;
         for_context_degrees([&](int64_t cp) {
           if (n % (tp * pp * cp) != 0) return;
           if (groups.size() > 1 && std::any_of(groups.begin(), groups.end(), [&](size_t group) { return counts_[group] % (tp * pp * cp) != 0; })) return;
           const int64_t dp = n / (tp * pp * cp);
-          if (std::fmod(request_.global_batch, static_cast<double>(dp)) != 0) return;
-          visit_degrees(parts, tp, pp, cp, dp);
+          if (takes_replicas(dp)) visit_degrees(parts, tp, pp, cp, dp);
         });
       }
   }
@@ -122,9 +149,10 @@ class Search {
   void visit_pipelines(const std::vector<size_t>& groups) {
     int64_t fewest = counts_[groups.front()];
     for (const size_t group : groups) fewest = std::min(fewest, counts_[group]);
-    for (const int64_t tp : divisors(whole(request_.model.num_heads), std::min(request_.max_tensor_parallel, fewest)))
+    for (const int64_t tp : tensor_degrees(fewest))
       for_context_degrees([&](int64_t cp) {
         for (const int64_t dp : divisors(whole(request_.global_batch), fewest / (tp * cp))) {
+          if (!takes_replicas(dp)) continue;
           const int64_t stage_devices = tp * cp * dp;
           std::vector<DevicePart> parts;
           int64_t pp = 0;
@@ -133,7 +161,7 @@ class Search {
             parts.push_back(part_of(group, ranks * stage_devices, ranks));
             pp += ranks;
           }
-          if (pp <= std::min(request_.max_pipeline_parallel, whole(request_.model.num_layers))) visit_degrees(parts, tp, pp, cp, dp);
+          if (takes_pipeline(pp)) visit_degrees(parts, tp, pp, cp, dp);
         }
       });
   }
@@ -165,15 +193,22 @@ class Search {
     JobLayout& l = c.job.layout;
     const double replicas = l.dp * l.cp;
     for (const ZeroStage zero : {ZeroStage::kNone, ZeroStage::kOptimizer, ZeroStage::kGradients, ZeroStage::kFull}) {
-      if (zero != ZeroStage::kNone && replicas == 1) continue;
-      if (zero >= ZeroStage::kGradients && l.pp > 1) continue;  // gradients would be reduced once a micro-batch
+      const FixedLayout& fixed = request_.fixed;
+      if (fixed.zero ? zero != *fixed.zero : zero != ZeroStage::kNone && replicas == 1) continue;
+      if (!fixed.zero && zero >= ZeroStage::kGradients && l.pp > 1) continue;  // gradients would be reduced once a micro-batch
       l.zero = zero;
       std::vector<double> shards = {replicas};
       const double in_domain = std::max(1.0, std::floor(c.job.cluster.domain_size / l.tp));
-      if (zero == ZeroStage::kFull && in_domain > 1 && in_domain < replicas && std::fmod(replicas, in_domain) == 0) shards.push_back(in_domain);
+      if (zero == ZeroStage::kFull && fixed.shard_size > 0) {
+        if (std::fmod(l.dp, static_cast<double>(fixed.shard_size)) != 0) continue;
+        shards = {static_cast<double>(fixed.shard_size)};
+      } else if (zero == ZeroStage::kFull && in_domain > 1 && in_domain < replicas && std::fmod(replicas, in_domain) == 0) {
+        shards.push_back(in_domain);
+      }
       for (const double shard : shards) {
         l.shard_size = shard;
         for (const bool offload : {false, true}) {
+          if (offload != fixed.offload_optimizer.value_or(offload)) continue;
           l.offload_optimizer = offload;
           l.pipeline_inside = false;
           visit_batches(c);
@@ -203,30 +238,42 @@ class Search {
         return;
       }
     }
+    if (const auto fixed = static_cast<double>(request_.fixed.micro_batch); fixed > 0) {
+      if (std::fmod(per_replica, fixed) == 0) visit_micro_batch(c, fixed);
+      return;
+    }
+    for (double micro = 1; micro <= per_replica && micro <= 64 && std::fmod(per_replica, micro) == 0; micro *= 2) visit_micro_batch(c, micro);
+  }
+
+  void visit_micro_batch(Candidate& c, double micro) {
+    JobLayout& l = c.job.layout;
+    const FixedLayout& fixed = request_.fixed;
     const double layers_per_stage = request_.model.num_layers / l.pp;
-    for (double micro = 1; micro <= per_replica && micro <= 64; micro *= 2) {
-      if (std::fmod(per_replica, micro) != 0) break;
-      l.micro_batch = micro, l.num_micro_batches = per_replica / micro;
-      for (const RecomputeKind recompute : {RecomputeKind::kNone, RecomputeKind::kFull}) {
-        l.recompute = recompute;
-        for (const bool sequence : {true, false}) {
-          if (!sequence && l.tp == 1) continue;
-          l.sequence_parallel = sequence && l.tp > 1;
-          auto with_schedule = [&](PipelineSchedule schedule, double virtual_stages) {
-            l.schedule = schedule, l.virtual_stages = virtual_stages;
-            score(c);
-          };
-          with_schedule(PipelineSchedule::kOneForwardOneBackward, 1);
-          if (l.pp == 1) continue;
-          with_schedule(PipelineSchedule::kGpipe, 1);
-          with_schedule(PipelineSchedule::kZeroBubbleH1, 1);
-          if (layers_per_stage >= 2) with_schedule(PipelineSchedule::kZeroBubbleV, 1);
-          // Unequal ranks cut their layers into unequal stages anyway.
-          const bool mixed = c.is_mixed_pipeline();
-          if ((mixed || std::fmod(request_.model.num_layers, l.pp) == 0) && std::fmod(l.num_micro_batches, l.pp) == 0)
-            for (double v = 2; v <= layers_per_stage && v <= 12; ++v)
-              if (mixed || std::fmod(layers_per_stage, v) == 0) with_schedule(PipelineSchedule::kInterleaved, v);
-        }
+    l.micro_batch = micro, l.num_micro_batches = request_.global_batch / l.dp / micro;
+    for (const RecomputeKind recompute : {RecomputeKind::kNone, RecomputeKind::kSelective, RecomputeKind::kFull}) {
+      if (fixed.recompute ? recompute != *fixed.recompute : recompute == RecomputeKind::kSelective) continue;
+      l.recompute = recompute;
+      for (const bool sequence : {true, false}) {
+        if (sequence != fixed.sequence_parallel.value_or(sequence) && l.tp > 1) continue;
+        if (!sequence && l.tp == 1) continue;
+        if (sequence && std::fmod(request_.model.seq_len / l.cp, l.tp) != 0) continue;
+        l.sequence_parallel = sequence && l.tp > 1;
+        auto with_schedule = [&](PipelineSchedule schedule, double virtual_stages) {
+          if (l.pp > 1 && schedule != fixed.schedule.value_or(schedule)) return;
+          if (schedule == PipelineSchedule::kInterleaved && fixed.virtual_stages > 1 && virtual_stages != static_cast<double>(fixed.virtual_stages)) return;
+          l.schedule = schedule, l.virtual_stages = virtual_stages;
+          score(c);
+        };
+        with_schedule(PipelineSchedule::kOneForwardOneBackward, 1);
+        if (l.pp == 1) continue;
+        with_schedule(PipelineSchedule::kGpipe, 1);
+        with_schedule(PipelineSchedule::kZeroBubbleH1, 1);
+        if (layers_per_stage >= 2) with_schedule(PipelineSchedule::kZeroBubbleV, 1);
+        // Unequal ranks cut their layers into unequal stages anyway.
+        const bool mixed = c.is_mixed_pipeline();
+        if ((mixed || std::fmod(request_.model.num_layers, l.pp) == 0) && std::fmod(l.num_micro_batches, l.pp) == 0)
+          for (double v = 2; v <= layers_per_stage && v <= std::max<double>(12, static_cast<double>(fixed.virtual_stages)); ++v)
+            if (mixed || std::fmod(layers_per_stage, v) == 0) with_schedule(PipelineSchedule::kInterleaved, v);
       }
     }
   }
@@ -294,6 +341,10 @@ class Search {
     }
     ++result_.scored;
     price_run(request_, c);
+    if (c.goodput < kLeastGoodput) {
+      best_goodput_ = std::max(best_goodput_, c.goodput), ends_never_ = true;
+      return;
+    }
     note_family(c);
     if (!fastest_ || c.run_seconds < fastest_seconds_) fastest_ = true, fastest_seconds_ = c.run_seconds;
     if (!cheapest_ || c.money < least_money_) cheapest_ = true, least_money_ = c.money;
@@ -363,23 +414,73 @@ class Search {
 
   [[noreturn]] void fail() const {
     const std::string devices = devices_text(request_.cluster);
+    const std::string fixed = request_.fixed.text();
+    const std::string where = fixed.empty() ? devices : devices + " with " + fixed;
     if (fastest_)
-      throw Error(ErrorCode::kInvalidConfig, "no layout meets the limits: wanted {}{}{}; the fastest layout takes {}, the cheapest costs {:.0f}; give it more time or money, or more devices than {}",
+      throw Error(ErrorCode::kInvalidConfig, "no layout meets the limits: wanted {}{}{}; the fastest layout takes {}{}; give it more time or money, or more devices than {}",
                   request_.deadline_seconds > 0 ? "at most " + format_duration(request_.deadline_seconds) : "", request_.deadline_seconds > 0 && request_.budget > 0 ? " and " : "",
-                  request_.budget > 0 ? fmt::format("at most {:.0f}", request_.budget) : "", format_duration(fastest_seconds_), least_money_, devices);
+                  request_.budget > 0 ? "at most " + money_text(request_.budget) : "", format_duration(fastest_seconds_),
+                  request_.cluster.has_prices() ? ", the cheapest costs " + money_text(least_money_) : "", where);
+    if (ends_never_)
+      throw Error(ErrorCode::kInvalidConfig, "no run ends: {} have a fault every {}, and failures.restart_seconds = {} with reading a checkpoint back leave {:.2g} of the time for work; "
+                  "fewer devices, a larger failures.device_mtbf_hours, a faster restart or faster tiers.storage_gbytes_per_second would do",
+                  where, format_duration(request_.cluster.failures.device_mtbf_hours * 3600 / static_cast<double>(request_.cluster.num_devices())), request_.cluster.failures.restart_seconds, best_goodput_);
     if (std::isfinite(least_missing_)) {
       const size_t grown = roomiest_group();
       const int64_t count = smallest_that_fits(grown);
       const bool several = result_.devices.size() > 1;
       const std::string name(result_.devices[grown].name);
       throw Error(ErrorCode::kInvalidConfig, "the model does not fit: {:.1f} B parameters need {} more than the fullest of {} has for tensors ({}{}); {}", parameters_.total / 1e9, format_bytes(least_missing_),
-                  devices, several ? "at most " : "", format_bytes(std::max(0.0, result_.capacity_bytes[grown])),
-                  count == 0  ? fmt::format("no number of {} that global_batch_size = {} can use would hold it: more sequences, shorter ones, or devices with more memory", several ? name : "them", request_.global_batch)
+                  where, several ? "at most " : "", format_bytes(std::max(0.0, result_.capacity_bytes[grown])),
+                  count == 0  ? fmt::format("no number of {} that global_batch_size = {} can use would hold it: more sequences, shorter ones, {}or devices with more memory", several ? name : "them", request_.global_batch,
+                                            fixed.empty() ? "" : "fewer fixed sizes, ")
                   : several   ? fmt::format("the smallest cluster with more {} that would hold it has of them {}", name, count)
                               : fmt::format("the smallest cluster of them that would hold it has {}", count));
     }
-    throw Error(ErrorCode::kInvalidConfig, "no layout divides global_batch_size = {} over {} with {} heads and {} layers; a batch that is a multiple of a power of two helps", request_.global_batch, devices,
-                request_.model.num_heads, request_.model.num_layers);
+    throw Error(ErrorCode::kInvalidConfig, "no layout divides global_batch_size = {} over {}: {} heads ({} kv), {} layers, {} tokens a sequence; {}", request_.global_batch, where, request_.model.num_heads,
+                request_.model.num_kv_heads > 0 ? request_.model.num_kv_heads : request_.model.num_heads, request_.model.num_layers, request_.model.seq_len, what_divides());
+  }
+
+  // Every (tp, pp, cp) whose ranks divide n devices, until `use` says true.
+  bool any_model_degrees(int64_t n, const std::function<bool(int64_t)>& use) const {
+    for (const int64_t tp : tensor_degrees(n))
+      for (const int64_t pp : divisors(n, whole(request_.model.num_layers))) {
+        bool found = false;
+        if (takes_pipeline(pp)) for_context_degrees([&](int64_t cp) { found = found || (n % (tp * pp * cp) == 0 && use(n / (tp * pp * cp))); });
+        if (found) return true;
+      }
+    return false;
+  }
+
+  /// What would divide: sizes, a batch for these devices, devices for this batch.
+  std::string what_divides() const {
+    const FixedLayout& fixed = request_.fixed;
+    const ModelShape& m = request_.model;
+    if (fixed.tp > 0 && !cuts_matrices(fixed.tp)) {
+      std::vector<int64_t> valid;
+      for (const int64_t tp : divisors(whole(m.num_heads), whole(m.num_heads)))
+        if (cuts_matrices(tp)) valid.push_back(tp);
+      return fmt::format("tensor_parallel_size = {} does not cut heads, kv heads and the {} columns of the MLP alike; use one of {}", fixed.tp, m.ffn_hidden, fmt::join(valid, ", "));
+    }
+    if (fixed.pp > whole(m.num_layers)) return fmt::format("pipeline_parallel_size = {} is more than the layers; use at most {}", fixed.pp, m.num_layers);
+    if (fixed.cp > 1 && whole(m.seq_len) % (2 * fixed.cp) != 0) return fmt::format("context_parallel_size = {} does not cut a sequence into {} chunks; use a seq_len that is a multiple of that", fixed.cp, 2 * fixed.cp);
+    if (fixed.dp > 0 && std::fmod(request_.global_batch, static_cast<double>(fixed.dp)) != 0) return fmt::format("data_parallel_size = {} does not divide the batch; use a batch that is a multiple of it", fixed.dp);
+    if (request_.cluster.devices.size() > 1) return "a batch that is a multiple of the devices of each kind, or of a large part of them, helps";
+    const DevicesSection& hosts = request_.cluster.devices.front();
+    std::vector<std::string> ways;
+    int64_t least = 0;
+    any_model_degrees(hosts.count, [&](int64_t dp) {
+      if (takes_replicas(dp) || fixed.dp == 0) least = least == 0 ? dp : std::min(least, dp);
+      return false;
+    });
+    if (least > 0) ways.push_back(fmt::format("a global_batch_size that is a multiple of {}", least));
+    for (int64_t n = hosts.count - hosts.per_node; n > 0; n -= hosts.per_node)
+      if (any_model_degrees(n, [&](int64_t dp) { return takes_replicas(dp); })) {
+        ways.push_back(fmt::format("{} of the devices", n));
+        break;
+      }
+    if (ways.empty()) return fixed.text().empty() ? "another number of devices would do" : "leave some of these sizes out, or use another number of devices";
+    return fmt::format("use {}", fmt::join(ways, ", or "));
   }
 
   size_t roomiest_group() const {
@@ -417,7 +518,8 @@ class Search {
   double host_capacity_ = 0, worst_kept_ = std::numeric_limits<double>::infinity();
   double least_missing_ = std::numeric_limits<double>::infinity();
   bool fastest_ = false, cheapest_ = false;
-  double fastest_seconds_ = 0, least_money_ = 0;
+  double fastest_seconds_ = 0, least_money_ = 0, best_goodput_ = 0;
+  bool ends_never_ = false;
   std::array<Family, kNumFamilies> families_;
   static constexpr std::array kFilled = {1.0, 0.85, 0.65};  // shares of the memory
   std::map<std::pair<double, uint32_t>, std::array<Candidate, 2 * kFilled.size()>> pareto_;  // by devices and their kinds

@@ -7,6 +7,7 @@
 #include <array>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -19,8 +20,21 @@ namespace orrery {
 
 enum class Objective : uint8_t { kTime, kCost, kEnergy, kMemory };
 
+/// What is not the search's choice. 0 or absent: it is.
+struct FixedLayout {
+  int64_t tp = 0, pp = 0, cp = 0, dp = 0, virtual_stages = 0, micro_batch = 0;
+  int64_t shard_size = 0;  // with ZeroStage::kFull: ranks of a group that has all shards
+  std::optional<ZeroStage> zero;
+  std::optional<PipelineSchedule> schedule;
+  std::optional<RecomputeKind> recompute;
+  std::optional<bool> sequence_parallel, offload_optimizer;
+  /// "tensor_parallel_size = 8, zero_stage = 1"; empty: nothing is fixed.
+  std::string text() const;
+};
+
 struct SearchRequest {
   ModelShape model;
+  FixedLayout fixed;
   double global_batch = 0;  // sequences
   double total_tokens = 0;  // of the whole run; 0: one step is judged
   double lanes = 1;         // as TrainingJob
@@ -76,7 +90,7 @@ struct SearchResult {
 
 inline constexpr int64_t kFinalists = 200;
 
-/// Errors: kInvalidConfig when no layout divides the batch and the devices, when none fits in memory (says the smallest cluster that would
+/// Errors: kInvalidConfig when no layout divides the model, the batch and the devices (says which number would do), when none fits in memory (says the smallest cluster that would
 /// hold the model: of this device, or with more of the kind that has most memory), and when deadline or budget cannot be met (says what the best layout takes).
 void search_layouts(const SearchRequest& request, SearchResult& result);
 
@@ -107,6 +121,8 @@ struct AxisSpan {
 /// From the innermost axis to the outermost, those of size 1 left out.
 std::vector<AxisSpan> axis_spans(const Candidate& candidate);
 
+/// "1200", "0.35": money of a small run keeps two digits.
+std::string money_text(double money);
 /// "tp 8 x pp 4 x dp 16, 1f1b, zero 1, micro-batch 1, recompute none".
 std::string layout_text(const JobLayout& layout);
 /// "64 H100", "64 H100 + 64 A100, whole replicas on each", "ranks 0-1 on 64 H100 with 12 layers, 2-3 on 64 A100 with 4".

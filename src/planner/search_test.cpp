@@ -5,6 +5,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <tuple>
+#include <utility>
 
 #include "base/error.h"
 #include "planner/goodput.h"
@@ -96,6 +98,57 @@ TEST(Search, ImpossibleWishesSayTheWayOut) {
   request.cluster.devices[0].count = request.cluster.devices[0].per_node = 7;
   request.model.num_heads = request.model.num_kv_heads = request.model.num_layers = 1;
   EXPECT_NE(message_of(request).find("divides"), std::string::npos);
+}
+
+TEST(Search, WhatIsFixedStays) {
+  SearchRequest request = small_request();
+  request.fixed = {.tp = 8, .cp = 1, .dp = 4, .micro_batch = 2, .zero = ZeroStage::kOptimizer, .schedule = PipelineSchedule::kZeroBubbleH1, .recompute = RecomputeKind::kSelective, .sequence_parallel = false};
+  for (const Candidate& c : search(request).best) {
+    const JobLayout& l = c.job.layout;
+    EXPECT_EQ(std::tuple(l.tp, l.pp, l.cp, l.dp, l.micro_batch), std::tuple(8, 2, 1, 4, 2));
+    EXPECT_EQ(l.zero, ZeroStage::kOptimizer);
+    EXPECT_EQ(l.schedule, PipelineSchedule::kZeroBubbleH1);
+    EXPECT_EQ(l.recompute, RecomputeKind::kSelective);
+    EXPECT_FALSE(l.sequence_parallel);
+  }
+  request.fixed = {.cp = 4, .shard_size = 4, .zero = ZeroStage::kFull};
+  for (const Candidate& c : search(request).best) EXPECT_EQ(std::pair(c.job.layout.cp, c.job.layout.shard_size), std::pair(4.0, 4.0));
+  const std::pair<FixedLayout, const char*> kImpossible[] = {{{.tp = 3}, "use one of 1, 2, 4, 8, 16, 32"}, {{.pp = 25}, "use at most 24"}, {{.cp = 3}, "into 6 chunks"}, {{.dp = 7}, "does not divide the batch"},
+                                                             {{.pp = 3}, "use 48 of the devices"}};
+  for (const auto& [fixed, way_out] : kImpossible) {
+    request.fixed = fixed;
+    EXPECT_NE(message_of(request).find(way_out), std::string::npos) << message_of(request);
+  }
+}
+
+TEST(Search, RanksCutTheModelAsARunDoes) {
+  // Ranks of a layout share kv heads wholly and columns evenly, also where heads alone would allow more, and tokens where norms are shared.
+  SearchRequest request = small_request();
+  request.model.num_heads = 24, request.model.num_kv_heads = 6, request.model.ffn_hidden = 14334, request.model.seq_len = 4098;
+  for (const Candidate& c : search(request).best) {
+    EXPECT_TRUE(c.job.layout.tp == 1 || c.job.layout.tp == 2) << layout_text(c.job.layout);
+    EXPECT_EQ(c.job.layout.cp, 1);
+  }
+  request.model.seq_len = 4097;
+  for (const Candidate& c : search(request).best) EXPECT_FALSE(c.job.layout.sequence_parallel);
+}
+
+TEST(Search, ABatchThatDoesNotDivideSaysWhichWould) {
+  SearchRequest request = small_request();
+  request.cluster.devices[0].count = 1000;
+  const std::string message = message_of(request);
+  EXPECT_NE(message.find("a multiple of 25, or 960 of the devices"), std::string::npos) << message;
+  request.global_batch = 25;
+  EXPECT_EQ(message_of(request), "");
+  request = small_request();
+  request.cluster.devices[0].count = 960;
+  EXPECT_EQ(message_of(request), "");
+}
+
+TEST(Search, ARunThatFaultsMoreThanItWorksIsRefused) {
+  SearchRequest request = small_request();
+  request.cluster.failures = {.device_mtbf_hours = 1, .restart_seconds = 1e6};
+  EXPECT_NE(message_of(request).find("failures.device_mtbf_hours"), std::string::npos) << message_of(request);
 }
 
 TEST(Search, AFailedHostLeavesAPlan) {

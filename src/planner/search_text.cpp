@@ -56,6 +56,22 @@ std::string_view objective_name(Objective objective) {
   return kNames[static_cast<size_t>(objective)];
 }
 
+std::string money_text(double money) { return money >= 10 || money == 0 ? fmt::format("{:.0f}", money) : fmt::format("{:.2g}", money); }
+
+std::string FixedLayout::text() const {
+  std::vector<std::string> parts;
+  const std::pair<std::string_view, int64_t> sizes[] = {{"tensor_parallel_size", tp}, {"pipeline_parallel_size", pp}, {"context_parallel_size", cp}, {"data_parallel_size", dp},
+                                                        {"virtual_stages", virtual_stages}, {"micro_batch_size", micro_batch}, {"hybrid_shard_size", shard_size}};
+  for (const auto& [name, size] : sizes)
+    if (size > 0) parts.push_back(fmt::format("{} = {}", name, size));
+  if (zero) parts.push_back(fmt::format("zero_stage = {}", static_cast<int>(*zero)));
+  if (schedule) parts.push_back(fmt::format("schedule = \"{}\"", pipeline_schedule_name(*schedule)));
+  if (recompute) parts.push_back(fmt::format("recompute = \"{}\"", recompute_word(*recompute)));
+  if (sequence_parallel) parts.push_back(fmt::format("sequence_parallel = {}", *sequence_parallel));
+  if (offload_optimizer) parts.push_back(*offload_optimizer ? "the optimizer offloaded" : "nothing offloaded");
+  return fmt::format("{}", fmt::join(parts, ", "));
+}
+
 std::string layout_text(const JobLayout& l) {
   std::string text = fmt::format("tp {}{} x pp {}{} x cp {} x dp {}", l.tp, l.sequence_parallel ? "+sp" : "", l.pp, l.virtual_stages > 1 ? fmt::format(" (v {})", l.virtual_stages) : "", l.cp, l.dp);
   if (l.ep > 1) text += fmt::format(", ep {}", l.ep);
@@ -93,6 +109,7 @@ std::string search_to_text(const SearchRequest& request, const SearchResult& res
   for (size_t group = 0; group < request.cluster.devices.size(); ++group) domains.push_back(request.cluster.domain_size(group));
   text += fmt::format("cluster   {}, {} a domain; objective {}\n", devices_text(request.cluster), fmt::join(domains, " and "), objective_name(request.objective));
   text += fmt::format("layout    {} on {} devices\n", layout_text(best.job.layout), best.job.cluster.num_devices);
+  if (const std::string fixed = request.fixed.text(); !fixed.empty()) text += fmt::format("fixed     {}\n", fixed);
   if (request.cluster.devices.size() > 1) text += fmt::format("devices   {}\n", placement_text(best));
   text += fmt::format("step      {} (90 %: {} to {}); compute {:.0f} %, bubble {:.0f} %, communication {:.0f} %\n", format_duration(best.step.seconds), format_duration(best.low_seconds),
                       format_duration(best.high_seconds), 100 * best.step.compute_seconds / best.step.seconds, 100 * best.step.bubble_seconds / best.step.seconds,
@@ -106,7 +123,7 @@ std::string search_to_text(const SearchRequest& request, const SearchResult& res
   else if (!best.not_mapped.empty()) text += fmt::format("          no exact map: {}\n", best.not_mapped);
   if (request.total_tokens > 0)
     text += fmt::format("run       {} with goodput {:.3f}, a checkpoint every {}; money {}, {:.0f} kWh (modelled)\n", format_duration(best.run_seconds), best.goodput,
-                        format_duration(best.checkpoint_interval_seconds), request.cluster.has_prices() ? fmt::format("{:.0f}", best.money) : "n/a without prices", best.kwh);
+                        format_duration(best.checkpoint_interval_seconds), request.cluster.has_prices() ? money_text(best.money) : "n/a without prices", best.kwh);
   text += fmt::format("searched  {} layouts priced, {} more groups do not fit, {} cannot be faster\n", result.considered, result.pruned_by_memory, result.pruned_by_time);
   text += fmt::format("finalists {}: {} stepped through by events, {} laid out to the byte, {} more dropped by that\n", result.best.size(), result.simulated, result.mapped, result.dropped);
   if (!explain) return text;

@@ -68,12 +68,13 @@ TrainingPlanOptions run_options(const Candidate& candidate, TrainingPlanOptions 
   run.lanes = std::max(run.lanes, static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(run.data.size))));
   run.pipeline = {};
   run.pipeline.size = whole(l.pp), run.pipeline.kind = pipeline_kind_of(l.schedule), run.pipeline.virtual_stages = whole(l.virtual_stages);
-  run.parallel = {};
+  run.parallel = {.context_method = run.parallel.context_method};
   run.parallel.tensor_size = whole(l.tp), run.parallel.context_size = whole(l.cp), run.parallel.sequence_parallel = l.sequence_parallel;
   if (candidate.is_mixed_pipeline())
     for (const int32_t layers : layers_by_stage(candidate.parts, pipeline_order_of(l, run.pipeline.kind).rank_of_stage)) run.pipeline.stage_layers.push_back(layers);
   run.micro_batch_size = whole(l.micro_batch), run.recompute = recompute_of(l.recompute), run.memory_budget_bytes = 0;
-  if (l.offload_optimizer) run.optimizer.offload_piece_bytes = kOffloadPieceBytes;
+  run.optimizer.offload_piece_bytes = l.offload_optimizer ? kOffloadPieceBytes : 0;
+  run.optimizer.offload_weights = run.optimizer.offload_weights && l.offload_optimizer;
   return run;
 }
 
@@ -221,10 +222,10 @@ void refine_finalists(const SearchRequest& request, const TrainingPlanOptions& r
   result.dropped = static_cast<int64_t>(std::erase_if(result.best, is_out));
   std::erase_if(result.pareto, [](const Candidate& c) { return c.mapped_over > 0; });
   if (result.best.empty())
-    throw Error(ErrorCode::kInvalidConfig, "of {} finalists none is left once its schedule is stepped through and its memory is laid out: the closest, {}, takes {} and {:.0f} of money and needs {}, {} {}; "
-                "give the run more time, money or devices",
-                result.dropped, layout_text(closest.job.layout), format_duration(closest.run_seconds), closest.money, format_bytes(static_cast<double>(closest.mapped_bytes)), format_bytes(std::abs(closest.mapped_over)),
-                closest.mapped_over > 0 ? "more than there is" : "less than there is");
+    throw Error(ErrorCode::kInvalidConfig, "of {} finalists none is left once its schedule is stepped through and its memory is laid out: the best, {}, takes {}{}{}; "
+                "give the run more time, money or devices, or shorter sequences", result.dropped, layout_text(closest.job.layout), format_duration(closest.run_seconds),
+                request.cluster.has_prices() ? fmt::format(", costs {}", money_text(closest.money)) : "",
+                closest.mapped_over > 0 ? fmt::format(" and needs {}, {} more than there is", format_bytes(static_cast<double>(closest.mapped_bytes)), format_bytes(closest.mapped_over)) : "");
   std::sort(result.best.begin(), result.best.end(), is_better);
   result.pareto.insert(result.pareto.end(), result.best.begin(), result.best.end());
   keep_front(result.pareto);

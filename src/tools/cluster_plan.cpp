@@ -53,6 +53,39 @@ ModelConfig run_model(const RunConfig& config) {
   return model;
 }
 
+// What the run file fixes: with layout = "manual" every size, else those that are not their default.
+FixedLayout fixed_layout(const RunConfig& config) {
+  const ParallelSection& keys = config.parallel;
+  const ParallelSection usual;
+  const bool manual = keys.layout == LayoutMode::kManual;
+  FixedLayout fixed;
+  const auto size = [&](int64_t given, int64_t otherwise) { return manual || given != otherwise ? given : 0; };
+  fixed.tp = size(keys.tensor_parallel_size, usual.tensor_parallel_size), fixed.pp = size(keys.pipeline_parallel_size, usual.pipeline_parallel_size);
+  fixed.cp = size(keys.context_parallel_size, usual.context_parallel_size), fixed.dp = keys.data_parallel_size.value_or(0);
+  if (manual || keys.zero_stage != usual.zero_stage) fixed.zero = static_cast<ZeroStage>(keys.zero_stage);
+  fixed.shard_size = keys.hybrid_shard_size;
+  if (manual || keys.sequence_parallel) fixed.sequence_parallel = keys.sequence_parallel;
+  const bool offloads = std::find(keys.offload.begin(), keys.offload.end(), "optimizer") != keys.offload.end();
+  if (manual || offloads) fixed.offload_optimizer = offloads;
+  if (manual ? keys.pipeline_parallel_size > 1 : keys.schedule != usual.schedule) {
+    for (const PipelineSchedule schedule : {PipelineSchedule::kOneForwardOneBackward, PipelineSchedule::kGpipe, PipelineSchedule::kInterleaved, PipelineSchedule::kZeroBubbleH1, PipelineSchedule::kZeroBubbleV})
+      if (pipeline_schedule_name(schedule) == keys.schedule) fixed.schedule = schedule;
+    if (!fixed.schedule)
+      throw Error(ErrorCode::kUnsupported, "parallel.schedule = \"{}\" is not among those that a plan for a cluster searches; use 1f1b, gpipe, interleaved, zb-h1 or zb-v, or plan it for ranks of this machine", keys.schedule);
+    if (*fixed.schedule == PipelineSchedule::kInterleaved) fixed.virtual_stages = keys.virtual_stages;
+  }
+  if (!keys.stage_layers.empty())
+    throw Error(ErrorCode::kUnsupported, "parallel.stage_layers: a plan for a cluster cuts the layers itself, by cost; leave it out");
+  fixed.micro_batch = config.train.micro_batch_size.value_or(0);
+  switch (config.train.recompute) {
+    case RecomputeMode::kAuto: break;
+    case RecomputeMode::kNone: fixed.recompute = RecomputeKind::kNone; break;
+    case RecomputeMode::kSelective: fixed.recompute = RecomputeKind::kSelective; break;
+    case RecomputeMode::kFull: fixed.recompute = RecomputeKind::kFull; break;
+  }
+  return fixed;
+}
+
 }  // namespace
 
 ClusterRequest cluster_request(const ClusterPlanOptions& options) {
@@ -77,6 +110,7 @@ ClusterRequest cluster_request(const ClusterPlanOptions& options) {
   request.lanes = number(config.train.lanes);
   request.total_tokens = number(num_train_steps(config, seq_len)) * request.global_batch * request.model.seq_len;
   request.format = config.train.dtype == ComputeDType::kFp8 ? NumberFormat::kFp8 : NumberFormat::kBf16;
+  request.fixed = fixed_layout(config);
   request.cluster = load_cluster(options.cluster_path);
   if (!options.lost_nodes.empty()) both.lost = parse_lost_nodes(options.lost_nodes, request.cluster);
   request.objective = parse_objective(options.objective);
@@ -98,13 +132,14 @@ ClusterRequest cluster_request(const ClusterPlanOptions& options) {
   RunConfig in_bf16 = config;
   if (config.train.dtype != ComputeDType::kF32) in_bf16.train.dtype = ComputeDType::kBf16;
   both.run = plan_options_of(in_bf16, model);
+  both.run.parallel.context_method = config.parallel.context_method;
   return both;
 }
 
 void search_and_refine(const ClusterRequest& request, SearchResult& result) {
+  const bool shows = isatty(STDERR_FILENO) != 0;
   if (request.lost.count > 0) replan_after_loss(request.search, request.lost.group, request.lost.count, result);
   else search_layouts(request.search, result);
-  const bool shows = isatty(STDERR_FILENO) != 0;
   refine_finalists(request.search, request.run, result, [&](int64_t done, int64_t total) {
     if (shows) fmt::print(stderr, "\r{} of {} finalists{}", done, total, done == total ? "\r\033[K" : "");
   });

@@ -33,7 +33,10 @@ constexpr std::string_view kClusterDocsHead =
     "[mixed-h200-a100-40gb.toml](../examples/clusters/mixed-h200-a100-40gb.toml).\n\n"
     "Hosts of one kind are written `[devices]`; where there are several kinds, each is a `[[devices]]`, at most 4 of them. The plan then may leave a\n"
     "kind out, put whole replicas on each kind (all as slow as the slowest and no larger than the smallest allows), or put stages of every pipeline on\n"
-    "several kinds, in the order that is best, with layers by their speed as far as they fit into their memory. `--explain` says which ranks are where.\n";
+    "several kinds, in the order that is best, with layers by their speed as far as they fit into their memory. `--explain` says which ranks are where.\n\n"
+    "What the run file gives stays: sizes of `[parallel]`, `zero_stage`, `hybrid_shard_size`, `schedule`, `sequence_parallel`, the optimizer in `offload`,\n"
+    "`train.micro_batch_size` and `train.recompute` where they are not the default, and with `parallel.layout = \"manual\"` also where they are; the rest is\n"
+    "searched. `train.lanes` and `budget.memory`, which are of a run here, are not looked at.\n";
 
 }  // namespace
 

@@ -432,10 +432,6 @@ void check_train(const RunConfig& config, const ConfigText& text) {
                           train.global_batch_size),
               "lower it, or \"auto\"");
   }
-  if (train.dtype == ComputeDType::kFp16 || train.dtype == ComputeDType::kFp8) {
-    text.fail("train.dtype", "`train.dtype`: fp16 and fp8 need a device that computes in them, and there is none here",
-              "use bf16 or f32", ErrorCode::kUnsupported);
-  }
   const OptimizerSection& optimizer = config.optimizer;
   if (optimizer.lr == 0 && !text.given("optimizer.lr"))
     text.fail("optimizer", "`optimizer.lr` is missing", "the peak learning rate, for instance 1e-3");
