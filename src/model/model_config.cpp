@@ -12,6 +12,7 @@ namespace {
 constexpr int64_t kMaxLayers = 10'000;
 constexpr int64_t kMaxWidth = int64_t{1} << 20;
 constexpr int64_t kMaxVocab = int64_t{1} << 26;
+constexpr int64_t kMaxRotaryHeadDim = 512;  // twice the angles that the kernels keep
 constexpr int64_t kMaxSeqLen = int64_t{1} << 28;
 
 void check_range(std::string_view where, std::string_view key, int64_t value, int64_t limit) {
@@ -41,10 +42,7 @@ void check_real(std::string_view where, std::string_view key, double value) {
 
 void check_rope(const ModelConfig& config, std::string_view where) {
   check_real(where, "rope_theta", config.rope_theta);
-  if (config.head_dim % 2 != 0) {
-    throw Error(ErrorCode::kInvalidConfig, "{}: head_dim={} is odd, but rotary positions turn pairs of it; use an even head_dim", where,
-                config.head_dim);
-  }
+  check_range(where, "head_dim", config.head_dim, kMaxRotaryHeadDim);
   const RopeScaling& scaling = config.rope_scaling;
   if (scaling.kind == RopeScalingKind::kNone) return;
   check_real(where, "rope_scaling.factor", scaling.factor);
@@ -125,6 +123,9 @@ void validate(const ModelConfig& config, std::string_view where) {
                 config.num_heads, config.hidden_size, divisors(config.hidden_size));
   }
   check_range(where, "head_dim", config.head_dim, 65536);
+  if (config.head_dim % 2 != 0)
+    throw Error(ErrorCode::kInvalidConfig, "{}: head_dim={} is odd, but kernels take pairs of it, as rotary positions do; use an even head_dim{}", where, config.head_dim,
+                config.family == ModelFamily::kGpt2 ? ", with num_heads so that hidden_size / num_heads is even" : "");
   check_range(where, "num_kv_heads", config.num_kv_heads, kMaxWidth);
   if (config.num_heads % config.num_kv_heads != 0) {
     throw Error(ErrorCode::kInvalidConfig, "{}: num_kv_heads={} does not divide num_heads={}; use {}", where, config.num_kv_heads,

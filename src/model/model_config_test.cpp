@@ -120,6 +120,8 @@ TEST(ModelConfig, RefusesWithTheKeyNamed) {
   expect_error(replaced(kLlama3, "\"rope_type\":\"llama3\"", "\"rope_type\":\"yarn\""), ErrorCode::kUnsupported, "llama3");
   expect_error(replaced(kLlama3, "\"silu\"", "\"gelu\""), ErrorCode::kUnsupported, "hidden_act");
   expect_error(replaced(kQwen3, "\"head_dim\":32", "\"head_dim\":31"), ErrorCode::kInvalidConfig, "head_dim=31 is odd");
+  expect_error(replaced(kQwen3, "\"head_dim\":32", "\"head_dim\":514"), ErrorCode::kInvalidConfig, "head_dim=514 is outside 1 to 512");
+  expect_error(replaced(kGpt2, "\"n_embd\":32", "\"n_embd\":36"), ErrorCode::kInvalidConfig, "head_dim=9 is odd");
   expect_error(replaced(kLlama3, "256", "18446744073709551615"), ErrorCode::kCorruptData, "vocab_size");
 }
 

@@ -102,7 +102,7 @@ void use_devices_of(const SearchResult& result, Candidate& candidate);
 
 /// From `step.seconds` to what a run takes: goodput, time, energy, money and the objective.
 void price_run(const SearchRequest& request, Candidate& candidate);
-/// The order of the result: by objective, equal ones by their layout.
+/// The order of the result: by objective, equal ones by their time, then by their layout.
 bool is_better(const Candidate& a, const Candidate& b);
 /// Names of the families that it belongs to.
 std::vector<std::string_view> families_of(const Candidate& candidate);

@@ -59,6 +59,7 @@ void price_run(const SearchRequest& request, Candidate& candidate) {
 
 bool is_better(const Candidate& a, const Candidate& b) {
   if (a.objective != b.objective) return a.objective < b.objective;
+  if (a.run_seconds != b.run_seconds) return a.run_seconds < b.run_seconds;
   const auto order_a = layout_order(a.job.layout), order_b = layout_order(b.job.layout);
   if (order_a != order_b) return order_a < order_b;
   return std::lexicographical_compare(a.parts.begin(), a.parts.end(), b.parts.begin(), b.parts.end(),

@@ -26,8 +26,8 @@ void explain_families(SearchResult& result) {
       verdict.reason = fmt::format("does not fit: at least {} over on the fullest rank", format_bytes(verdict.missing_bytes));
       continue;
     }
-    const double loss = best.objective / result.best.front().objective - 1;
-    if (loss <= 1e-12) {
+    const double least = result.best.front().objective;
+    if (best.objective <= least * (1 + 1e-12)) {
       verdict.reason = "holds the best layout";
       continue;
     }
@@ -35,7 +35,9 @@ void explain_families(SearchResult& result) {
     // The largest of what does not make progress.
     const std::pair<double, const char*> causes[] = {{s.bubble_seconds, "bubble"}, {s.communication_seconds, "communication"}, {s.optimizer_seconds, "optimizer"}, {s.host_seconds > s.compute_seconds ? s.host_seconds : 0, "host"}};
     const auto& cause = *std::max_element(std::begin(causes), std::end(causes));
-    verdict.reason = fmt::format("{:.1f} % worse: {}; {} {:.0f} % of the step", 100 * loss, layout_text(best.job.layout), cause.second, 100 * cause.first / s.seconds);
+    // Devices may cost nothing; what is dearer is not so by a share of that.
+    const std::string worse = least > 0 ? fmt::format("{:.1f} % worse", 100 * (best.objective / least - 1)) : "worse";
+    verdict.reason = fmt::format("{}: {}; {} {:.0f} % of the step", worse, layout_text(best.job.layout), cause.second, 100 * cause.first / s.seconds);
   }
   std::stable_sort(result.families.begin(), result.families.end(),
                    [](const auto& a, const auto& b) { return std::tuple(!a.feasible, a.best.objective) < std::tuple(!b.feasible, b.best.objective); });

@@ -145,6 +145,18 @@ TEST(Search, ABatchThatDoesNotDivideSaysWhichWould) {
   EXPECT_EQ(message_of(request), "");
 }
 
+TEST(Search, WhatCostsNothingIsExplained) {
+  SearchRequest request = small_request();
+  request.objective = Objective::kCost;
+  request.cluster = parse_cluster("[[devices]]\nkind = \"H100\"\ncount = 16\nper_device_hour = 0\n[[devices]]\nkind = \"A100\"\ncount = 16\nper_device_hour = 1\n", "c.toml");
+  const SearchResult result = search(request);
+  const std::string text = search_to_text(request, result, true);
+  EXPECT_EQ(text.find("nan"), std::string::npos) << text;
+  EXPECT_EQ(text.find("inf"), std::string::npos) << text;
+  // Of layouts that cost nothing the fastest is best.
+  for (const Candidate& c : result.best) EXPECT_LE(result.best.front().run_seconds, c.run_seconds);
+}
+
 TEST(Search, ARunThatFaultsMoreThanItWorksIsRefused) {
   SearchRequest request = small_request();
   request.cluster.failures = {.device_mtbf_hours = 1, .restart_seconds = 1e6};

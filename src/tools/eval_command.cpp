@@ -53,6 +53,7 @@ class TemporaryFolder {
 // Positions behind the model's longest sequence have no row in its tables.
 void check_seq_len(const ModelSource& source, int64_t seq_len) {
   if (seq_len >= 2 && seq_len <= source.config().max_seq_len) return;
+  if (source.config().max_seq_len < 2) throw Error(ErrorCode::kInvalidArgument, "{} was made for sequences of one token: there is no next one whose loss could be taken", source.path());
   throw Error(ErrorCode::kInvalidArgument, "--seq-len {}: wanted 2 to {}, the longest sequence that {} was made for", seq_len, source.config().max_seq_len,
               source.path());
 }
