@@ -80,7 +80,7 @@ class Communicator::Call {
 
   void wait(size_t index) {
     const Pending& pending = communicator_.pending_[index];
-    const TransferStatus status = transport_.wait(pending.request, deadline_ns_);
+    const TransferStatus status = communicator_.wait(pending.request, deadline_ns_, timeout_ms_);
     if (status != TransferStatus::kDone)
       communicator_.fail(status, label_.action, pending.member, pending.bytes, transport_.peer_bytes(pending.request), timeout_ms_);
   }
@@ -115,7 +115,8 @@ class Communicator::Call {
   Communicator& communicator_;
   Transport& transport_;
   const CommLabel& label_;
-  const int64_t timeout_ms_, enter_ns_, deadline_ns_, tag_;
+  int64_t timeout_ms_;
+  const int64_t enter_ns_, deadline_ns_, tag_;
   int64_t flight_index_ = 0;
   bool finished_ = false;
 };

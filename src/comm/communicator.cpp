@@ -214,6 +214,21 @@ std::string post_mortem_report(const std::string& flight_path) {
   return hang_report(stories, /*group=*/0, last_ns);
 }
 
+// Where a deadline is longer than the usual one, whether anybody is stopped is looked at each time that one passes; `timeout_ms` is then what was waited.
+TransferStatus Communicator::wait(Transport::Request* request, int64_t deadline_ns, int64_t& timeout_ms) {
+  const int64_t usual_ms = shared_->options.timeout_ms;
+  while (true) {
+    const int64_t until_ns = std::min(deadline_ns, monotonic_ns() + usual_ms * 1'000'000);
+    const TransferStatus status = shared_->transport->wait(request, until_ns);
+    if (status != TransferStatus::kPending || until_ns == deadline_ns) return status;
+    for (const int member : members_)
+      if (process_state(shared_->process_ids[static_cast<size_t>(member)]) == ProcessState::kStopped) {
+        timeout_ms = usual_ms;
+        return status;
+      }
+  }
+}
+
 void Communicator::fail(TransferStatus status, std::string_view label, int peer, int64_t bytes, int64_t peer_bytes, int64_t timeout_ms) {
   CommFailure& failure = shared_->transport->failure();
   if (!failure.failed()) {
@@ -348,7 +363,7 @@ bool Work::test() {
 void Work::wait() {
   if (request_ == nullptr) return;
   communicator_->shared_->ring.wait_begins(flight_index_);
-  finish(communicator_->shared_->transport->wait(request_, monotonic_ns() + timeout_ms_ * 1'000'000));
+  finish(communicator_->wait(request_, monotonic_ns() + timeout_ms_ * 1'000'000, timeout_ms_));
 }
 
 void Work::expire() {

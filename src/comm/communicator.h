@@ -26,7 +26,7 @@ struct CommLabel {
   CommLabel(std::string_view text, std::source_location site = std::source_location::current()) : action(text), where(site) {}
   std::string_view action;
   std::source_location where;
-  int64_t timeout_ms = 0;  // 0: the communicator's
+  int64_t timeout_ms = 0;  // 0: the communicator's. A longer one, beside a save, holds while all ranks of the group run: one that is stopped ends it at the usual deadline
 };
 
 struct CommOptions {
@@ -156,6 +156,7 @@ class Communicator {
   CommLabelCounter& counter(std::string_view label);
   void count(std::string_view label, int member, int64_t bytes, bool receives);
   std::string describe(TransferStatus status, std::string_view label, int peer, int64_t bytes, int64_t peer_bytes, int64_t timeout_ms) const;
+  TransferStatus wait(Transport::Request* request, int64_t deadline_ns, int64_t& timeout_ms);
   [[noreturn]] void fail(TransferStatus status, std::string_view label, int peer, int64_t bytes, int64_t peer_bytes, int64_t timeout_ms);
   int64_t make_tag(CommOp op, int tag) const;
   void exchange(Call& call, std::span<const std::byte> out, std::span<const ElementRange> out_ranges, std::span<std::byte> in,

@@ -4,14 +4,17 @@
 #include "comm/communicator.h"
 
 #include <gtest/gtest.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <chrono>
+#include <csignal>
 #include <thread>
 
 #include "comm/comm_suite.h"
 #include "comm/futex.h"
 #include "comm/local_transport.h"
+#include "comm/watchdog.h"
 
 namespace orrery {
 namespace {
@@ -170,6 +173,58 @@ TEST(FlightRecorder, OutlivesTheProcessAndIsRemovedAtACleanEnd) {
   EXPECT_THROW(run_local_ranks(2, {.flight_path = path}, [&](Communicator&) { throw Error(ErrorCode::kIo, "no"); }), Error);
   EXPECT_EQ(::access(path.c_str(), F_OK), 0);  // evidence
   ::unlink(path.c_str());
+}
+
+// A transport whose other rank is another process.
+class ProcessTransport final : public ForwardingTransport {
+ public:
+  ProcessTransport(std::unique_ptr<Transport> inner, pid_t other) : ForwardingTransport(std::move(inner)), other_(other) {}
+  int64_t process_id(int rank) const override { return rank == this->rank() ? ::getpid() : other_; }
+
+ private:
+  const pid_t other_;
+};
+
+// Beside a save ranks wait long for one that writes, but not for one that is stopped.
+TEST(Communicator, ALongDeadlineEndsWhereARankIsStopped) {
+  const pid_t child = ::fork();
+  ASSERT_GE(child, 0);
+  if (child == 0)
+    while (true) ::pause();
+  std::vector<std::unique_ptr<Transport>> endpoints = make_local_world(2);
+  Communicator comm(std::make_unique<ProcessTransport>(std::move(endpoints[0]), child), {.timeout_ms = 50});
+  std::byte room[16];
+  CommLabel label("EDGE");
+  const auto failure_after_ms = [&](Communicator& group) {
+    const int64_t begin_ns = monotonic_ns();
+    try {
+      group.recv(room, 1, 3, label);
+      ADD_FAILURE() << "received";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::kTimeout);
+      return std::pair((monotonic_ns() - begin_ns) / 1'000'000, std::string(error.what()));
+    }
+    return std::pair(int64_t{0}, std::string());
+  };
+  ::kill(child, SIGSTOP);
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, WUNTRACED), child);
+  label.timeout_ms = 3'600'000;
+  const auto [stopped_ms, stopped] = failure_after_ms(comm);
+  EXPECT_GE(stopped_ms, 50);
+  EXPECT_NE(stopped.find("not done within 50 ms; rank 1 is lost"), std::string::npos) << stopped;
+  EXPECT_NE(stopped.find("stopped"), std::string::npos) << stopped;
+  ::kill(child, SIGCONT);
+  ASSERT_EQ(::waitpid(child, &status, WCONTINUED), child);
+  // One that runs has all of its time.
+  label.timeout_ms = 400;
+  std::vector<std::unique_ptr<Transport>> others = make_local_world(2);
+  Communicator running(std::make_unique<ProcessTransport>(std::move(others[0]), child), {.timeout_ms = 50});
+  const auto [running_ms, ran] = failure_after_ms(running);
+  EXPECT_GE(running_ms, 400);
+  EXPECT_NE(ran.find("not done within 400 ms"), std::string::npos) << ran;
+  ::kill(child, SIGKILL);
+  ::waitpid(child, &status, 0);
 }
 
 }  // namespace
