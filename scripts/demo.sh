@@ -15,7 +15,7 @@ orrery=build/release/orrery
 
 say "text: Debian's jargon-text"
 bash scripts/fetch_corpus.sh "$folder/corpus"
-mkdir -p "$folder"
+[ -f "$folder/llama-11m.toml" ] && rm -rf "$folder/run" "$folder/hf" "$folder/model.gguf"  # of an earlier demo in this folder
 "$orrery" examples llama-11m | sed "s|corpus/|$folder/corpus/|" >"$folder/llama-11m.toml"
 settings=(--set "checkpoint.dir=$folder/run")
 
@@ -26,7 +26,6 @@ say "the plan"
 "$orrery" plan "$folder/llama-11m.toml" "${settings[@]}"
 
 say "training, killed with SIGKILL in the middle"
-rm -f "$folder/metrics.seen"
 "$orrery" train "$folder/llama-11m.toml" "${settings[@]}" &
 trainer=$!
 # The kill comes once a checkpoint exists and training has gone on past it.
