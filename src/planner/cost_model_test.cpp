@@ -134,5 +134,22 @@ TEST(Validate, FoldsDoNotLeak) {
   EXPECT_NE(base.second, moved.second);
 }
 
+// As many as the binary counter of parallel/lanes.h has at its peak: four for eight lanes of one rank in micro-batches of a part, one where each rank has one.
+TEST(Memory, LanesHaveAccumulatorsOfTheirOwn) {
+  TrainingJob job;
+  job.model = {.num_layers = 4, .hidden = 64, .num_heads = 4, .num_kv_heads = 4, .head_dim = 16, .ffn_hidden = 256, .vocab = 1000, .seq_len = 128};
+  job.layout.num_micro_batches = 64;
+  const double one = predict_memory(job).gradients;
+  ASSERT_GT(one, 0);
+  job.lanes = 8;
+  EXPECT_EQ(predict_memory(job).gradients, 4 * one);
+  job.layout.num_micro_batches = 8;
+  EXPECT_EQ(predict_memory(job).gradients, 3 * one);
+  job.layout.dp = 8, job.layout.num_micro_batches = 64;
+  EXPECT_EQ(predict_memory(job).gradients, one);
+  job.layout.dp = 1, job.layout.zero = ZeroStage::kGradients;
+  EXPECT_EQ(predict_memory(job).gradients, one);
+}
+
 }  // namespace
 }  // namespace orrery

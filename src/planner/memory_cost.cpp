@@ -10,7 +10,7 @@ constexpr double kCoreLogitBytes = 10;
 
 // Accumulators of a parameter's gradient that a rank has at the same time, of its lanes and their partial sums: the peak of a binary counter
 // (parallel/lanes.h). Shards are summed as they come.
-double gradient_buffers(const TrainingJob& job) {
+static double gradient_buffers(const TrainingJob& job) {
   const JobLayout& l = job.layout;
   if (job.lanes <= 1 || l.zero == ZeroStage::kGradients || l.zero == ZeroStage::kFull) return 1;
   const double of_rank = std::ceil(std::max(1.0, job.lanes / l.dp));
