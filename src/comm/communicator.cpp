@@ -89,6 +89,8 @@ Communicator::~Communicator() {
   if (shared_->transport->failure().failed()) shared_->recorder->keep_file();
 }
 
+void Communicator::drop_flight_file() { shared_->recorder->drop_file(); }
+
 std::string_view Communicator::transport_name() const { return shared_->transport->name(); }
 int64_t Communicator::num_transport_allocations() const { return shared_->transport->num_allocations(); }
 void Communicator::set_activity(std::string_view action) { shared_->ring.set_activity(action, step_); }

@@ -144,6 +144,8 @@ class Communicator {
 
   /// Poisons the world: peers' calls fail with this message. For a rank that leaves because of its own error.
   void abort(ErrorCode code, std::string_view reason);
+  /// Deletes this rank's CommOptions::flight_path now, for an end that leaves no time for it later. Where the recorder is this rank's alone.
+  void drop_flight_file();
 
  private:
   friend class Work;

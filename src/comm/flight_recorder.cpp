@@ -228,7 +228,12 @@ FlightRecorder::FlightRecorder(FlightRecorder&& other) noexcept
 FlightRecorder::~FlightRecorder() {
   if (mapping_ == nullptr) return;
   ::munmap(mapping_, mapping_bytes_);
-  if (!path_.empty() && !keep_file_.load(std::memory_order_relaxed)) ::unlink(path_.c_str());
+  if (!keep_file_.load(std::memory_order_relaxed)) drop_file();
+}
+
+void FlightRecorder::drop_file() {
+  if (!path_.empty()) ::unlink(path_.c_str());
+  path_.clear();
 }
 
 FlightRing FlightRecorder::ring(int index) const {

@@ -85,6 +85,8 @@ class FlightRecorder {
   FlightRing ring(int index) const;
   /// The file that create() made is deleted with the recorder, at a clean end; after this call it stays. Any thread.
   void keep_file() { keep_file_.store(true, std::memory_order_relaxed); }
+  /// Deletes the file now; the rings stay usable. Not beside another call of it.
+  void drop_file();
 
  private:
   FlightRecorder() = default;

@@ -95,9 +95,7 @@ void ProcessWorld::throw_first(std::string_view what, int64_t timeout_ms, int co
   if (first == codes.end()) return;
   agreed_ = true;
   const auto failing = static_cast<int>(first - codes.begin());
-  // Before anyone leaves: a launcher ends all ranks when the first has left with a status, and this one might not have come to say why.
   if (failing == rank()) fmt::print(stderr, "error: {}\n", message);
-  gather<int32_t>(code, "hear of an error", timeout_ms);
   throw AgreedError(static_cast<ErrorCode>(*first), fmt::format("rank {} could not {}", failing, what));
 }
 
@@ -139,6 +137,17 @@ int ProcessWorld::share_threads(int wanted) {
   }
   // A launcher that binds gives each rank cores of its own; one that does not gives all of them all cores.
   return wanted > 0 ? std::max(1, wanted / here) : std::max(1, CPU_COUNT(&mine.set) / sharing);
+}
+
+void ProcessWorld::meet_at_end(int status) {
+  CommLabel end("end");
+  end.timeout_ms = deadlines_.save_ms;
+  control_->barrier(end);
+  if (status == 0) return;
+  world_->drop_flight_file();
+  control_->barrier(end);
+  std::error_code ignored;
+  fs::remove(flight_folder_, ignored);
 }
 
 void ProcessWorld::leave(std::string_view reason) {

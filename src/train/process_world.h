@@ -64,6 +64,9 @@ class ProcessWorld {
   /// those ranks of this host that may use the same. Collective.
   int share_threads(int wanted);
 
+  /// Waits until all have said and written what they had to; call it last, unless after leave(). With an exit status that is not 0 the flight records are
+  /// gone when it returns: a launcher kills the ranks that are still on their way out when the first has left with one. Collective; all give the same.
+  void meet_at_end(int status);
   /// This rank leaves because of an error. Unless all know it (together()), the others are not waited for.
   void leave(std::string_view reason);
 

@@ -452,9 +452,7 @@ int train_in_world(const RunConfig& config, const TrainOptions& options, const R
     throw;
   }
   // Rank 0 writes what the run leaves behind; the end of the MPI library, which waits for all, has a step's deadline.
-  CommLabel end("end");
-  end.timeout_ms = deadlines.save_ms;
-  world->control().barrier(end);
+  world->meet_at_end(status);
   return status;
 }
 

@@ -199,6 +199,7 @@ def stop_and_go_on(bench, name, launcher):
     step = bench.newest_step(run)
     # Hydra ends the ranks that are still leaving when the first has left with a status, and puts all statuses together; on a busy machine that gave 0.
     check((status == 130 or name == "mpich") and f"stopped at step {step};" in log, f"{name}: SIGUSR1 gives status {status}", log)
+    check(not os.path.exists(os.path.join(bench.folder, run, "flight")), f"{name}: flight records of a stopped run stay", log)
     steps = ["--set", f"train.steps={step + 3}"]
     _, log = bench.train([], "--ranks", "2", *steps, run=run)
     check(f"at step {step}, every block verified" in log, f"{name}: two threads do not go on from there", log)
