@@ -61,7 +61,7 @@ void run_swiglu(const KernelContext& context, const OpCall& call) {
   ORRERY_CHECK(gate_up.row_width() == 2 * width && gate_up.rows() == h.rows(), "swiglu of {} to {}", gate_up.row_width(),
                width);
   const RowKernels& kernels = row_kernels(context.isa, h.dtype);
-  context.pool->parallel_for(h.rows(), row_granule(width * size), [&](int64_t begin, int64_t end) {
+  parallel_rows(*context.pool, h.rows(), width * size, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const std::byte* gate = row_at(gate_up, row);
       kernels.swiglu(gate, gate + width * size, row_at(h, row), width);
@@ -75,7 +75,7 @@ void run_swiglu_grad(const KernelContext& context, const OpCall& call) {
   ORRERY_CHECK(gate_up.row_width() == 2 * width && dgate_up.row_width() == 2 * width && gate_up.rows() == dh.rows(),
                "swiglu_grad of {} to {}", gate_up.row_width(), width);
   const RowKernels& kernels = row_kernels(context.isa, dh.dtype);
-  context.pool->parallel_for(dh.rows(), row_granule(width * size), [&](int64_t begin, int64_t end) {
+  parallel_rows(*context.pool, dh.rows(), width * size, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const std::byte* gate = row_at(gate_up, row);
       std::byte* dgate = row_at(dgate_up, row);

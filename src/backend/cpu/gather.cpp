@@ -14,7 +14,7 @@ void gather(const KernelContext& context, const TensorView& table, const TensorV
   ORRERY_CHECK(table.row_width() == y.row_width() && table.dtype == y.dtype && indices.rows() == y.rows(), "gather of {} to {}",
                table.row_width(), y.row_width());
   const int32_t* index = indices.as<int32_t>();
-  context.pool->parallel_for(y.rows(), row_granule(row_bytes), [&](int64_t begin, int64_t end) {
+  parallel_rows(*context.pool, y.rows(), row_bytes, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       if (index[row] == kElsewhere) {
         std::memset(row_at(y, row), 0, static_cast<size_t>(row_bytes));
@@ -53,7 +53,7 @@ void copy_parts(const KernelContext& context, const TensorView& whole, std::span
   int64_t total = 0;
   for (const TensorView& part : parts) total += part.row_width();
   ORRERY_CHECK(total == whole.row_width(), "parts of {} columns in {}", total, whole.row_width());
-  context.pool->parallel_for(whole.rows(), row_granule(total * size), [&](int64_t begin, int64_t end) {
+  parallel_rows(*context.pool, whole.rows(), total * size, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       std::byte* address = row_at(whole, row);
       for (const TensorView& part : parts) {

@@ -50,7 +50,7 @@ void run_norm(const KernelContext& context, const OpCall& call) {
   ORRERY_CHECK(last.contiguous() && last.num_elements() == x.rows() * (width / group_width), "{}: statistics",
                op_name(call.kind));
   const RowKernels& kernels = row_kernels(context.isa, x.dtype);
-  context.pool->parallel_for(x.rows(), row_granule(width * dtype_bytes(x.dtype)), [&](int64_t begin, int64_t end) {
+  parallel_rows(*context.pool, x.rows(), width * dtype_bytes(x.dtype), [&](int64_t begin, int64_t end) {
     NormRows rows;
     rows.num_rows = end - begin;
     rows.width = width;
@@ -141,7 +141,7 @@ void sequences_grad(const KernelContext& context, const OpCall& call, int64_t fi
     return;
   }
   const int64_t row_bytes = call.in(1).row_width() * dtype_bytes(call.in(1).dtype);
-  context.pool->parallel_for(count * tokens, row_granule(row_bytes), [&](int64_t begin, int64_t end) {
+  parallel_rows(*context.pool, count * tokens, row_bytes, [&](int64_t begin, int64_t end) {
     NormGradRows rows = grad_rows(call, first * tokens + begin, first * tokens + end);
     set_dx(call, first * tokens + begin, rows);
     kernel(rows);

@@ -42,7 +42,7 @@ void run_kv_write(const KernelContext& context, const OpCall& call) {
       std::memcpy(to + a.head_dim, &scale, sizeof scale);
     }
   };
-  context.pool->parallel_for(k.rows(), row_granule(2 * row_bytes), [&](int64_t begin, int64_t end) {
+  parallel_rows(*context.pool, k.rows(), 2 * row_bytes, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       ORRERY_CHECK(slot[row] >= 0 && slot[row] < num_slots, "slot {} of {}", slot[row], num_slots);
       write(k, row, k_cache);

@@ -27,40 +27,54 @@ constexpr int64_t stored_head_bytes(int64_t head_dim) {
   return sizeof(T) == 1 ? kv_int8_head_bytes(head_dim) : head_dim * static_cast<int64_t>(sizeof(T));
 }
 
+ORRERY_INLINE int64_t lowest_position(const PagedTask& t) { return t.window > 0 && t.context > t.window ? t.context - t.window : 0; }
+
 /// The 64 keys and values of a block, or as many as there are: first kv head of the task, the others behind it.
 template <typename T>
 struct BlockRows {
   const T *keys[B], *values[B];
   int64_t rows = 0;
 
-  // Positions block * 64 on of task t.
+  // Positions block * 64 on of task t. What the last block lacks is any row that can be read.
   ORRERY_MEMBER void find(const PagedTask& t, int64_t block) {
+    rows = add(t, block * B, 0);
+    pad(rows, t, block * B);
+  }
+  // The rows 64 behind those of a block of t: the block that follows, and in the places that are left what the next task reads first, so that as many
+  // rows are asked for as are read, however long contexts are.
+  ORRERY_MEMBER void find_behind(const PagedTask& t, int64_t block) {
+    rows = add(t, (block + 1) * B, 0);
+    int64_t end = rows;
+    if (end < B && t.next != nullptr) end = add(*t.next, lowest_position(*t.next) / B * B + (block + 1) * B + end - t.context, end);
+    pad(end, t, block * B);
+  }
+
+ private:
+  // Rows of t from `position` on, as places s; returns the first that is free.
+  ORRERY_MEMBER int64_t add(const PagedTask& t, int64_t position, int64_t s) {
     const T *k_cache = static_cast<const T*>(t.k_cache), *v_cache = static_cast<const T*>(t.v_cache);
-    rows = t.context - block * B < B ? t.context - block * B : B;
-    for (int64_t s = 0; s < rows;) {
-      const int64_t position = block * B + s, cache_block = position / t.block_tokens, in_block = position - cache_block * t.block_tokens;
+    while (s < B && position < t.context) {
+      const int64_t cache_block = position / t.block_tokens, in_block = position - cache_block * t.block_tokens;
       int64_t offset = (t.block_table[cache_block] * t.block_tokens + in_block) * t.token_stride;
-      const int64_t end = s + t.block_tokens - in_block < rows ? s + t.block_tokens - in_block : rows;
-      for (; s < end; ++s, offset += t.token_stride) {
+      const int64_t end_of_block = position + t.block_tokens - in_block, last = end_of_block < t.context ? end_of_block : t.context;
+      for (; s < B && position < last; ++s, ++position, offset += t.token_stride) {
         keys[s] = k_cache + offset;
         values[s] = v_cache + offset;
       }
     }
-    for (int64_t s = rows; s < B; ++s) {
-      keys[s] = keys[rows - 1];
-      values[s] = values[rows - 1];
+    return s;
+  }
+  ORRERY_MEMBER void pad(int64_t s, const PagedTask& t, int64_t position) {
+    if (s == 0) s = add(t, position, 0);
+    for (; s < B; ++s) {
+      keys[s] = keys[s - 1];
+      values[s] = values[s - 1];
     }
   }
 };
 
-/// Brings a line to L2. Each line that the kernels read asks for its like in the block that comes next: bursts of requests get lost.
-ORRERY_INLINE void prefetch_next(const void* line) { __builtin_prefetch(line, 0, 2); }
-
-/// The same for the values of rows that this block does not have, at `column`.
-template <typename T>
-ORRERY_INLINE void prefetch_rest(const BlockRows<T>& block, const BlockRows<T>& next, int64_t column) {
-  for (int64_t s = block.rows; s < next.rows; ++s) prefetch_next(next.values[s] + column);
-}
+/// Brings a line to L2. Each line that the kernels read asks for its like 64 rows behind: bursts of requests get lost.
+ORRERY_INLINE void prefetch_behind(const void* line) { __builtin_prefetch(line, 0, 2); }
 
 /// Of each query head of a task, in its scratch memory.
 struct HeadSums {
@@ -119,8 +133,6 @@ ORRERY_INLINE float softmax_keys(float (&scores)[B], int64_t first_key, float sc
   return lanes[0];
 }
 
-ORRERY_INLINE int64_t lowest_position(const PagedTask& t) { return t.window > 0 && t.context > t.window ? t.context - t.window : 0; }
-
 template <int kCount>
 struct HeadCount {
   static constexpr int value = kCount;
@@ -136,23 +148,17 @@ ORRERY_INLINE void by_fours(int64_t group, Heads&& heads) {
   if (group - head == 1) heads(HeadCount<1>{}, head);
 }
 
-/// Calls body(HeadCount<n>, j, block, next, kv_head, first_head) for the blocks of keys that the query sees, in each for all kv heads of the task and
-/// their groups by fours; `next` is the block behind, or the first of the task behind.
+/// Calls body(HeadCount<n>, j, block, behind, kv_head, first_head) for the blocks of keys that the query sees, in each for all kv heads of the task and
+/// their groups by fours.
 template <typename T, typename Body>
 ORRERY_INLINE void each_block(const PagedTask& t, Body&& body) {
   BlockRows<T> blocks[2];
   const int64_t first = lowest_position(t) / B;
   blocks[0].find(t, first);
   for (int64_t j = first, now = 0; j * B < t.context; ++j, now = 1 - now) {
-    BlockRows<T>& next = blocks[1 - now];
-    if ((j + 1) * B < t.context)
-      next.find(t, j + 1);
-    else if (t.next != nullptr)
-      next.find(*t.next, lowest_position(*t.next) / B);
-    else
-      next.find(t, j);
+    blocks[1 - now].find_behind(t, j);
     for (int64_t kv_head = 0; kv_head < t.num_kv_heads; ++kv_head)
-      by_fours(t.group, [&](auto count, int64_t head) { body(count, j, blocks[now], next, kv_head, kv_head * t.group + head); });
+      by_fours(t.group, [&](auto count, int64_t head) { body(count, j, blocks[now], blocks[1 - now], kv_head, kv_head * t.group + head); });
   }
 }
 

@@ -25,7 +25,7 @@ struct Query {
 ORRERY_INLINE __mmask64 first_bytes(int64_t n) { return n >= 64 ? ~__mmask64{0} : (__mmask64{1} << n) - 1; }
 
 template <int C>
-ORRERY_INLINE void block_scores(const BlockRows<int8_t>& block, const BlockRows<int8_t>& next, int64_t column, int64_t H, const Query* q, const float (&key_scales)[B], float (&scores)[C][B]) {
+ORRERY_INLINE void block_scores(const BlockRows<int8_t>& block, const BlockRows<int8_t>& behind, int64_t column, int64_t H, const Query* q, const float (&key_scales)[B], float (&scores)[C][B]) {
   const __m512i offset = _mm512_set1_epi8(static_cast<char>(0x80));
   for (int64_t s = 0; s < B; s += kLanes) {
     __m512i sum[C];
@@ -34,7 +34,7 @@ ORRERY_INLINE void block_scores(const BlockRows<int8_t>& block, const BlockRows<
       for (int64_t h = 0; h < H; h += 64) {
         F32x16 tile[16];
         for (int64_t i = 0; i < 16; ++i) {
-          prefetch_next(next.keys[s + i] + column + h);
+          prefetch_behind(behind.keys[s + i] + column + h);
           const __m512i codes = s + i < block.rows ? _mm512_maskz_loadu_epi8(first_bytes(H - h), block.keys[s + i] + column + h) : _mm512_setzero_si512();
           tile[i] = {_mm512_castsi512_ps(_mm512_xor_si512(codes, offset))};
         }
@@ -64,7 +64,7 @@ ORRERY_INLINE float weigh(const float (&p)[B], const float (&value_scales)[B], i
 }
 
 template <int C>
-ORRERY_INLINE void add_values(const BlockRows<int8_t>& block, const BlockRows<int8_t>& next, int64_t column, int64_t H, const int16_t (&codes)[C][B], const float (&unit)[C], const float (&shrink)[C], float* o) {
+ORRERY_INLINE void add_values(const BlockRows<int8_t>& block, const BlockRows<int8_t>& behind, int64_t column, int64_t H, const int16_t (&codes)[C][B], const float (&unit)[C], const float (&shrink)[C], float* o) {
   for (int64_t h = 0; h < H; h += 32) {
     __m512i low[C], high[C];
     for (int c = 0; c < C; ++c) low[c] = high[c] = _mm512_setzero_si512();
@@ -72,8 +72,8 @@ ORRERY_INLINE void add_values(const BlockRows<int8_t>& block, const BlockRows<in
       return s < block.rows ? _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(block.values[s] + column + h))) : _mm512_setzero_si512();
     };
     for (int64_t s = 0; s < block.rows; s += 2) {
-      prefetch_next(next.values[s] + column + h);
-      prefetch_next(next.values[s + 1] + column + h);
+      prefetch_behind(behind.values[s] + column + h);
+      prefetch_behind(behind.values[s + 1] + column + h);
       const __m512i even = values(s), odd = values(s + 1), lower = _mm512_unpacklo_epi16(even, odd), upper = _mm512_unpackhi_epi16(even, odd);
       for (int c = 0; c < C; ++c) {
         const __m512i both = _mm512_set1_epi32(word_at(codes[c] + s));
@@ -81,7 +81,6 @@ ORRERY_INLINE void add_values(const BlockRows<int8_t>& block, const BlockRows<in
         high[c] = _mm512_dpwssd_epi32(high[c], upper, both);
       }
     }
-    prefetch_rest(block, next, column + h);
     for (int c = 0; c < C; ++c) {
       const F32x16 units = splat(unit[c]), shrinks = splat(shrink[c]);
       store(o + c * H + h, fma(to_f32(I32x16{low[c]}), units, load(o + c * H + h) * shrinks));
@@ -98,7 +97,7 @@ void decode(const PagedTask& t) {
   for (int64_t i = 0; i < num_heads * H; i += kLanes) store(sums.o + i, zero());
   Query* queries = reinterpret_cast<Query*>(t.scratch + pad_to(num_heads * (H + 2) * 4, 64));
   for (int64_t head = 0; head < num_heads; ++head) queries[head].quantize(static_cast<const T*>(t.q) + head * H, H);
-  each_block<int8_t>(t, [&](auto count, int64_t j, const BlockRows<int8_t>& block, const BlockRows<int8_t>& next, int64_t kv_head, int64_t head) {
+  each_block<int8_t>(t, [&](auto count, int64_t j, const BlockRows<int8_t>& block, const BlockRows<int8_t>& behind, int64_t kv_head, int64_t head) {
     constexpr int C = decltype(count)::value;
     const int64_t column = kv_head * stored_head_bytes<int8_t>(H);
     alignas(64) float p[C][B], key_scales[B], value_scales[B];
@@ -108,12 +107,12 @@ void decode(const PagedTask& t) {
       key_scales[s] = s < block.rows ? scale_of_head(block.keys[s] + column, H) : 0.0f;
       value_scales[s] = s < block.rows ? scale_of_head(block.values[s] + column, H) : 0.0f;
     }
-    block_scores<C>(block, next, column, H, queries + head, key_scales, p);
+    block_scores<C>(block, behind, column, H, queries + head, key_scales, p);
     for (int c = 0; c < C; ++c) {
       shrink[c] = softmax_keys(p[c], j * B, scale, first, last, sums.maximum[head + c], sums.sum[head + c]);
       unit[c] = weigh(p[c], value_scales, codes[c]);
     }
-    add_values<C>(block, next, column, H, codes, unit, shrink, sums.o + head * H);
+    add_values<C>(block, behind, column, H, codes, unit, shrink, sums.o + head * H);
   });
   for (int64_t head = 0; head < num_heads; ++head) {
     const F32x16 inverse = splat(1.0f) / splat(sums.sum[head]);

@@ -19,7 +19,7 @@ ORRERY_INLINE F32x16 add_word(F32x16 sum, F32x16 keys, const float* q) { return 
 
 // scores[c][s] = q_c . k_s for the 64 keys of a block, which lie `column` behind the starts of their rows; the softmax hides keys that are not there.
 template <typename T, int C>
-ORRERY_INLINE void block_scores(const BlockRows<T>& block, const BlockRows<T>& next, int64_t column, int64_t H, const T* q, float (&scores)[C][B]) {
+ORRERY_INLINE void block_scores(const BlockRows<T>& block, const BlockRows<T>& behind, int64_t column, int64_t H, const T* q, float (&scores)[C][B]) {
   const int64_t words = H / kPerWord<T>;
   for (int64_t s = 0; s < B; s += kLanes) {
     F32x16 sum[C];
@@ -28,7 +28,7 @@ ORRERY_INLINE void block_scores(const BlockRows<T>& block, const BlockRows<T>& n
       for (int64_t w = 0; w < words; w += 16) {
         F32x16 tile[16];
         for (int64_t i = 0; i < 16; ++i) {
-          prefetch_next(next.keys[s + i] + column + w * kPerWord<T>);
+          prefetch_behind(behind.keys[s + i] + column + w * kPerWord<T>);
           tile[i] = {_mm512_loadu_ps(reinterpret_cast<const float*>(block.keys[s + i] + column + w * kPerWord<T>))};
         }
         transpose_16x16(tile);
@@ -44,7 +44,7 @@ ORRERY_INLINE void block_scores(const BlockRows<T>& block, const BlockRows<T>& n
 // o[c] = o[c] shrink_c + sum over keys of p[c][s] v_s. bf16: o holds, for 32 numbers of the head, first the lower and then the upper four
 // of each eight: what interleaving two rows gives.
 template <int C>
-ORRERY_INLINE void add_values(const BlockRows<uint16_t>& block, const BlockRows<uint16_t>& next, int64_t column, int64_t H, const float (&p)[C][B], const float (&shrink)[C], bool first,
+ORRERY_INLINE void add_values(const BlockRows<uint16_t>& block, const BlockRows<uint16_t>& behind, int64_t column, int64_t H, const float (&p)[C][B], const float (&shrink)[C], bool first,
                               float* o) {
   alignas(64) uint16_t rounded[C][B];
   for (int c = 0; c < C; ++c)
@@ -56,8 +56,8 @@ ORRERY_INLINE void add_values(const BlockRows<uint16_t>& block, const BlockRows<
       high[c] = first ? _mm512_setzero_ps() : (load(o + c * H + h + 16) * splat(shrink[c])).v;
     }
     for (int64_t s = 0; s < block.rows; s += 2) {  // what would come behind is zero
-      prefetch_next(next.values[s] + column + h);
-      prefetch_next(next.values[s + 1] + column + h);
+      prefetch_behind(behind.values[s] + column + h);
+      prefetch_behind(behind.values[s + 1] + column + h);
       const __m512i even = _mm512_loadu_si512(block.values[s] + column + h);
       const __m512i odd = s + 1 < block.rows ? _mm512_loadu_si512(block.values[s + 1] + column + h) : _mm512_setzero_si512();
       const __m512bh lower = pairs(_mm512_unpacklo_epi16(even, odd)), upper = pairs(_mm512_unpackhi_epi16(even, odd));
@@ -67,7 +67,6 @@ ORRERY_INLINE void add_values(const BlockRows<uint16_t>& block, const BlockRows<
         high[c] = _mm512_dpbf16_ps(high[c], both, upper);
       }
     }
-    prefetch_rest(block, next, column + h);
     for (int c = 0; c < C; ++c) {
       _mm512_storeu_ps(o + c * H + h, low[c]);
       _mm512_storeu_ps(o + c * H + h + 16, high[c]);
@@ -75,14 +74,14 @@ ORRERY_INLINE void add_values(const BlockRows<uint16_t>& block, const BlockRows<
   }
 }
 template <int C>
-ORRERY_INLINE void add_values(const BlockRows<float>& block, const BlockRows<float>& next, int64_t column, int64_t H, const float (&p)[C][B], const float (&shrink)[C], bool first,
+ORRERY_INLINE void add_values(const BlockRows<float>& block, const BlockRows<float>& behind, int64_t column, int64_t H, const float (&p)[C][B], const float (&shrink)[C], bool first,
                               float* o) {
   for (int64_t h = 0; h < H; h += 32) {
     F32x16 low[C], high[C];
     for (int c = 0; c < C; ++c) low[c] = high[c] = zero();
     for (int64_t s = 0; s < B; ++s) {
-      prefetch_next(next.values[s] + column + h);
-      prefetch_next(next.values[s] + column + h + 16);
+      prefetch_behind(behind.values[s] + column + h);
+      prefetch_behind(behind.values[s] + column + h + 16);
       const F32x16 a = s < block.rows ? load(block.values[s] + column + h) : zero(), b = s < block.rows ? load(block.values[s] + column + h + 16) : zero();
       for (int c = 0; c < C; ++c) {
         low[c] = fma(splat(p[c][s]), a, low[c]);
@@ -108,13 +107,13 @@ void decode(const PagedTask& t) {
   const T* q = static_cast<const T*>(t.q);
   const float scale = t.scale * kLog2E, first = static_cast<float>(lowest), last = static_cast<float>(t.context - 1);
   const HeadSums sums(t);
-  each_block<T>(t, [&](auto count, int64_t j, const BlockRows<T>& block, const BlockRows<T>& next, int64_t kv_head, int64_t head) {
+  each_block<T>(t, [&](auto count, int64_t j, const BlockRows<T>& block, const BlockRows<T>& behind, int64_t kv_head, int64_t head) {
     constexpr int C = decltype(count)::value;
     alignas(64) float p[C][B];
     float shrink[C];
-    block_scores<T, C>(block, next, kv_head * H, H, q + head * H, p);
+    block_scores<T, C>(block, behind, kv_head * H, H, q + head * H, p);
     for (int c = 0; c < C; ++c) shrink[c] = softmax_keys(p[c], j * B, scale, first, last, sums.maximum[head + c], sums.sum[head + c]);
-    add_values<C>(block, next, kv_head * H, H, p, shrink, j == lowest / B, sums.o + head * H);
+    add_values<C>(block, behind, kv_head * H, H, p, shrink, j == lowest / B, sums.o + head * H);
   });
   for (int64_t head = 0; head < t.num_kv_heads * t.group; ++head) {
     const F32x16 inverse = splat(1.0f) / splat(sums.sum[head]);

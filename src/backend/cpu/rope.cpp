@@ -48,7 +48,7 @@ void run_rope(const KernelContext& context, const OpCall& call) {
   const TensorView &x = call.in(0), &y = call.out(0);
   const auto& a = call.attribute<RopeAttributes>();
   ORRERY_CHECK(x.row_width() == a.num_heads * a.head_dim && y.row_width() == x.row_width(), "rope of {}", x.row_width());
-  context.pool->parallel_for(x.rows(), row_granule(x.row_width() * dtype_bytes(x.dtype)), [&](int64_t begin, int64_t end) {
+  parallel_rows(*context.pool, x.rows(), x.row_width() * dtype_bytes(x.dtype), [&](int64_t begin, int64_t end) {
     rotate(context, call, call.in(1), call.in(2), kBackward, a.num_heads, x, 0, y, 0, begin, end);
   });
 }
@@ -59,12 +59,11 @@ void run_split_rope(const KernelContext& context, const OpCall& call) {
   const TensorView& qkv = call.in(0);
   const int64_t q_width = a.num_heads * a.head_dim, kv_width = a.num_kv_heads * a.head_dim;
   ORRERY_CHECK(qkv.row_width() == q_width + 2 * kv_width, "split_rope of {}", qkv.row_width());
-  context.pool->parallel_for(
-      qkv.rows(), row_granule(qkv.row_width() * dtype_bytes(qkv.dtype)), [&](int64_t begin, int64_t end) {
-        rotate(context, call, call.in(1), call.in(2), false, a.num_heads, qkv, 0, call.out(0), 0, begin, end);
-        rotate(context, call, call.in(1), call.in(2), false, a.num_kv_heads, qkv, q_width, call.out(1), 0, begin, end);
-        copy_columns(qkv, q_width + kv_width, call.out(2), 0, kv_width, begin, end);
-      });
+  parallel_rows(*context.pool, qkv.rows(), qkv.row_width() * dtype_bytes(qkv.dtype), [&](int64_t begin, int64_t end) {
+    rotate(context, call, call.in(1), call.in(2), false, a.num_heads, qkv, 0, call.out(0), 0, begin, end);
+    rotate(context, call, call.in(1), call.in(2), false, a.num_kv_heads, qkv, q_width, call.out(1), 0, begin, end);
+    copy_columns(qkv, q_width + kv_width, call.out(2), 0, kv_width, begin, end);
+  });
 }
 
 void run_split_rope_grad(const KernelContext& context, const OpCall& call) {
@@ -73,12 +72,11 @@ void run_split_rope_grad(const KernelContext& context, const OpCall& call) {
   const TensorView& dqkv = call.out(0);
   const int64_t q_width = a.num_heads * a.head_dim, kv_width = a.num_kv_heads * a.head_dim;
   ORRERY_CHECK(dqkv.row_width() == q_width + 2 * kv_width, "split_rope_grad to {}", dqkv.row_width());
-  context.pool->parallel_for(
-      dqkv.rows(), row_granule(dqkv.row_width() * dtype_bytes(dqkv.dtype)), [&](int64_t begin, int64_t end) {
-        rotate(context, call, call.in(3), call.in(4), true, a.num_heads, call.in(0), 0, dqkv, 0, begin, end);
-        rotate(context, call, call.in(3), call.in(4), true, a.num_kv_heads, call.in(1), 0, dqkv, q_width, begin, end);
-        copy_columns(call.in(2), 0, dqkv, q_width + kv_width, kv_width, begin, end);
-      });
+  parallel_rows(*context.pool, dqkv.rows(), dqkv.row_width() * dtype_bytes(dqkv.dtype), [&](int64_t begin, int64_t end) {
+    rotate(context, call, call.in(3), call.in(4), true, a.num_heads, call.in(0), 0, dqkv, 0, begin, end);
+    rotate(context, call, call.in(3), call.in(4), true, a.num_kv_heads, call.in(1), 0, dqkv, q_width, begin, end);
+    copy_columns(call.in(2), 0, dqkv, q_width + kv_width, kv_width, begin, end);
+  });
 }
 
 constexpr KernelEntry kEntries[] = {
