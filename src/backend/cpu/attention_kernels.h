@@ -88,9 +88,11 @@ constexpr int64_t backward_scratch_bytes(int64_t max_tokens, int64_t head_dim, i
   const int64_t B = kAttentionBlock, Lp = pad_to(max_tokens, B), Hp = pad_to(head_dim, 32);
   return (7 * Lp * Hp + 3 * B * B) * element_bytes + (2 * Lp + 2 * B * B + 2 * B * Hp + 3 * Lp * Hp) * 4;
 }
+/// Blocks of query columns for which a block of keys and values is gathered once.
+constexpr int64_t kPagedColumnBlocks = 4;
 constexpr int64_t paged_scratch_bytes(int64_t head_dim, int64_t element_bytes) {
   const int64_t B = kAttentionBlock, Hp = pad_to(head_dim, 32);
-  return (3 * B * Hp + B * B) * element_bytes + (2 * B * B + B * Hp) * 4;
+  return (3 * B * Hp + B * B) * element_bytes + B * B * 4 + kPagedColumnBlocks * B * Hp * (element_bytes + 4);
 }
 
 }  // namespace orrery

@@ -380,70 +380,109 @@ ORRERY_INLINE void gather_cache(const PagedTask& t, const void* cache, int64_t f
   copy_rows(out, Hp, 0, 0, B - rows, Hp, out + rows * Hp);
 }
 
-// Columns are pairs (query row, head of the group), up to 64 at once, in steps of 16. The order of every sum is that of
-// forward(), with key blocks anchored at position 0, and does not depend on how many columns there are.
+// A block of up to 64 columns: pairs (query row, head of the group), in steps of 16, and what was summed for them.
+template <typename T>
+struct PagedColumns {
+  T* q_packed;  // [Hp, 64]
+  float* o_transposed;  // [Hp, 64]
+  alignas(64) float first[B], last[B];  // keys that each column sees
+  Statistics statistics;
+  int64_t first_column, columns, wide;  // wide: with those that fill up the last sixteen
+  int64_t first_block, last_block, first_unmasked, last_unmasked;  // of keys, inclusive; all columns see all keys of the unmasked ones
+
+  // `rows`: scratch of [64, Hp].
+  void begin(const PagedTask& t, int64_t begin_column, int64_t num_columns, int64_t Hp, T* rows) {
+    const int64_t H = t.head_dim;
+    first_column = begin_column;
+    columns = smaller(B, num_columns - first_column);
+    wide = padded(columns, kLanes);
+    int64_t least_first = t.context, most_first = 0, least_last = t.context, most_last = 0;
+    for (int64_t c = 0; c < wide; ++c) {
+      const int64_t column = smaller(first_column + c, num_columns - 1), row = column / t.group, position = t.context - t.num_queries + row;
+      const int64_t lowest = t.window > 0 ? larger(0, position - t.window + 1) : 0;
+      first[c] = static_cast<float>(lowest);
+      last[c] = static_cast<float>(position);
+      least_first = smaller(least_first, lowest);
+      most_first = larger(most_first, lowest);
+      least_last = smaller(least_last, position);
+      most_last = larger(most_last, position);
+      copy_rows(static_cast<const T*>(t.q) + row * t.q_stride + column % t.group * H, 0, 1, H, 1, Hp, rows + c * Hp);
+    }
+    pack_transposed(rows, Hp, wide, Hp, wide, Hp, q_packed);
+    statistics.reset();
+    first_block = least_first / B;
+    last_block = most_last / B;
+    first_unmasked = (most_first + B - 1) / B;
+    last_unmasked = (least_last + 1) / B - 1;
+  }
+
+  // Key block j: k_rows [64, Hp], v_transposed [Hp, 64].
+  void add(const PagedTask& t, int64_t j, int64_t Hp, const T* k_rows, const T* v_transposed, float* scores, T* p_packed) {
+    const float scale = t.scale * kLog2E;
+    product(t.tile, B, wide, Hp, k_rows, Hp, q_packed, kLanes * Hp, scores, B, false);
+    const bool masked = j < first_unmasked || j > last_unmasked;
+    for (int64_t c = 0; c < wide; c += kLanes) {
+      T* panel = p_packed + c * B;
+      const int64_t v = c / kLanes;
+      const auto emit = [&](int64_t s, F32x16 even, F32x16 odd) { store_panel_pair(panel, s, even, odd); };
+      const F32x16 shrink = masked ? softmax_block<true>(scores + c, B, j * B, scale, load(first + c), load(last + c), statistics.maximum[v], statistics.sum[v], emit)
+                                   : softmax_block<false>(scores + c, B, j * B, scale, load(first + c), load(last + c), statistics.maximum[v], statistics.sum[v], emit);
+      if (j > first_block)
+        for (int64_t h = 0; h < Hp; ++h) store(o_transposed + h * B + c, load(o_transposed + h * B + c) * shrink);
+    }
+    product(t.tile, Hp, wide, B, v_transposed, B, p_packed, kLanes * B, o_transposed, B, j > first_block);
+  }
+
+  void finish(const PagedTask& t) const {
+    const int64_t H = t.head_dim;
+    for (int64_t c = 0; c < columns; c += kLanes) {
+      const F32x16 inverse = splat(1.0f) / statistics.sum[c / kLanes];
+      for (int64_t h = 0; h < H; h += kLanes) {
+        F32x16 block[16];
+        for (int64_t x = 0; x < 16; ++x) block[x] = load(o_transposed + (h + x) * B + c) * inverse;
+        transpose_16x16(block);
+        for (int64_t x = 0; x < smaller(kLanes, columns - c); ++x) {
+          const int64_t column = first_column + c + x;
+          store_n(static_cast<T*>(t.o) + column / t.group * t.o_stride + column % t.group * H + h, block[x], smaller(kLanes, H - h));
+        }
+      }
+    }
+  }
+};
+
+// The order of every sum is that of forward(), with key blocks anchored at position 0, and does not depend on how many columns there are. A block of
+// keys is gathered and transposed once for kPagedColumnBlocks blocks of columns.
 template <typename T>
 void paged(const PagedTask& t) {
-  const int64_t H = t.head_dim, Hp = padded(H, 32), num_columns = t.num_queries * t.group;
+  const int64_t Hp = padded(t.head_dim, 32), num_columns = t.num_queries * t.group;
   Scratch scratch{t.scratch};
   T* k_rows = scratch.take<T>(B * Hp);
-  T* v_packed = scratch.take<T>(B * Hp);
-  T* q_packed = scratch.take<T>(B * Hp);
-  T* p_rows = scratch.take<T>(B * B);
+  T* v_rows = scratch.take<T>(B * Hp);
+  T* v_transposed = scratch.take<T>(B * Hp);
+  T* p_packed = scratch.take<T>(B * B);
   float* scores = scratch.take<float>(B * B);
-  float* p_transposed = scratch.take<float>(B * B);
-  float* o = scratch.take<float>(B * Hp);
-  const float scale = t.scale * kLog2E;
+  PagedColumns<T> blocks[kPagedColumnBlocks];
+  for (PagedColumns<T>& block : blocks) {
+    block.q_packed = scratch.take<T>(B * Hp);
+    block.o_transposed = scratch.take<float>(B * Hp);
+  }
   t.tile->begin_thread();
-  for (int64_t first_column = 0; first_column < num_columns; first_column += B) {
-    const int64_t columns = smaller(B, num_columns - first_column), wide = padded(columns, 16), tall = padded(columns, 32);
-    alignas(64) float last[B], first[B], shrinks[B], inverse[B];
-    int64_t first_key = t.context;
-    T* q_rows = k_rows;  // free until the first key block
-    for (int64_t c = 0; c < wide; ++c) {
-      const int64_t column = smaller(first_column + c, num_columns - 1), row = column / t.group;
-      const int64_t position = t.context - t.num_queries + row;
-      const int64_t lowest = t.window > 0 ? larger(0, position - t.window + 1) : 0;
-      last[c] = static_cast<float>(position);
-      first[c] = static_cast<float>(lowest);
-      first_key = smaller(first_key, lowest);
-      copy_rows(static_cast<const T*>(t.q) + row * t.q_stride + column % t.group * H, 0, 1, H, 1, Hp, q_rows + c * Hp);
+  for (int64_t column = 0; column < num_columns;) {
+    int64_t count = 0, first_block = t.context, last_block = 0;
+    for (; count < kPagedColumnBlocks && column < num_columns; ++count, column += B) {
+      blocks[count].begin(t, column, num_columns, Hp, k_rows);
+      first_block = smaller(first_block, blocks[count].first_block);
+      last_block = larger(last_block, blocks[count].last_block);
     }
-    pack_transposed(q_rows, Hp, wide, Hp, wide, Hp, q_packed);
-    Statistics statistics;
-    statistics.reset();
-    const int64_t first_block = first_key / B, last_block = static_cast<int64_t>(last[wide - 1]) / B;
     for (int64_t j = first_block; j <= last_block; ++j) {
       const int64_t rows = smaller(B, t.context - j * B);
-      gather_cache(t, t.v_cache, j * B, rows, Hp, k_rows);
-      pack_rows(k_rows, Hp, B, Hp, B, Hp, v_packed);
+      gather_cache(t, t.v_cache, j * B, rows, Hp, v_rows);
+      transpose_rows(v_rows, Hp, B, Hp, B, Hp, v_transposed, B);
       gather_cache(t, t.k_cache, j * B, rows, Hp, k_rows);
-      product(t.tile, B, wide, Hp, k_rows, Hp, q_packed, 16 * Hp, scores, B, false);
-      for (int64_t c = 0; c < wide; c += kLanes) {
-        const auto emit = [&](int64_t s, F32x16 even, F32x16 odd) {
-          store(p_transposed + s * B + c, even);
-          store(p_transposed + (s + 1) * B + c, odd);
-        };
-        const int64_t v = c / kLanes;
-        store(shrinks + c, softmax_block<true>(scores + c, B, j * B, scale, load(first + c), load(last + c),
-                                               statistics.maximum[v], statistics.sum[v], emit));
-      }
-      for (int64_t c = wide; c < tall; c += kLanes)
-        for (int64_t s = 0; s < B; ++s) store(p_transposed + s * B + c, zero());
-      transpose_rows(p_transposed, B, B, tall, B, tall, scores, B);
-      for (int64_t c = 0; c < tall; ++c)
-        for (int64_t s = 0; s < B; s += kLanes) store(p_rows + c * B + s, load(scores + c * B + s));
-      if (j > first_block)
-        for (int64_t c = 0; c < columns; ++c)
-          for (int64_t h = 0; h < Hp; h += kLanes) store(o + c * Hp + h, load(o + c * Hp + h) * splat(shrinks[c]));
-      product(t.tile, tall, Hp, B, p_rows, B, v_packed, 16 * B, o, Hp, j > first_block);
+      for (int64_t i = 0; i < count; ++i)
+        if (blocks[i].first_block <= j && j <= blocks[i].last_block) blocks[i].add(t, j, Hp, k_rows, v_transposed, scores, p_packed);
     }
-    for (int64_t c = 0; c < wide; c += kLanes) store(inverse + c, splat(1.0f) / statistics.sum[c / kLanes]);
-    for (int64_t c = 0; c < columns; ++c) {
-      const int64_t column = first_column + c;
-      T* out = static_cast<T*>(t.o) + column / t.group * t.o_stride + column % t.group * H;
-      for_lanes(H, [&](int64_t h, int64_t n) { store_n(out + h, load_n(o + c * Hp + h, n) * splat(inverse[c]), n); });
-    }
+    for (int64_t i = 0; i < count; ++i) blocks[i].finish(t);
   }
   t.tile->end_thread();
 }

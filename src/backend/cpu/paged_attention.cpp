@@ -3,7 +3,8 @@
 // Keys and values are read from the cache only, the current chunk's too, in blocks of 64 positions anchored at position 0 and
 // folded in order; the products follow the arithmetic id, over a cache in 8 bits that of paged_int8.h. A query row's bits therefore depend neither on how many rows its
 // sequence brings (decoded alone or prefilled in a chunk), nor on cache block size or placement, nor on other sequences.
-// Threads take whole (sequence, kv head) pairs, cut in contiguous ranges of about equal work; what a thread has of a sequence is one task.
+// Threads take contiguous ranges of about equal work of all (sequence, kv head) pairs, whole ones where a sequence brings few rows; what a thread has of
+// such a sequence is one task.
 #include <algorithm>
 #include <cstring>
 
@@ -64,6 +65,20 @@ double sequence_work(int64_t context, int64_t columns) {
   return static_cast<double>(context / kAttentionBlock + 1) * (static_cast<double>((columns + 15) / 16) + 1);
 }
 
+/// Rows of a sequence that take part `fraction` of its work, from its first row on: 0 for 0, all for 1 and above, or a multiple of kRowUnit. A row's work
+/// goes with the blocks of keys that it sees.
+int64_t rows_of_work(double fraction, int64_t rows, int64_t context) {
+  constexpr int64_t kRowUnit = 16;
+  if (fraction <= 0) return 0;
+  const auto work = [&](int64_t count) {
+    const double before = static_cast<double>(context - rows) / kAttentionBlock + 1, own = static_cast<double>(count) / (2 * kAttentionBlock);
+    return static_cast<double>(count) * (before + own);
+  };
+  int64_t count = 0;
+  while (count < rows && work(count) < fraction * work(rows)) count += kRowUnit;
+  return std::min(count, rows);
+}
+
 void run_paged_attention(const KernelContext& context, const OpCall& call) {
   const auto& a = call.attribute<AttentionAttributes>();
   const TensorView &q = call.in(0), &k_cache = call.in(1), &v_cache = call.in(2), &block_table = call.in(3), &o = call.out(0);
@@ -119,29 +134,19 @@ void run_paged_attention(const KernelContext& context, const OpCall& call) {
         decode(one);
       }
     };
-    double before = 0;
-    for (int64_t s = 0; s < num_sequences; ++s) {
-      const int64_t rows = starts[s + 1] - starts[s];
-      if (rows == 0) continue;
-      const double work = sequence_work(context_lens[s], rows * group);
-      int64_t first_head = a.num_kv_heads, end_head = 0;
-      for (int64_t head = 0; head < a.num_kv_heads; ++head, before += work)
-        if (std::min(num_threads - 1, static_cast<int>((before + work / 2) / total * num_threads)) == thread_index) {
-          first_head = std::min(first_head, head);
-          end_head = head + 1;
-        }
-      if (first_head >= end_head) continue;
+    const auto add_task = [&](int64_t s, int64_t first_row, int64_t end_row, int64_t first_head, int64_t end_head) {
+      if (first_row >= end_row || first_head >= end_head) return;
       PagedTask next;
-      next.num_queries = rows;
-      next.context = context_lens[s];
+      next.num_queries = end_row - first_row;
+      next.context = context_lens[s] - (starts[s + 1] - starts[s] - end_row);
       next.num_kv_heads = end_head - first_head;
       next.head_dim = H;
       next.group = group;
       next.window = a.window;
       next.scale = a.scale;
-      next.q = row_at(q, starts[s]) + first_head * group * H * size;
+      next.q = row_at(q, starts[s] + first_row) + first_head * group * H * size;
       next.q_stride = q.row_stride;
-      next.o = row_at(o, starts[s]) + first_head * group * H * size;
+      next.o = row_at(o, starts[s] + first_row) + first_head * group * H * size;
       next.o_stride = o.row_stride;
       next.k_cache = k_cache.data + first_head * head_bytes;
       next.v_cache = v_cache.data + first_head * head_bytes;
@@ -153,6 +158,27 @@ void run_paged_attention(const KernelContext& context, const OpCall& call) {
       if (waiting) run_task(&next);
       task = next;
       waiting = true;
+    };
+    // The thread's part of the work, in that of all pairs one after the other.
+    const double begin = total * thread_index / num_threads, end = total * (thread_index + 1) / num_threads;
+    double before = 0;
+    for (int64_t s = 0; s < num_sequences; ++s) {
+      const int64_t rows = starts[s + 1] - starts[s];
+      if (rows == 0) continue;
+      const double work = sequence_work(context_lens[s], rows * group);
+      if (rows > kDecodeRows) {
+        for (int64_t head = 0; head < a.num_kv_heads; ++head, before += work)
+          add_task(s, rows_of_work((begin - before) / work, rows, context_lens[s]), thread_index == num_threads - 1 ? rows : rows_of_work((end - before) / work, rows, context_lens[s]),
+                   head, head + 1);
+        continue;
+      }
+      int64_t first_head = a.num_kv_heads, end_head = 0;
+      for (int64_t head = 0; head < a.num_kv_heads; ++head, before += work)
+        if (std::min(num_threads - 1, static_cast<int>((before + work / 2) / total * num_threads)) == thread_index) {
+          first_head = std::min(first_head, head);
+          end_head = head + 1;
+        }
+      add_task(s, 0, rows, first_head, end_head);
     }
     if (waiting) run_task(nullptr);
   });
