@@ -2,6 +2,7 @@
 // block's 8 vpdpbusd, product of scales and FMA the dots can be 80 %; conversions, unpacking and loads fit into the other ports as long as a
 // code is used for several rows and a row for two panels. Two panels by six rows reach 79 % of the dot products' peak from L2.
 #include "backend/cpu/quantized_blocks.h"
+#include "backend/cpu/transpose.h"
 
 namespace orrery::ORRERY_SIMD {
 namespace {
@@ -165,57 +166,127 @@ void panel_product(const PanelProduct& product) {
 
 // ---- rows of x ---------------------------------------------------------------------------------------------------------------------
 
-/// 32 numbers as i8, and the sums of the first sixteen and of all.
-ORRERY_INLINE void store_codes(int8_t* q, I32x16 a, I32x16 b, int32_t* first, int32_t* sum) {
+ORRERY_INLINE __m256i bytes_of(I32x16 a, I32x16 b) {
 #if ORRERY_SIMD_AVX512
-  const __m256i bytes = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm512_cvtepi32_epi8(a.v)), _mm512_cvtepi32_epi8(b.v), 1);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), bytes);
-  const __m256i fours = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), bytes);
-  const __m256i pairs = _mm256_add_epi32(fours, _mm256_shuffle_epi32(fours, 0x4E));
-  const __m256i all = _mm256_add_epi32(pairs, _mm256_shuffle_epi32(pairs, 0xB1));
-  *first = _mm256_cvtsi256_si32(all);
-  *sum = *first + _mm_cvtsi128_si32(_mm256_extracti128_si256(all, 1));
+  return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm512_cvtepi32_epi8(a.v)), _mm512_cvtepi32_epi8(b.v), 1);
 #else
-  alignas(32) int32_t lanes[32];
-  store(lanes, a);
-  store(lanes + 16, b);
-  *first = *sum = 0;
-  for (int i = 0; i < 32; ++i) {
-    q[i] = static_cast<int8_t>(lanes[i]);
-    *sum += q[i];  // of what is stored: a lane of a row that is not finite may be any number
-    if (i == 15) *first = *sum;
-  }
+  const __m256i first = _mm256_permute4x64_epi64(_mm256_packs_epi32(a.lo, a.hi), 0xD8), second = _mm256_permute4x64_epi64(_mm256_packs_epi32(b.lo, b.hi), 0xD8);
+  return _mm256_permute4x64_epi64(_mm256_packs_epi16(first, second), 0xD8);
 #endif
 }
+/// Sums of four bytes each.
+ORRERY_INLINE __m256i fours_of(__m256i bytes) {
+#if ORRERY_SIMD_AVX512
+  return _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), bytes);
+#else
+  return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes), _mm256_set1_epi16(1));
+#endif
+}
+
+/// The largest magnitude of each of `count` blocks, up to 16, zeros behind them. `finite` becomes false with a number that is not, whose block has any.
+template <typename T>
+ORRERY_INLINE F32x16 block_maxima(const T* x, int64_t count, bool& finite) {
+  F32x16 most[16], poison = zero();
+#pragma GCC unroll 16
+  for (int64_t b = 0; b < 16; ++b) {
+    most[b] = zero();
+    if (b >= count) continue;
+    const F32x16 first = load(x + b * kQuantBlock), second = load(x + b * kQuantBlock + 16);
+    poison = fma(second, zero(), fma(first, zero(), poison));  // 0 x is 0, and NaN where x is not finite
+    most[b] = max(max(first, zero() - first), max(second, zero() - second));
+  }
+  transpose_16x16(most);
+  F32x16 amax = zero();
+  for (const F32x16& lanes : most) amax = max(lanes, amax);
+  finite = finite && reduce_add(poison) == 0;
+  return amax;
+}
+#if ORRERY_SIMD_AVX512
+// Eight blocks: what two vectors interleave, the larger of each pair, until a lane of 128 bits has one number of each.
+ORRERY_INLINE __m128i maxima_of_8(const uint16_t* x, int64_t count) {
+  const __m512i magnitude = _mm512_set1_epi16(0x7fff);
+  __m512i most[8];
+#pragma GCC unroll 8
+  for (int64_t b = 0; b < 8; ++b) most[b] = b < count ? _mm512_and_si512(_mm512_loadu_si512(x + b * kQuantBlock), magnitude) : _mm512_setzero_si512();
+#pragma GCC unroll 3
+  for (int half = 4; half > 0; half /= 2)
+#pragma GCC unroll 4
+    for (int i = 0; i < half; ++i) most[i] = _mm512_max_epu16(_mm512_unpacklo_epi16(most[i], most[i + half]), _mm512_unpackhi_epi16(most[i], most[i + half]));
+  const __m256i halves = _mm256_max_epu16(_mm512_castsi512_si256(most[0]), _mm512_extracti64x4_epi64(most[0], 1));
+  return _mm_max_epu16(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+}
+// Magnitudes of bf16 have the order of their bits.
+ORRERY_INLINE F32x16 block_maxima(const uint16_t* x, int64_t count, bool& finite) {
+  const __m128i second = count > 8 ? maxima_of_8(x + 8 * kQuantBlock, count - 8) : _mm_setzero_si128();
+  const __m256i bits = _mm256_inserti128_si256(_mm256_castsi128_si256(maxima_of_8(x, count)), second, 1);
+  finite = finite && _mm256_cmpge_epu16_mask(bits, _mm256_set1_epi16(0x7f80)) == 0;
+  return max(F32x16{_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))}, zero());  // subnormals are zeros
+}
+#endif
+
+/// Sixteen blocks of a row, lanes being blocks where a step of one number waits for the one before: the reduction over a block and its two divisions.
+struct BlockRun {
+  static constexpr int64_t kBlocks = 16;
+  alignas(64) float scale[kBlocks], minus_min[kBlocks];
+  alignas(64) int32_t minus_sum[kBlocks], minus_half[kBlocks];
+  alignas(64) int8_t codes[kBlocks][kQuantBlock];
+
+  /// The first `count` blocks of x.
+  template <typename T>
+  ORRERY_MEMBER void quantize(const T* x, int64_t count, bool& finite) {
+    const F32x16 amax = block_maxima(x, count, finite);
+    alignas(64) float inverse[kBlocks];
+    store(inverse, select(zero() < amax, splat(127.0f) / amax, zero()));
+    const F32x16 scales = amax / splat(127.0f);
+    store(scale, scales);
+    alignas(64) int32_t first_sums[kBlocks] = {}, second_sums[kBlocks] = {};
+    for (int64_t b = 0; b < count; b += 4) {
+      __m256i fours[4];
+      for (int64_t i = 0; i < 4; ++i) {
+        const int64_t block = b + i < count ? b + i : count - 1;
+        const F32x16 factor = splat(inverse[block]);
+        const __m256i bytes = bytes_of(to_i32(load(x + block * kQuantBlock) * factor), to_i32(load(x + block * kQuantBlock + 16) * factor));
+        _mm256_store_si256(reinterpret_cast<__m256i*>(codes[block]), bytes);
+        fours[i] = fours_of(bytes);
+      }
+      const __m256i halves = _mm256_hadd_epi32(_mm256_hadd_epi32(fours[0], fours[1]), _mm256_hadd_epi32(fours[2], fours[3]));
+      _mm_store_si128(reinterpret_cast<__m128i*>(first_sums + b), _mm256_castsi256_si128(halves));
+      _mm_store_si128(reinterpret_cast<__m128i*>(second_sums + b), _mm256_extracti128_si256(halves, 1));
+    }
+    const I32x16 halves = load(first_sums), sums = halves + load(second_sums), none = splat_i32(0);
+    store(minus_half, none - halves);
+    store(minus_sum, none - sums);
+    store(minus_min, zero() - scales * to_f32(sums));
+  }
+};
 
 template <typename T>
 void quantize_row(const void* row_of_x, int64_t k, std::byte* tile, int64_t tile_rows, int64_t row) {
   const T* x = static_cast<const T*>(row_of_x);
-  F32x16 poison = zero();  // 0 x is 0, and NaN where x is not finite
+  bool finite = true;
   std::byte* const place = tile + row * 4;
-  const int64_t stride = tile_rows * 4;
-  const bool tall = tile_rows == kTallTileRows;  // numbers of a row together
-  const int64_t first_group = tall ? row * (kQuantBlock - 4) : 0, group_stride = tall ? 4 : stride;
-  for (int64_t block = 0; block < k / kQuantBlock; ++block) {
-    const F32x16 a = load(x + block * kQuantBlock), b = load(x + block * kQuantBlock + 16);
-    poison = fma(b, zero(), fma(a, zero(), poison));
-    const float amax = reduce_max(max(max(a, zero() - a), max(b, zero() - b)));
-    const F32x16 inverse = splat(amax > 0 ? 127.0f / amax : 0.0f);
-    alignas(32) int8_t q[32];
-    int32_t first, sum;
-    store_codes(q, to_i32(a * inverse), to_i32(b * inverse), &first, &sum);
-    const float scale = amax / 127.0f, minus_min = -(scale * static_cast<float>(sum));
-    const int32_t minus_sum = -sum, minus_half = -first;
-    std::byte* to = place + block * tile_rows * kQuantizedRowBytes;
-    for (int g = 0; g < 8; ++g) __builtin_memcpy(to + first_group + g * group_stride, q + 4 * g, 4);
-    __builtin_memcpy(to + 8 * stride, &scale, 4);
-    __builtin_memcpy(to + 9 * stride, &minus_sum, 4);
-    __builtin_memcpy(to + 10 * stride, &minus_half, 4);
-    __builtin_memcpy(to + 11 * stride, &minus_min, 4);
+  const int64_t stride = tile_rows * 4, num_blocks = k / kQuantBlock;
+  // The numbers of a row together: one row alone, and a tall tile's.
+  const bool together = tile_rows == 1 || tile_rows == kTallTileRows;
+  BlockRun run;
+  for (int64_t begin = 0; begin < num_blocks; begin += BlockRun::kBlocks) {
+    const int64_t count = num_blocks - begin < BlockRun::kBlocks ? num_blocks - begin : BlockRun::kBlocks;
+    run.quantize(x + begin * kQuantBlock, count, finite);
+    for (int64_t b = 0; b < count; ++b) {
+      std::byte* to = place + (begin + b) * tile_rows * kQuantizedRowBytes;
+      if (together)
+        __builtin_memcpy(to + row * (kQuantBlock - 4), run.codes[b], kQuantBlock);
+      else
+        for (int g = 0; g < 8; ++g) __builtin_memcpy(to + g * stride, run.codes[b] + 4 * g, 4);
+      __builtin_memcpy(to + 8 * stride, run.scale + b, 4);
+      __builtin_memcpy(to + 9 * stride, run.minus_sum + b, 4);
+      __builtin_memcpy(to + 10 * stride, run.minus_half + b, 4);
+      __builtin_memcpy(to + 11 * stride, run.minus_min + b, 4);
+    }
   }
   // Codes have no way to say NaN or infinity: one scale does, and with it every product of the row.
   const float not_a_number = __builtin_nanf("");
-  if (k > 0 && !(reduce_add(poison) == 0)) __builtin_memcpy(place + 8 * stride, &not_a_number, 4);
+  if (!finite) __builtin_memcpy(place + 8 * stride, &not_a_number, 4);
 }
 
 }  // namespace

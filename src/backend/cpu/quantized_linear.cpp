@@ -11,8 +11,8 @@
 namespace orrery {
 namespace {
 
-// Up to this many rows every thread quantizes x for itself: that is cheaper than meeting once more.
-constexpr int64_t kRowsEachForItself = 8;
+// Up to so many rows, and numbers, every thread quantizes x for itself: that is cheaper than meeting once more.
+constexpr int64_t kRowsEachForItself = 8, kNumbersEachForItself = 8192;
 // Rows of accumulators between the product and its rounding: they stay in L1, and so do two panels while the next rows come.
 constexpr int64_t kBandRows = 48;
 
@@ -194,7 +194,7 @@ void quantized_linear_by(const QuantizedKernels& kernels, const KernelContext& c
   const int num_threads = context.pool->num_threads();
   ORRERY_CHECK(quantized_linear_workspace_bytes({context.isa, context.arithmetic, context.native_arithmetic, num_threads}, m, k) <= static_cast<int64_t>(call.workspace.size()),
                "linear_packed: workspace of {}", call.workspace.size());
-  const bool together = m > kRowsEachForItself;
+  const bool together = m > kRowsEachForItself || (m > kernels.tile_rows(m) && m * k > kNumbersEachForItself);
   std::byte *bands = call.workspace.data(), *tiles = bands + num_threads * kBandBytes;
   const int64_t row_bytes = k / kQuantBlock * kQuantizedRowBytes, own_bytes = tiles_bytes(context.isa, m, k);
   const ThreadWork work{kernels, gemm_rows(context.isa, x.dtype), shape, call.in(1).data, call.inputs.size() > 2 ? call.in(2).data : nullptr, y, m,
