@@ -21,23 +21,31 @@ ORRERY_INLINE F32x16 add_word(F32x16 sum, F32x16 keys, const float* q) { return 
 template <typename T, int C>
 ORRERY_INLINE void block_scores(const BlockRows<T>& block, const BlockRows<T>& behind, int64_t column, int64_t H, const T* q, float (&scores)[C][B]) {
   const int64_t words = H / kPerWord<T>;
-  for (int64_t s = 0; s < B; s += kLanes) {
-    F32x16 sum[C];
-    for (int c = 0; c < C; ++c) sum[c] = zero();
+  for (int64_t s = 0; s < B; s += 2 * kLanes) {
+    F32x16 sum[2][C];
+    for (int c = 0; c < C; ++c) sum[0][c] = sum[1][c] = zero();
     if (s < block.rows)
       for (int64_t w = 0; w < words; w += 16) {
-        F32x16 tile[16];
-        for (int64_t i = 0; i < 16; ++i) {
-          prefetch_behind(behind.keys[s + i] + column + w * kPerWord<T>);
-          tile[i] = {_mm512_loadu_ps(reinterpret_cast<const float*>(block.keys[s + i] + column + w * kPerWord<T>))};
+        F32x16 tile[2][16];
+        for (int64_t t = 0; t < 2; ++t) {
+          for (int64_t i = 0; i < 16; ++i) {
+            prefetch_behind(behind.keys[s + 16 * t + i] + column + w * kPerWord<T>);
+            tile[t][i] = {_mm512_loadu_ps(reinterpret_cast<const float*>(block.keys[s + 16 * t + i] + column + w * kPerWord<T>))};
+          }
+          transpose_16x16(tile[t]);
         }
-        transpose_16x16(tile);
 #pragma GCC unroll 16
         for (int64_t i = 0; i < 16; ++i)
 #pragma GCC unroll 4
-          for (int c = 0; c < C; ++c) sum[c] = add_word(sum[c], tile[i], q + c * H + (w + i) * kPerWord<T>);
+          for (int c = 0; c < C; ++c) {
+            sum[0][c] = add_word(sum[0][c], tile[0][i], q + c * H + (w + i) * kPerWord<T>);
+            sum[1][c] = add_word(sum[1][c], tile[1][i], q + c * H + (w + i) * kPerWord<T>);
+          }
       }
-    for (int c = 0; c < C; ++c) store(scores[c] + s, sum[c]);
+    for (int c = 0; c < C; ++c) {
+      store(scores[c] + s, sum[0][c]);
+      store(scores[c] + s + kLanes, sum[1][c]);
+    }
   }
 }
 
