@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 
-from job_system import descendants, segments
+from job_system import LauncherWatch, descendants, segments
 
 suite, build = sys.argv[1], sys.argv[2]
 LAUNCHERS = {"openmpi": (["mpirun.openmpi", "--allow-run-as-root", "--oversubscribe", "-n"], "mpicc.openmpi"),
@@ -26,9 +26,11 @@ def launch(library, ranks, mode, flight=""):
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         began = time.monotonic()
         process = subprocess.Popen(command, env=environment, stdout=out, stderr=err)
-        ours = set()
+        ours, watch = set(), LauncherWatch(process)
         while process.poll() is None and time.monotonic() - began < 60:
-            ours.update(descendants(process.pid))
+            living = descendants(process.pid)
+            watch.look(living)
+            ours.update(living)
             time.sleep(0.02)
         timed_out = process.poll() is None
         if timed_out:

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 
-from job_system import descendants, segments
+from job_system import LauncherWatch, descendants, segments
 
 orrery, source = map(os.path.abspath, sys.argv[1:3])
 LAUNCHERS = {"openmpi": ["mpirun.openmpi", "--allow-run-as-root", "--oversubscribe"], "mpich": ["mpiexec.mpich"]}
@@ -65,7 +65,7 @@ class Job:
         self.log_path = os.path.join(folder, "log")
         self.log_file = open(self.log_path, "w")
         self.process = subprocess.Popen(command, stdout=self.log_file, stderr=self.log_file, cwd=folder)
-        self.ours, self.began = set(), time.monotonic()
+        self.ours, self.began, self.watch = set(), time.monotonic(), LauncherWatch(self.process)
 
     def log(self):
         return pathlib.Path(self.log_path).read_text()
@@ -82,7 +82,9 @@ class Job:
         raise AssertionError(f"{self.where}: {why}\n{self.log()[-6000:]}")
 
     def look(self):
-        self.ours.update(descendants(self.process.pid))
+        living = descendants(self.process.pid)
+        self.watch.look(living)
+        self.ours.update(living)
         if time.monotonic() - self.began > 60:
             self.fail("hangs")
 
@@ -228,8 +230,8 @@ def faults(bench, name, launcher):
         check(status != 0 and wall < DEADLINE_S + 60, where, log)
         if "rank 1 is lost" in log:
             check(state in log and re.search(r"rank [02] step \d+ op \S+ bytes", log), where, log)
-            # MPICH's launcher kills the stopped rank once the others have left, and may give that death's status as the job's.
-            check(fault == signal.SIGKILL or status in ((5, 9) if name == "mpich" else (5,)), where, log)
+            # MPICH's launcher kills the stopped rank once the others have left, and may give that death's status as the job's; -9: LauncherWatch.
+            check(fault == signal.SIGKILL or status in ((5, 9) if name == "mpich" else (5, -9)), where, log)
         else:
             # The launcher ended the survivors of a death before they could speak; the next start tells what they left.
             check(fault == signal.SIGKILL, where, log)
