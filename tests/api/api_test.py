@@ -164,6 +164,58 @@ def bad_input(server):
     check(server.call("GET", "/health")[0] == 200, "still alive")
 
 
+def receive(client, count, end=b""):
+    """What comes until there are `count` answers of JSON and the end is reached; what is there when nothing more comes."""
+    data = b""
+    try:
+        while data.count(b"HTTP/1.1 ") < count or not data.endswith(end):
+            piece = client.recv(65536)
+            if not piece:
+                break
+            data += piece
+    except TimeoutError:
+        pass
+    return data
+
+
+def connections(server):
+    """One connection and what may follow on it: an answer ends where the client expects it, and the next request is seen, however early it came."""
+    body = json.dumps(dict(prompt="a", max_tokens=2)).encode()
+    post = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+        client.sendall(post * 3)
+        check(receive(client, 3, b"}").count(b"HTTP/1.1 200") == 3, "three requests in one write")
+        client.sendall(b"HEAD /health HTTP/1.1\r\nHost: a\r\n\r\nHEAD /nothing HTTP/1.1\r\nHost: a\r\n\r\nGET http://a/version HTTP/1.1\r\nHost: a\r\n\r\n")
+        parts = receive(client, 3, b"}").split(b"\r\n\r\n")
+        check([p[:12] for p in parts[:3]] == [b"HTTP/1.1 200", b"HTTP/1.1 404", b"HTTP/1.1 200"] and b"Content-Length: 15" in parts[0] and parts[3] == b'{"version":"orrery"}', f"HEAD has no body; a whole URL is a path: {parts}")
+    # As clients do: the next request goes out with the last byte of the answer before it.
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    try:
+        for i in range(300):
+            connection.request("GET", "/metrics" if i % 2 else "/v1/models")
+            connection.getresponse().read()
+    except (TimeoutError, http.client.HTTPException) as error:
+        check(False, f"request {i} of a connection: {error!r}")
+    connection.close()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+        old = json.dumps(dict(prompt="a", max_tokens=2, stream=True)).encode()
+        client.sendall(b"POST /v1/completions HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: %d\r\n\r\n" % len(old) + old)
+        data = b""
+        try:
+            while piece := client.recv(65536):
+                data += piece
+        except TimeoutError:
+            check(False, "a stream over HTTP/1.0 has no end")
+        check(data.endswith(b"data: [DONE]\n\n") and b"Connection: close" in data, "a stream over HTTP/1.0")
+    origin = {"Origin": "http://page.example"}
+    for method, path, data in (("OPTIONS", "/v1/completions", None), ("GET", "/v1/models", None), ("POST", "/v1/completions", body), ("POST", "/v1/completions", b"{}"), ("POST", "/v1/completions", body[:-1] + b',"stream":true}')):
+        headers = server.call(method, path, data, origin, raw=True)[2]
+        check(headers["Access-Control-Allow-Origin"] == origin["Origin"] and headers["Vary"] == "Origin", f"{method} {path}: a page elsewhere may read the answer")
+    check(server.call("GET", "/v1/models", raw=True)[2]["Access-Control-Allow-Origin"] is None, "no origin, no header")
+    status, answer = server.call("POST", "/v1/completions", b"\x1f\x8b\x08", {"Content-Encoding": "gzip"})
+    check(status == 415 and "gzip" in answer["error"]["message"], f"a compressed body: {status}")
+
+
 def disconnects(server):
     check(server.settles(), "quiet before")
     for body in (dict(prompt="a", max_tokens=240, n=1), dict(prompt="a", max_tokens=240, n=4), dict(prompt="a b c " * 40, max_tokens=60), dict(prompt="a", max_tokens=240, stream=True)):
@@ -294,7 +346,7 @@ def main():
             part(server)
         limits(server)
         counters(server)
-        for part in (bad_input, disconnects, tokens_and_embeddings):
+        for part in (bad_input, connections, disconnects, tokens_and_embeddings):
             part(server)
         check(server.process.poll() is None, "the server is alive")
         check(server.stop() == 0, "exit status")

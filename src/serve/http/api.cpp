@@ -141,7 +141,7 @@ HttpResponse Api::error(int status, const std::string& message) {
 std::optional<HttpResponse> Api::check_head(const HttpRequest& request) {
   if (request.method == "OPTIONS") {
     HttpResponse response{204, {}, "text/plain", {}, false};
-    if (!request.origin.empty()) response.headers = {{"Access-Control-Allow-Origin", request.origin}, {"Access-Control-Allow-Credentials", "true"}, {"Access-Control-Allow-Methods", "GET, POST"}, {"Access-Control-Allow-Headers", "*"}};
+    if (!request.origin.empty()) response.headers = {{"Access-Control-Allow-Credentials", "true"}, {"Access-Control-Allow-Methods", "GET, POST"}, {"Access-Control-Allow-Headers", "*"}};
     return response;
   }
   // The page holds no secret and asks for the key itself.
