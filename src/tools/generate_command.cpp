@@ -138,7 +138,7 @@ class Conversation {
 
 int run_generate(const Options& options) {
   Conversation conversation(options);
-  std::vector<int32_t> ids = conversation.tokenizer().encode(options.prompt);
+  std::vector<int32_t> ids = conversation.tokenizer().encode(options.prompt, {.allow_special = true});
   if (ids.empty()) {
     const int32_t start = conversation.tokenizer().bos_id() >= 0 ? conversation.tokenizer().bos_id() : conversation.tokenizer().eos_id();
     if (start < 0) throw Error(ErrorCode::kInvalidArgument, "the prompt is empty and the tokenizer has no begin token; give --prompt");

@@ -21,7 +21,7 @@ HttpResponse error_response(const ApiError& error) {
 std::vector<int32_t> Api::State::encode(const std::string& text, bool add_special) const {
   thread_local EncodeScratch scratch;
   std::vector<int32_t> ids;
-  tokenizer->encode(text, {.add_special = add_special}, &scratch, &ids);
+  tokenizer->encode(text, {.add_special = add_special, .allow_special = true}, &scratch, &ids);
   return ids;
 }
 
