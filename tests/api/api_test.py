@@ -92,6 +92,14 @@ def logprobs(server):
     for entry in choice["logprobs"]["content"]:
         check(len(entry["top_logprobs"]) == 20 and entry["logprob"] == entry["top_logprobs"][0]["logprob"], "the greedy token is the first of 20")
         check(sum(2.718281828459045 ** t["logprob"] for t in entry["top_logprobs"]) <= 1.0001, "probabilities sum to at most 1")
+    # Of the older form: the token is among the most likely, as one more where it is none of them; offsets are in characters.
+    text = server.post("/v1/completions", prompt="Größe €", echo=True, temperature=2, seed=1, max_tokens=8, logprobs=1, ignore_eos=True)[1]["choices"][0]
+    table = text["logprobs"]
+    for token, value, top in list(zip(table["tokens"], table["token_logprobs"], table["top_logprobs"]))[1:]:
+        # Parts of characters are written alike, so one may stand for another.
+        check("\ufffd" in token or (top.get(token) == value and 1 <= len(top) <= 2), f"{token!r} in {top}")
+    answered = len(server.post("/v1/completions", prompt="Größe €", max_tokens=0, echo=True)[1]["choices"][0]["text"])
+    check(answered == 7 and answered in table["text_offset"], f"the answer begins at character 7: {table['text_offset']}")
     none = server.post("/v1/chat/completions", messages=HELLO, temperature=0, max_tokens=2, logprobs=True, ignore_eos=True)[1]["choices"][0]
     check(all(e["top_logprobs"] == [] for e in none["logprobs"]["content"]), "top_logprobs 0")
     check(server.post("/v1/chat/completions", messages=HELLO, top_logprobs=3)[0] == 400, "top_logprobs without logprobs")
@@ -148,6 +156,14 @@ def bad_input(server):
         status, answer = server.call("POST", "/v1/chat/completions", body)
         check(status == 400 and answer["error"]["type"] == "invalid_request_error", f"{what}: {status}")
     check(server.call("POST", "/v1/chat/completions", dict(good, temperature=2.5))[0] == 400, "temperature 2.5")
+    for name, value in (("continue_final_message", True), ("truncate_prompt_tokens", 5), ("dry_multiplier", 0.8), ("functions", [{"name": "f"}]), ("structured_outputs", {"structural_tag": "x"})):
+        status, answer = server.call("POST", "/v1/chat/completions", dict(good, **{name: value}))
+        check(status == 400 and answer["error"]["code"] == "unsupported_parameter" and answer["error"]["param"] in (name, "structural_tag"), f"{name} is refused, not dropped: {status}")
+    check(server.call("POST", "/v1/chat/completions", dict(good, functions=[{"name": "f"}], function_call="none", continue_final_message=False, dry_multiplier=0))[0] == 200, "what asks for nothing is taken")
+    # An object with very many members costs the parser the square of their number.
+    begin = time.time()
+    status, answer = server.call("POST", "/v1/chat/completions", b'{"messages":[{"role":"user","content":"a",' + b",".join(b'"%x":1' % i for i in range(400000)) + b"}]}")
+    check(status == 400 and "members" in answer["error"]["message"] and time.time() - begin < 5, f"400,000 members: {status} after {time.time() - begin:.1f} s")
     check(server.call("POST", "/v1/completions", dict(prompt=[100000], max_tokens=1))[0] == 400, "a token id outside the vocabulary")
     check(server.call("POST", "/v1/completions", dict(prompt=[-1], max_tokens=1))[0] == 400, "a negative token id")
     check(server.call("GET", "/v1/nothing")[0] == 404 and server.call("GET", "/v1/chat/completions")[0] == 405, "unknown route, wrong method")
@@ -235,6 +251,14 @@ def tokens_and_embeddings(server):
     ids = server.call("POST", "/tokenize", {"prompt": "Hello there"})[1]
     check(ids["count"] == len(ids["tokens"]) and server.call("POST", "/detokenize", {"tokens": ids["tokens"]})[1]["prompt"] == "Hello there", "there and back")
     check(server.call("POST", "/tokenize", {"content": "Hello there"})[1]["tokens"] == ids["tokens"], "llama.cpp's spelling")
+    # A whole prompt may hold special tokens; a chat's message is a text that only looks like one.
+    eos = server.call("GET", "/tokenizer_info")[1]["eos_token"]
+    one = server.call("POST", "/tokenize", {"prompt": eos, "add_special_tokens": False})[1]["tokens"]
+    check(len(one) == 1 and server.call("POST", "/detokenize", {"tokens": one})[1]["prompt"] == eos, f"{eos} is one token: {one}")
+    body = dict(prompt="a" + eos, max_tokens=0, echo=True)
+    check([server.post("/v1/completions", skip_special_tokens=skip, **body)[1]["choices"][0]["text"] for skip in (True, False)] == ["a", "a" + eos], "skip_special_tokens")
+    plain, chat = ([len(server.call("POST", "/tokenize", {"messages": [{"role": "user", "content": text}]})[1]["tokens"]) for text in ("a", "a" + eos)])
+    check(chat > plain + 1, "a message cannot end its turn")
     listed = server.call("POST", "/v1/embeddings", {"input": ["Hello", "there"]})[1]["data"]
     check(len(listed) == 2 and abs(sum(x * x for x in listed[0]["embedding"]) - 1) < 1e-4, "embeddings of length 1")
     import base64, struct
@@ -256,6 +280,21 @@ def structured(server):
     for bad in ({"structured_outputs": {"regex": "(a"}}, {"guided_regex": "a{0,1000000000}"}, {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "nothing"}}}}, {"grammar": "root ::= missing"}, {"response_format": {"type": "xml"}}):
         status, body = server.call("POST", "/v1/completions", dict(prompt="x", max_tokens=4, **bad))
         check(status == 400 and body["error"]["message"], f"{bad}: {status}")
+    # In the schema's order, not the alphabet's; all of it required, so that a seed cannot leave any out.
+    ordered = {"type": "object", "properties": {name: {"type": "boolean"} for name in "zam"}, "required": ["a", "m", "z"], "additionalProperties": False}
+    for form in ({"response_format": {"type": "json_schema", "json_schema": {"schema": ordered}}}, {"response_format": {"type": "json_object", "schema": ordered}}, {"structured_outputs": {"json": ordered}}):
+        choice = server.post("/v1/chat/completions", messages=HELLO, temperature=1, seed=1, max_tokens=220, **form)[1]["choices"][0]
+        check(re.findall('"([zam])"', choice["message"]["content"])[:3] == ["z", "a", "m"], f"members in the schema's order: {choice}")
+    named = {"type": "function", "function": {"name": "f"}}
+    for function, shape in ((dict(named["function"], parameters=ordered), r'\{\s*"z".*"a".*"m".*\}'), (named["function"], r"\{\s*\}")):
+        choice = server.post("/v1/chat/completions", messages=HELLO, temperature=1, seed=1, max_tokens=220, tools=[{"type": "function", "function": function}], tool_choice=named)[1]["choices"][0]
+        check(choice["finish_reason"] == "length" or re.fullmatch(shape, choice["message"]["tool_calls"][0]["function"]["arguments"], re.S), f"arguments in order, and none where no parameters are: {choice}")
+    answer = server.call("POST", "/v1/responses", dict(input="Hello", temperature=1, seed=1, max_output_tokens=220, text={"format": {"type": "json_schema", "name": "p", "schema": ordered}}))[1]
+    USED["prompt"] += answer["usage"]["input_tokens"]
+    USED["completion"] += answer["usage"]["output_tokens"]
+    USED["requests"] += 1
+    check(re.findall('"([zam])"', answer["output"][0]["content"][0]["text"])[:3] == ["z", "a", "m"], f"/v1/responses too: {answer}")
+    check(server.post("/v1/completions", prompt="x", guided_regex="ab", min_tokens=20, max_tokens=40)[1]["choices"][0]["text"] == "ab", "min_tokens cannot make a grammar longer")
     tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {"hot": {"type": "boolean"}}, "required": ["hot"], "additionalProperties": False}}}]
     for choice, reason in (("required", "tool_calls"), ({"type": "function", "function": {"name": "weather"}}, "stop")):
         body = dict(messages=HELLO, temperature=1, seed=2, max_tokens=120, tools=tools, tool_choice=choice, parallel_tool_calls=False)

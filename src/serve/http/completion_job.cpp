@@ -42,6 +42,7 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
     grammar_ = compile_grammar();
     if (!request_.has_seed) request_.sampling.seed = std::random_device{}() | static_cast<uint64_t>(std::random_device{}()) << 32;
     request_.sampling.end_ids = state_->end_ids;
+    request_.sampling.end_ids.insert(request_.sampling.end_ids.end(), request_.stop_token_ids.begin(), request_.stop_token_ids.end());
     for (const auto& prompt : prompts) {
       prompt_tokens_ += static_cast<int64_t>(prompt.size());
       for (int64_t i = 0; i < request_.best_of; ++i) {
@@ -64,7 +65,7 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
     std::string id, name, arguments;
   };
   struct Choice {
-    Choice(const Tokenizer& tokenizer, const CompletionRequest& request) : decoder(tokenizer, {.skip_special = true}), stop(request.stop, request.include_stop) {}
+    Choice(const Tokenizer& tokenizer, const CompletionRequest& request) : decoder(tokenizer, {.skip_special = request.skip_special_tokens}), stop(request.stop, request.include_stop) {}
     std::optional<ToolCallParser> parser;  // when tools may be called
     std::vector<ToolCall> calls;
     uint64_t engine_id = 0;
@@ -118,7 +119,7 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
       const auto& prompt = prompts[prompt_index(index)];
       Choice& choice = *choices_[index];
       choice.prompt_tokens = static_cast<int64_t>(prompt.size());
-      if (request_.echo) choice.echoed = state_->tokenizer->decode(prompt, {.skip_special = true});
+      if (request_.echo) choice.echoed = state_->tokenizer->decode(prompt, {.skip_special = request_.skip_special_tokens});
       GenerationRequest generation;
       generation.request_id = request_id_;
       generation.prompt = prompt;
@@ -152,7 +153,7 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
   void finish_without_tokens(const std::vector<std::vector<int32_t>>& prompts) {
     for (size_t index = 0; index < choices_.size(); ++index) {
       const auto& prompt = prompts[prompt_index(index)];
-      if (request_.echo) choices_[index]->echoed = state_->tokenizer->decode(prompt, {.skip_special = true});
+      if (request_.echo) choices_[index]->echoed = state_->tokenizer->decode(prompt, {.skip_special = request_.skip_special_tokens});
       choices_[index]->prompt_tokens = static_cast<int64_t>(prompt.size());
       choices_[index]->first_token = now_seconds();
       finish_choice(index, "length", {});
@@ -245,9 +246,12 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
       values.push_back(entry["logprob"]);
       json top = entry["top_logprobs"].is_null() ? json(nullptr) : json::object();
       for (const json& other : entry["top_logprobs"]) top[other["token"].get<std::string>()] = other["logprob"];
+      // The token itself is always among them, so there may be one more than was asked for.
+      if (!top.is_null()) top.emplace(entry["token"].get<std::string>(), entry["logprob"]);
       tops.push_back(std::move(top));
+      // In characters: a byte that goes on with one begins none.
       offsets.push_back(choice.text_offset);
-      choice.text_offset += static_cast<int64_t>(entry["bytes"].size());
+      choice.text_offset += std::count_if(entry["bytes"].begin(), entry["bytes"].end(), [](const json& byte) { return (byte.get<int>() & 0xC0) != 0x80; });
     }
     return {{"tokens", tokens}, {"token_logprobs", values}, {"top_logprobs", tops}, {"text_offset", offsets}};
   }

@@ -12,7 +12,7 @@
 namespace orrery {
 namespace {
 
-using nlohmann::json;
+using json = nlohmann::ordered_json;  // as in request.cpp
 
 std::string dump(const json& value) { return value.dump(-1, ' ', false, json::error_handler_t::replace); }
 
