@@ -338,6 +338,37 @@ def quantized(model, folder):
     check(server.stop() == 0, "the server of a quantized file ends")
 
 
+def wrong_flags(model):
+    """What cannot be listened on or computed with is said before a request comes, naming the flag that was given."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        for flags, status, words in ((["--host", "nowhere.invalid"], 3, ["nowhere.invalid", "--host"]), (["--port", str(other.getsockname()[1])], 3, ["in use", "--port"]),
+                                     (["--tls-cert", "/dev/null", "--tls-key", "/dev/null"], 3, ["--tls-cert /dev/null", "PEM"]), (["--max-model-len", "100000"], 2, ["--max-model-len 100000", "at most 256"]),
+                                     (["--threads", "-3"], 2, ["--threads", "found -3"]), (["--kv-memory", "1KiB"], 2, ["--kv-memory 1KiB"])):
+            ran = subprocess.run([ORRERY, "serve", model, *flags, *([] if "--port" in flags else ["--port", "0"])], stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, timeout=60)
+            check(ran.returncode == status and all(word in ran.stderr for word in words), f"{flags}: {ran.returncode} {ran.stderr}")
+    ran = subprocess.run([ORRERY, "bench", "serve", "--url", "http://127.0.0.1:9"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=60)
+    check(ran.returncode == 3 and "(Connection refused)" in ran.stderr, f"bench serve where nobody is: {ran.stderr}")
+    server = Server(model, "--host", "localhost")
+    check(server.call("GET", "/health")[0] == 200 and server.stop() == 0, "a host by name")
+
+
+def no_chat(model, folder):
+    """A model that was not trained on chats says so instead of answering what its tokenizer makes of ChatML's marks."""
+    plain = folder / "plain"
+    subprocess.run([ORRERY, "convert", model, str(plain)], check=True, capture_output=True, timeout=60)
+    for path in plain.glob("*.json"):
+        path.write_text(path.read_text().replace("<|im_start|>", "<|other|>"))
+    config = plain / "tokenizer_config.json"
+    config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "chat_template"}))
+    (plain / "chat_template.jinja").unlink(missing_ok=True)
+    server = Server(str(plain))
+    for path, body in (("/v1/chat/completions", dict(messages=HELLO)), ("/tokenize", dict(messages=HELLO)), ("/v1/responses", dict(input="Hello"))):
+        status, answer = server.call("POST", path, body)
+        check(status == 400 and "not trained to chat" in answer["error"]["message"] and "/v1/completions" in answer["error"]["message"], f"{path} of a model without a template: {status} {answer}")
+    check(server.call("POST", "/v1/completions", dict(prompt="a", max_tokens=2))[0] == 200, "it goes on with a text")
+    check(server.stop() == 0, "the server of a model without a template ends")
+
+
 def counters(server):
     check(server.metric("vllm:prompt_tokens_total") == USED["prompt"], f"prompt tokens: {server.metric('vllm:prompt_tokens_total')} counted, {USED['prompt']} seen")
     check(server.metric("vllm:generation_tokens_total") == USED["completion"], f"generated tokens: {server.metric('vllm:generation_tokens_total')} counted, {USED['completion']} seen")
@@ -391,6 +422,8 @@ def main():
         check(server.stop() == 0, "exit status")
         queue_keys_and_drain(model, folder)
         quantized(model, folder)
+        wrong_flags(model)
+        no_chat(model, folder)
     print(f"{len(failures)} failed")
     sys.exit(bool(failures))
 

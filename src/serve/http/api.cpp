@@ -121,6 +121,8 @@ void Api::attach(Engine& engine, const Tokenizer& tokenizer, std::vector<int32_t
   state_->arena_bytes = arena_bytes;
   const std::string_view source = tokenizer.chat_template().empty() ? chatml_template() : std::string_view(tokenizer.chat_template());
   try {
+    if (tokenizer.chat_template().empty() && tokenizer.token_id("<|im_start|>") < 0)
+      throw Error(ErrorCode::kUnsupported, "it brings no template and has no ChatML tokens (<|im_start|>, <|im_end|>), so it was not trained to chat");
     state_->chat_template.emplace(source);
   } catch (const Error& problem) {
     // Completions still work; chat requests are told why they do not.

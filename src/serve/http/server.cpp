@@ -1,5 +1,6 @@
 #include "serve/http/server.h"
 
+#include <algorithm>
 #include <atomic>
 #include <boost/asio/dispatch.hpp>
 #include <boost/asio/io_context.hpp>
@@ -323,13 +324,20 @@ struct HttpServer::Impl {
         tls->use_certificate_chain_file(options.tls_certificate);
         tls->use_private_key_file(options.tls_key, asio::ssl::context::pem);
       }
-      const tcp::endpoint endpoint(asio::ip::make_address(options.host), options.port);
+    } catch (const boost::system::system_error& error) {
+      throw Error(ErrorCode::kIo, "--tls-cert {} and --tls-key {} cannot be used: {}; both are PEM files, and the key is the certificate's", options.tls_certificate, options.tls_key, error.code().message());
+    }
+    try {
+      // A name may have several addresses. One is listened on, of IPv4 where there is one: what clients of "localhost" all try.
+      const auto found = tcp::resolver(context).resolve(options.host, std::to_string(options.port), tcp::resolver::passive | tcp::resolver::numeric_service);
+      const auto of_four = std::find_if(found.begin(), found.end(), [](const auto& entry) { return entry.endpoint().address().is_v4(); });
+      const tcp::endpoint endpoint = of_four != found.end() ? of_four->endpoint() : found.begin()->endpoint();
       acceptor.open(endpoint.protocol());
       acceptor.set_option(asio::socket_base::reuse_address(true));
       acceptor.bind(endpoint);
       acceptor.listen(4096);
     } catch (const boost::system::system_error& error) {
-      throw Error(ErrorCode::kIo, "cannot listen on {}:{}: {}; choose another --port or --host, or look at the PEM files", options.host, options.port, error.code().message());
+      throw Error(ErrorCode::kIo, "cannot listen on {}:{}: {}; choose another --port or --host", options.host, options.port, error.code().message());
     }
     accept();
     for (int i = 0; i < options.num_threads; ++i) threads.emplace_back([this] { context.run(); });
