@@ -32,7 +32,7 @@ struct Options {
   bool no_prefix_cache = false, strict_model_name = false;
 };
 
-volatile sig_atomic_t stop_signals = 0;
+volatile sig_atomic_t stop_signals = 0, loading = 1;
 
 std::vector<std::string> read_api_keys(const std::string& path) {
   std::vector<std::string> keys;
@@ -118,6 +118,8 @@ int run_serve(const Options& options) {
   struct sigaction action = {};
   action.sa_handler = [](int) {
     if (stop_signals > 0) _exit(130);
+    // Nobody has been let in, so there is nothing to wait for.
+    if (loading) _exit(0);
     stop_signals = 1;
   };
   sigaction(SIGTERM, &action, nullptr);
@@ -163,6 +165,7 @@ int run_serve(const Options& options) {
   fmt::print(stderr, "memory    arena {}, of it {} for keys and values: {} tokens; front at most {} ({} connections, {} waiting requests), streams apart\n", format_bytes(static_cast<double>(model->arena_bytes())),
              format_bytes(static_cast<double>(model->plan().memory.class_bytes[static_cast<size_t>(MemoryClass::kKvCache)])), plan.kv_blocks * plan.block_tokens, format_bytes(static_cast<double>(front_bytes)), options.max_connections, options.max_queue);
   api.attach(*engine, tokenizer, end_tokens(source, tokenizer), model->arena_bytes());
+  loading = 0;
   fmt::print(stderr, "ready     {} with a context of {} tokens\n", name, plan.max_context);
 
   while (stop_signals == 0) std::this_thread::sleep_for(std::chrono::milliseconds(50));

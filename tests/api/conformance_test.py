@@ -320,6 +320,36 @@ class Checklist(unittest.TestCase):
             self.assertIn(b"data: [DONE]\n\n", data)
         self.assertEqual(server.process.wait(40), 0)
 
+    def test_20_what_is_cut_off(self):
+        server = Server(MODEL, "--grace", "0", "--max-num-seqs", "1")
+        body = dict(prompt="a", max_tokens=240, n=64, ignore_eos=True)
+        stream = post_raw(server.port, TEXT, dict(body, stream=True))
+        stream.recv(1000)
+        # Behind the other 63 choices of the stream.
+        plain = post_raw(server.port, TEXT, body)
+        end = time.time() + 10
+        while server.metric("vllm:num_requests_waiting") < 64:
+            self.assertLess(time.time(), end)
+        server.process.send_signal(signal.SIGTERM)
+        self.assertIn(b'"error"', stream.makefile("rb").read())
+        self.assertIn(b"HTTP/1.1 503", plain.makefile("rb").read())
+        self.assertEqual(server.process.wait(40), 0)
+        # The log says what the clients were told: nobody left.
+        self.assertRegex(server.text(), r"completion 200")
+        self.assertRegex(server.text(), r"completion 503")
+        self.assertNotIn(" 499 ", server.text())
+
+    def test_20_sigterm_while_loading(self):
+        # It ends before it is ready, not after; a cache that takes a while to fill with zeros makes sure that a signal comes before that.
+        for _ in range(20):
+            server = Server(MODEL, "--max-num-seqs", "1024", wait=False)
+            server.process.send_signal(signal.SIGTERM)
+            self.assertEqual(server.process.wait(40), 0)
+            if "ready" not in server.text():
+                self.assertNotIn("stopping", server.text())
+                return
+        self.fail("every signal waited until the model was loaded")
+
 
 class Beyond(unittest.TestCase):
     @classmethod
@@ -361,10 +391,13 @@ class Beyond(unittest.TestCase):
         status, whole = self.server.call("POST", "/v1/responses", dict(input=history, tools=[tool], tool_choice={"type": "function", "name": "weather"}, temperature=1, seed=2, max_output_tokens=120))
         self.assertEqual(status, 200, whole)
         self.assertEqual(set(json.loads(whole["output"][0]["arguments"])), {"hot"})
-        for bad in ({}, {"input": 3}, {"input": [{"type": "computer_call"}]}, {"input": "a", "previous_response_id": "resp_1"}, {"input": "a", "tools": [{"type": "web_search"}]}, {"input": "a", "temperature": 9}):
+        for bad in ({}, {"input": 3}, {"input": [{"type": "computer_call"}]}, {"input": "a", "previous_response_id": "resp_1"}, {"input": "a", "tools": [{"type": "web_search"}]}, {"input": "a", "temperature": 9}, {"input": "a", "top_logprobs": 2}, {"input": "a", "include": ["message.output_text.logprobs"]}):
             status, body = self.server.call("POST", "/v1/responses", bad)
             self.assertEqual(status, 400, bad)
             self.assertTrue(body["error"]["message"])
+            if "include" in bad or "top_logprobs" in bad:
+                self.assertIn(body["error"]["param"], bad)
+                self.assertIn("/v1/chat/completions", body["error"]["message"])
 
     @unittest.skipUnless(shutil.which("openssl"), "no openssl command to make a certificate with")
     def test_tls(self):

@@ -53,7 +53,7 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
     }
     open_ = choices_.size();
     responder_->on_disconnect([weak = weak_from_this()] {
-      if (const auto self = weak.lock()) self->cancel_all("abort");
+      if (const auto self = weak.lock()) self->cancel_all("abort", 499);
     });
     if (request_.best_of > request_.n) request_.sampling.top_logprobs = std::max(0, request_.sampling.top_logprobs);
     if (request_.max_tokens == 0 && !scores_prompt()) return finish_without_tokens(prompts);
@@ -160,7 +160,8 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
     }
   }
 
-  void cancel_all(const char* reason) {
+  // `status`: what the client was told; 499 where nobody is there any more.
+  void cancel_all(const char* reason, int status) {
     if (done_) return;
     done_ = true;
     for (const auto& choice : choices_)
@@ -168,7 +169,7 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
         state_->engine->cancel(choice->engine_id);
         record(*choice, reason);
       }
-    log(499);
+    log(status);
   }
 
   void on_event(size_t index, TokenEvent event) {
@@ -402,7 +403,7 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
   }
 
   void fail(const ApiError& error) {
-    cancel_all("error");
+    cancel_all("error", streaming_ ? 200 : error.status);
     if (!streaming_) return responder_->send(error_response(error));
     responder_->write_event(error_body(error));
     responder_->write_event("[DONE]");
