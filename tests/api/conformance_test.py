@@ -298,6 +298,13 @@ class Checklist(unittest.TestCase):
         self.assertEqual(server.metric("vllm:generation_tokens_total"), seen["completion"])
         for name in ("vllm:request_success_total", "vllm:e2e_request_latency_seconds_count", "vllm:time_to_first_token_seconds_count"):
             self.assertEqual(server.metric(name), seen["requests"], name)
+        # Of requests, not of choices: n of 1, 3, 1 and 1; at most 5, 3, 2 and 4 tokens, and the longest choice of each.
+        for name, total in (("params_n", 6), ("params_max_tokens", 14)):
+            self.assertEqual((server.metric(f"vllm:request_{name}_count"), server.metric(f"vllm:request_{name}_sum")), (4, total), name)
+        self.assertEqual(server.metric("vllm:request_max_num_generation_tokens_count"), 4)
+        self.assertGreater(server.metric("vllm:request_max_num_generation_tokens_sum"), 3)
+        self.assertEqual(server.metric("vllm:gpu_prefix_cache_queries_total"), server.metric("vllm:prefix_cache_queries_total"))
+        self.assertGreater(server.metric("vllm:gpu_prefix_cache_queries_total"), 0)
         server.stop()
 
     def test_20_sigterm(self):

@@ -412,8 +412,12 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
 
   void log(int status) {
     state_->metrics.add_http(status);
-    int64_t tokens = 0;
-    for (const auto& choice : choices_) tokens += choice->num_tokens;
+    int64_t tokens = 0, longest = 0;
+    for (const auto& choice : choices_) {
+      tokens += choice->num_tokens;
+      longest = std::max(longest, choice->num_tokens);
+    }
+    state_->metrics.add_answer(request_.n, request_.max_tokens, longest);
     fmt::print(stderr, "request {} {} {} prompt {} answer {} tokens {:.3f}s\n", request_id_, request_.chat ? "chat" : "completion", status, prompt_tokens_, tokens, now_seconds() - started_);
   }
 
