@@ -53,7 +53,7 @@ Admission Engine::submit(GenerationRequest request, uint64_t* id) {
   ORRERY_CHECK(!request.prompt.empty() && request.max_tokens >= 1 && request.sink, "request {}", request.request_id);
   {
     const std::lock_guard lock(mutex_);
-    if (stopping_ || draining_) return Admission::kStopping;
+    if (stopping_ || (draining_ && !request.continues)) return Admission::kStopping;
     // A request that came after the last step is counted as waiting until the next one begins, though a sequence may be free for it.
     const int64_t free_sequences = std::max<int64_t>(0, model_.plan().options.max_sequences - stats_.running);
     if (num_waiting_ >= options_.max_queue + free_sequences) return Admission::kQueueFull;

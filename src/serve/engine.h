@@ -54,6 +54,7 @@ struct GenerationRequest {
   bool prompt_logprobs = false;    // also those of the prompt's tokens, as many as sampling.top_logprobs says
   int32_t priority = 0;
   std::string tenant, cache_salt;
+  bool continues = false;  // a further part of a request that was let in before: admitted while the engine drains, too
   std::string adapter;             // empty: the model itself; the only value that is served today
   /// Called on the engine's thread; must not block and must not throw.
   std::function<void(TokenEvent&&)> sink;
@@ -97,6 +98,7 @@ class Engine {
 
   EngineStats stats() const;
   int64_t max_context() const { return model_.plan().options.max_context; }
+  int64_t max_sequences() const { return model_.plan().options.max_sequences; }
   const ModelConfig& config() const { return model_.config(); }
 
  private:

@@ -157,7 +157,7 @@ void add_eval_command(CLI::App& app, int& exit_code) {
   command->add_option("--tokenizer", options->tokenizer, "a tokenizer folder or file, when the model brings none");
   command->add_option("--seq-len", options->seq_len, "tokens of a window; 0 for the model's, at most 2048")->check(zero_or_more());
   command->add_option("--dtype", options->dtype, "bf16 or f32");
-  command->add_option("--threads", options->threads, "compute threads; 0 for every core");
+  command->add_option("--threads", options->threads, "compute threads; 0 for every core")->check(zero_or_more());
   command->add_flag("--json", options->json, "print JSON");
   command->footer("Examples:\n  orrery eval runs/first\n  orrery eval model.gguf --data book.txt --json\n  orrery eval runs/first --multiple-choice questions.jsonl\n");
   command->callback([options, &exit_code] {

@@ -44,7 +44,7 @@ void add_shared_options(CLI::App* command, Options* options) {
   command->add_option("--seed", options->sampling.seed, "the same seed gives the same text");
   command->add_option("--dtype", options->dtype, "what weights and activations are computed in; f32 is slower and more exact")
       ->check(CLI::IsMember({"bf16", "f32"}));
-  command->add_option("--threads", options->threads, "compute threads; 0 for every core");
+  command->add_option("--threads", options->threads, "compute threads; 0 for every core")->check(zero_or_more());
   command->add_flag("--timing", options->timing, "print tokens per second and where the time went to stderr");
 }
 
@@ -138,7 +138,7 @@ class Conversation {
 
 int run_generate(const Options& options) {
   Conversation conversation(options);
-  std::vector<int32_t> ids = conversation.tokenizer().encode(options.prompt);
+  std::vector<int32_t> ids = conversation.tokenizer().encode(options.prompt, {.allow_special = true});
   if (ids.empty()) {
     const int32_t start = conversation.tokenizer().bos_id() >= 0 ? conversation.tokenizer().bos_id() : conversation.tokenizer().eos_id();
     if (start < 0) throw Error(ErrorCode::kInvalidArgument, "the prompt is empty and the tokenizer has no begin token; give --prompt");

@@ -20,6 +20,7 @@
 #include "serve/model_comparison.h"
 #include "tools/commands.h"
 #include "tools/model_options.h"
+#include "tools/number_checks.h"
 
 namespace orrery {
 namespace {
@@ -156,7 +157,7 @@ void add_quantize_command(CLI::App& app, int& exit_code) {
   command->add_flag("--check", options->check, "measure what it costs: loss, divergence and agreement of both forms");
   command->add_option("--text", options->text, "what --check reads; without it the model writes a text itself");
   command->add_option("--tokens", options->tokens, "how many tokens --check reads")->capture_default_str();
-  command->add_option("--threads", options->threads, "threads; 0: every core");
+  command->add_option("--threads", options->threads, "threads; 0: every core")->check(zero_or_more());
   command->add_flag("--json", options->json, "print sizes, errors and the check as JSON");
   command->footer("Examples:\n  orrery quantize runs/first first.gguf --to q4_k_m --check\n  orrery quantize my-model my-model.gguf --to q8_0 --check --text book.txt\n");
   command->callback([options, &exit_code] {

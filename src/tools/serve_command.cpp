@@ -32,7 +32,7 @@ struct Options {
   bool no_prefix_cache = false, strict_model_name = false;
 };
 
-volatile sig_atomic_t stop_signals = 0;
+volatile sig_atomic_t stop_signals = 0, loading = 1;
 
 std::vector<std::string> read_api_keys(const std::string& path) {
   std::vector<std::string> keys;
@@ -58,6 +58,8 @@ void raise_open_files() {
 ServingModelOptions model_options(const ModelSource& source, const Options& options) {
   const auto kv_bytes = parse_bytes(options.kv_memory);
   if (!kv_bytes || *kv_bytes <= 0) throw Error(ErrorCode::kInvalidConfig, "--kv-memory {} is no amount of memory; write 2GiB or 500MB", options.kv_memory);
+  if (options.max_model_len > source.config().max_seq_len)
+    throw Error(ErrorCode::kInvalidConfig, "--max-model-len {}: the model was made for at most {}; ask for no more, or leave it out", options.max_model_len, source.config().max_seq_len);
   ServingModelOptions result;
   result.num_threads = options.threads;
   result.max_context = options.max_model_len;
@@ -116,6 +118,8 @@ int run_serve(const Options& options) {
   struct sigaction action = {};
   action.sa_handler = [](int) {
     if (stop_signals > 0) _exit(130);
+    // Nobody has been let in, so there is nothing to wait for.
+    if (loading) _exit(0);
     stop_signals = 1;
   };
   sigaction(SIGTERM, &action, nullptr);
@@ -137,7 +141,8 @@ int run_serve(const Options& options) {
   std::unique_ptr<ServingModel> model, draft;
   std::unique_ptr<Engine> engine;
   HttpServer server(http, api);
-  fmt::print(stderr, "listening {}://{}:{}\n", options.tls_key.empty() ? "http" : "https", options.host, server.port());
+  const std::string host = options.host.find(':') == std::string::npos ? options.host : "[" + options.host + "]";
+  fmt::print(stderr, "listening {}://{}:{}\n", options.tls_key.empty() ? "http" : "https", host, server.port());
   const ModelSource source = open_model(options.model);
   const Tokenizer tokenizer = model_tokenizer(source, options.tokenizer);
   if (tokenizer.vocab_size() > source.config().vocab_size)
@@ -160,6 +165,7 @@ int run_serve(const Options& options) {
   fmt::print(stderr, "memory    arena {}, of it {} for keys and values: {} tokens; front at most {} ({} connections, {} waiting requests), streams apart\n", format_bytes(static_cast<double>(model->arena_bytes())),
              format_bytes(static_cast<double>(model->plan().memory.class_bytes[static_cast<size_t>(MemoryClass::kKvCache)])), plan.kv_blocks * plan.block_tokens, format_bytes(static_cast<double>(front_bytes)), options.max_connections, options.max_queue);
   api.attach(*engine, tokenizer, end_tokens(source, tokenizer), model->arena_bytes());
+  loading = 0;
   fmt::print(stderr, "ready     {} with a context of {} tokens\n", name, plan.max_context);
 
   while (stop_signals == 0) std::this_thread::sleep_for(std::chrono::milliseconds(50));
@@ -199,7 +205,7 @@ void add_serve_command(CLI::App& app, int& exit_code) {
   command->add_option("--speculate", options->speculative_tokens, "draft up to so many tokens by prompt lookup; the answer stays the same")->check(CLI::Range(0, 15));
   command->add_option("--draft", options->draft, "a smaller model of the same vocabulary that proposes tokens; the answer stays the same, and it rests where it does not pay");
   command->add_option("--draft-tokens", options->draft_tokens, "most tokens that it proposes at a time")->check(CLI::Range(1, 15));
-  command->add_option("--threads", options->threads, "compute threads; 0 for every core");
+  command->add_option("--threads", options->threads, "compute threads; 0 for every core")->check(zero_or_more());
   command->add_option("--dtype", options->dtype, "what weights and activations are computed in")->check(CLI::IsMember({"bf16", "f32"}));
   command->add_option("--http-threads", options->http_threads, "threads for HTTP, JSON and text")->check(CLI::Range(1, 64));
   command->add_option("--max-connections", options->max_connections, "open at a time")->check(above_zero());

@@ -92,6 +92,14 @@ def logprobs(server):
     for entry in choice["logprobs"]["content"]:
         check(len(entry["top_logprobs"]) == 20 and entry["logprob"] == entry["top_logprobs"][0]["logprob"], "the greedy token is the first of 20")
         check(sum(2.718281828459045 ** t["logprob"] for t in entry["top_logprobs"]) <= 1.0001, "probabilities sum to at most 1")
+    # Of the older form: the token is among the most likely, as one more where it is none of them; offsets are in characters.
+    text = server.post("/v1/completions", prompt="Größe €", echo=True, temperature=2, seed=1, max_tokens=8, logprobs=1, ignore_eos=True)[1]["choices"][0]
+    table = text["logprobs"]
+    for token, value, top in list(zip(table["tokens"], table["token_logprobs"], table["top_logprobs"]))[1:]:
+        # Parts of characters are written alike, so one may stand for another.
+        check("\ufffd" in token or (top.get(token) == value and 1 <= len(top) <= 2), f"{token!r} in {top}")
+    answered = len(server.post("/v1/completions", prompt="Größe €", max_tokens=0, echo=True)[1]["choices"][0]["text"])
+    check(answered == 7 and answered in table["text_offset"], f"the answer begins at character 7: {table['text_offset']}")
     none = server.post("/v1/chat/completions", messages=HELLO, temperature=0, max_tokens=2, logprobs=True, ignore_eos=True)[1]["choices"][0]
     check(all(e["top_logprobs"] == [] for e in none["logprobs"]["content"]), "top_logprobs 0")
     check(server.post("/v1/chat/completions", messages=HELLO, top_logprobs=3)[0] == 400, "top_logprobs without logprobs")
@@ -148,6 +156,14 @@ def bad_input(server):
         status, answer = server.call("POST", "/v1/chat/completions", body)
         check(status == 400 and answer["error"]["type"] == "invalid_request_error", f"{what}: {status}")
     check(server.call("POST", "/v1/chat/completions", dict(good, temperature=2.5))[0] == 400, "temperature 2.5")
+    for name, value in (("continue_final_message", True), ("truncate_prompt_tokens", 5), ("dry_multiplier", 0.8), ("functions", [{"name": "f"}]), ("structured_outputs", {"structural_tag": "x"})):
+        status, answer = server.call("POST", "/v1/chat/completions", dict(good, **{name: value}))
+        check(status == 400 and answer["error"]["code"] == "unsupported_parameter" and answer["error"]["param"] in (name, "structural_tag"), f"{name} is refused, not dropped: {status}")
+    check(server.call("POST", "/v1/chat/completions", dict(good, functions=[{"name": "f"}], function_call="none", continue_final_message=False, dry_multiplier=0))[0] == 200, "what asks for nothing is taken")
+    # An object with very many members costs the parser the square of their number.
+    begin = time.time()
+    status, answer = server.call("POST", "/v1/chat/completions", b'{"messages":[{"role":"user","content":"a",' + b",".join(b'"%x":1' % i for i in range(400000)) + b"}]}")
+    check(status == 400 and "members" in answer["error"]["message"] and time.time() - begin < 5, f"400,000 members: {status} after {time.time() - begin:.1f} s")
     check(server.call("POST", "/v1/completions", dict(prompt=[100000], max_tokens=1))[0] == 400, "a token id outside the vocabulary")
     check(server.call("POST", "/v1/completions", dict(prompt=[-1], max_tokens=1))[0] == 400, "a negative token id")
     check(server.call("GET", "/v1/nothing")[0] == 404 and server.call("GET", "/v1/chat/completions")[0] == 405, "unknown route, wrong method")
@@ -162,6 +178,58 @@ def bad_input(server):
         client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 1073741824\r\n\r\n")
         check(client.recv(100).startswith(b"HTTP/1.1 413"), "1 GiB is refused before it is sent")
     check(server.call("GET", "/health")[0] == 200, "still alive")
+
+
+def receive(client, count, end=b""):
+    """What comes until there are `count` answers of JSON and the end is reached; what is there when nothing more comes."""
+    data = b""
+    try:
+        while data.count(b"HTTP/1.1 ") < count or not data.endswith(end):
+            piece = client.recv(65536)
+            if not piece:
+                break
+            data += piece
+    except TimeoutError:
+        pass
+    return data
+
+
+def connections(server):
+    """One connection and what may follow on it: an answer ends where the client expects it, and the next request is seen, however early it came."""
+    body = json.dumps(dict(prompt="a", max_tokens=2)).encode()
+    post = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+        client.sendall(post * 3)
+        check(receive(client, 3, b"}").count(b"HTTP/1.1 200") == 3, "three requests in one write")
+        client.sendall(b"HEAD /health HTTP/1.1\r\nHost: a\r\n\r\nHEAD /nothing HTTP/1.1\r\nHost: a\r\n\r\nGET http://a/version HTTP/1.1\r\nHost: a\r\n\r\n")
+        parts = receive(client, 3, b"}").split(b"\r\n\r\n")
+        check([p[:12] for p in parts[:3]] == [b"HTTP/1.1 200", b"HTTP/1.1 404", b"HTTP/1.1 200"] and b"Content-Length: 15" in parts[0] and parts[3] == b'{"version":"orrery"}', f"HEAD has no body; a whole URL is a path: {parts}")
+    # As clients do: the next request goes out with the last byte of the answer before it.
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    try:
+        for i in range(300):
+            connection.request("GET", "/metrics" if i % 2 else "/v1/models")
+            connection.getresponse().read()
+    except (TimeoutError, http.client.HTTPException) as error:
+        check(False, f"request {i} of a connection: {error!r}")
+    connection.close()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+        old = json.dumps(dict(prompt="a", max_tokens=2, stream=True)).encode()
+        client.sendall(b"POST /v1/completions HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: %d\r\n\r\n" % len(old) + old)
+        data = b""
+        try:
+            while piece := client.recv(65536):
+                data += piece
+        except TimeoutError:
+            check(False, "a stream over HTTP/1.0 has no end")
+        check(data.endswith(b"data: [DONE]\n\n") and b"Connection: close" in data, "a stream over HTTP/1.0")
+    origin = {"Origin": "http://page.example"}
+    for method, path, data in (("OPTIONS", "/v1/completions", None), ("GET", "/v1/models", None), ("POST", "/v1/completions", body), ("POST", "/v1/completions", b"{}"), ("POST", "/v1/completions", body[:-1] + b',"stream":true}')):
+        headers = server.call(method, path, data, origin, raw=True)[2]
+        check(headers["Access-Control-Allow-Origin"] == origin["Origin"] and headers["Vary"] == "Origin", f"{method} {path}: a page elsewhere may read the answer")
+    check(server.call("GET", "/v1/models", raw=True)[2]["Access-Control-Allow-Origin"] is None, "no origin, no header")
+    status, answer = server.call("POST", "/v1/completions", b"\x1f\x8b\x08", {"Content-Encoding": "gzip"})
+    check(status == 415 and "gzip" in answer["error"]["message"], f"a compressed body: {status}")
 
 
 def disconnects(server):
@@ -183,6 +251,14 @@ def tokens_and_embeddings(server):
     ids = server.call("POST", "/tokenize", {"prompt": "Hello there"})[1]
     check(ids["count"] == len(ids["tokens"]) and server.call("POST", "/detokenize", {"tokens": ids["tokens"]})[1]["prompt"] == "Hello there", "there and back")
     check(server.call("POST", "/tokenize", {"content": "Hello there"})[1]["tokens"] == ids["tokens"], "llama.cpp's spelling")
+    # A whole prompt may hold special tokens; a chat's message is a text that only looks like one.
+    eos = server.call("GET", "/tokenizer_info")[1]["eos_token"]
+    one = server.call("POST", "/tokenize", {"prompt": eos, "add_special_tokens": False})[1]["tokens"]
+    check(len(one) == 1 and server.call("POST", "/detokenize", {"tokens": one})[1]["prompt"] == eos, f"{eos} is one token: {one}")
+    body = dict(prompt="a" + eos, max_tokens=0, echo=True)
+    check([server.post("/v1/completions", skip_special_tokens=skip, **body)[1]["choices"][0]["text"] for skip in (True, False)] == ["a", "a" + eos], "skip_special_tokens")
+    plain, chat = ([len(server.call("POST", "/tokenize", {"messages": [{"role": "user", "content": text}]})[1]["tokens"]) for text in ("a", "a" + eos)])
+    check(chat > plain + 1, "a message cannot end its turn")
     listed = server.call("POST", "/v1/embeddings", {"input": ["Hello", "there"]})[1]["data"]
     check(len(listed) == 2 and abs(sum(x * x for x in listed[0]["embedding"]) - 1) < 1e-4, "embeddings of length 1")
     import base64, struct
@@ -204,6 +280,21 @@ def structured(server):
     for bad in ({"structured_outputs": {"regex": "(a"}}, {"guided_regex": "a{0,1000000000}"}, {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "nothing"}}}}, {"grammar": "root ::= missing"}, {"response_format": {"type": "xml"}}):
         status, body = server.call("POST", "/v1/completions", dict(prompt="x", max_tokens=4, **bad))
         check(status == 400 and body["error"]["message"], f"{bad}: {status}")
+    # In the schema's order, not the alphabet's; all of it required, so that a seed cannot leave any out.
+    ordered = {"type": "object", "properties": {name: {"type": "boolean"} for name in "zam"}, "required": ["a", "m", "z"], "additionalProperties": False}
+    for form in ({"response_format": {"type": "json_schema", "json_schema": {"schema": ordered}}}, {"response_format": {"type": "json_object", "schema": ordered}}, {"structured_outputs": {"json": ordered}}):
+        choice = server.post("/v1/chat/completions", messages=HELLO, temperature=1, seed=1, max_tokens=220, **form)[1]["choices"][0]
+        check(re.findall('"([zam])"', choice["message"]["content"])[:3] == ["z", "a", "m"], f"members in the schema's order: {choice}")
+    named = {"type": "function", "function": {"name": "f"}}
+    for function, shape in ((dict(named["function"], parameters=ordered), r'\{\s*"z".*"a".*"m".*\}'), (named["function"], r"\{\s*\}")):
+        choice = server.post("/v1/chat/completions", messages=HELLO, temperature=1, seed=1, max_tokens=220, tools=[{"type": "function", "function": function}], tool_choice=named)[1]["choices"][0]
+        check(choice["finish_reason"] == "length" or re.fullmatch(shape, choice["message"]["tool_calls"][0]["function"]["arguments"], re.S), f"arguments in order, and none where no parameters are: {choice}")
+    answer = server.call("POST", "/v1/responses", dict(input="Hello", temperature=1, seed=1, max_output_tokens=220, text={"format": {"type": "json_schema", "name": "p", "schema": ordered}}))[1]
+    USED["prompt"] += answer["usage"]["input_tokens"]
+    USED["completion"] += answer["usage"]["output_tokens"]
+    USED["requests"] += 1
+    check(re.findall('"([zam])"', answer["output"][0]["content"][0]["text"])[:3] == ["z", "a", "m"], f"/v1/responses too: {answer}")
+    check(server.post("/v1/completions", prompt="x", guided_regex="ab", min_tokens=20, max_tokens=40)[1]["choices"][0]["text"] == "ab", "min_tokens cannot make a grammar longer")
     tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {"hot": {"type": "boolean"}}, "required": ["hot"], "additionalProperties": False}}}]
     for choice, reason in (("required", "tool_calls"), ({"type": "function", "function": {"name": "weather"}}, "stop")):
         body = dict(messages=HELLO, temperature=1, seed=2, max_tokens=120, tools=tools, tool_choice=choice, parallel_tool_calls=False)
@@ -245,6 +336,37 @@ def quantized(model, folder):
     server = Server(f"{folder}/q4_0.gguf")
     check(server.post("/v1/completions", prompt="The", max_tokens=4)[0] == 200, "a quantized file is served")
     check(server.stop() == 0, "the server of a quantized file ends")
+
+
+def wrong_flags(model):
+    """What cannot be listened on or computed with is said before a request comes, naming the flag that was given."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        for flags, status, words in ((["--host", "nowhere.invalid"], 3, ["nowhere.invalid", "--host"]), (["--port", str(other.getsockname()[1])], 3, ["in use", "--port"]),
+                                     (["--tls-cert", "/dev/null", "--tls-key", "/dev/null"], 3, ["--tls-cert /dev/null", "PEM"]), (["--max-model-len", "100000"], 2, ["--max-model-len 100000", "at most 256"]),
+                                     (["--threads", "-3"], 2, ["--threads", "found -3"]), (["--kv-memory", "1KiB"], 2, ["--kv-memory 1KiB"])):
+            ran = subprocess.run([ORRERY, "serve", model, *flags, *([] if "--port" in flags else ["--port", "0"])], stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, timeout=60)
+            check(ran.returncode == status and all(word in ran.stderr for word in words), f"{flags}: {ran.returncode} {ran.stderr}")
+    ran = subprocess.run([ORRERY, "bench", "serve", "--url", "http://127.0.0.1:9"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=60)
+    check(ran.returncode == 3 and "(Connection refused)" in ran.stderr, f"bench serve where nobody is: {ran.stderr}")
+    server = Server(model, "--host", "localhost")
+    check(server.call("GET", "/health")[0] == 200 and server.stop() == 0, "a host by name")
+
+
+def no_chat(model, folder):
+    """A model that was not trained on chats says so instead of answering what its tokenizer makes of ChatML's marks."""
+    plain = folder / "plain"
+    subprocess.run([ORRERY, "convert", model, str(plain)], check=True, capture_output=True, timeout=60)
+    for path in plain.glob("*.json"):
+        path.write_text(path.read_text().replace("<|im_start|>", "<|other|>"))
+    config = plain / "tokenizer_config.json"
+    config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "chat_template"}))
+    (plain / "chat_template.jinja").unlink(missing_ok=True)
+    server = Server(str(plain))
+    for path, body in (("/v1/chat/completions", dict(messages=HELLO)), ("/tokenize", dict(messages=HELLO)), ("/v1/responses", dict(input="Hello"))):
+        status, answer = server.call("POST", path, body)
+        check(status == 400 and "not trained to chat" in answer["error"]["message"] and "/v1/completions" in answer["error"]["message"], f"{path} of a model without a template: {status} {answer}")
+    check(server.call("POST", "/v1/completions", dict(prompt="a", max_tokens=2))[0] == 200, "it goes on with a text")
+    check(server.stop() == 0, "the server of a model without a template ends")
 
 
 def counters(server):
@@ -294,12 +416,14 @@ def main():
             part(server)
         limits(server)
         counters(server)
-        for part in (bad_input, disconnects, tokens_and_embeddings):
+        for part in (bad_input, connections, disconnects, tokens_and_embeddings):
             part(server)
         check(server.process.poll() is None, "the server is alive")
         check(server.stop() == 0, "exit status")
         queue_keys_and_drain(model, folder)
         quantized(model, folder)
+        wrong_flags(model)
+        no_chat(model, folder)
     print(f"{len(failures)} failed")
     sys.exit(bool(failures))
 

@@ -285,7 +285,24 @@ class Checklist(unittest.TestCase):
         for thread in threads:
             thread.join()
         self.assertEqual([r[0] for r in results], [200] * 8)
-        server.stop()
+        # A list that is longer than room and queue is answered all the same, in order, whatever is told; only a few of it are in the queue at a time.
+        prompts = [[5 + i, 6, 7] for i in range(40)]
+        body = dict(prompt=prompts, max_tokens=2, temperature=0, echo=True, logprobs=1, ignore_eos=True)
+        status, answer = server.post(TEXT, **body)
+        self.assertEqual((status, len(answer["choices"])), (200, 40), answer)
+        for i in (0, 9, 10, 39):
+            alone = server.post(TEXT, **dict(body, prompt=[prompts[i]]))[1]["choices"][0]
+            self.assertEqual((answer["choices"][i]["text"], answer["choices"][i]["logprobs"]), (alone["text"], alone["logprobs"]))
+        events, _ = server.stream(TEXT, **dict(body, n=2))
+        self.assertEqual(sorted(c["index"] for e in events for c in e["choices"] if c["finish_reason"]), list(range(80)))
+        status, answer = server.call("POST", "/v1/embeddings", {"input": prompts})
+        self.assertEqual((status, len(answer["data"])), (200, 40))
+        self.assertEqual(answer["data"][20]["embedding"], server.call("POST", "/v1/embeddings", {"input": prompts[20]})[1]["data"][0]["embedding"])
+        # What was let in is finished while the server drains.
+        client = post_raw(server.port, TEXT, dict(prompt="a", max_tokens=50, n=60, ignore_eos=True, stream=True))
+        client.recv(1000)
+        server.process.send_signal(signal.SIGTERM)
+        self.assertNotIn(b'"error"', client.makefile("rb").read())
 
     def test_19_counters(self):
         server = Server(MODEL)
@@ -298,6 +315,13 @@ class Checklist(unittest.TestCase):
         self.assertEqual(server.metric("vllm:generation_tokens_total"), seen["completion"])
         for name in ("vllm:request_success_total", "vllm:e2e_request_latency_seconds_count", "vllm:time_to_first_token_seconds_count"):
             self.assertEqual(server.metric(name), seen["requests"], name)
+        # Of requests, not of choices: n of 1, 3, 1 and 1; at most 5, 3, 2 and 4 tokens, and the longest choice of each.
+        for name, total in (("params_n", 6), ("params_max_tokens", 14)):
+            self.assertEqual((server.metric(f"vllm:request_{name}_count"), server.metric(f"vllm:request_{name}_sum")), (4, total), name)
+        self.assertEqual(server.metric("vllm:request_max_num_generation_tokens_count"), 4)
+        self.assertGreater(server.metric("vllm:request_max_num_generation_tokens_sum"), 3)
+        self.assertEqual(server.metric("vllm:gpu_prefix_cache_queries_total"), server.metric("vllm:prefix_cache_queries_total"))
+        self.assertGreater(server.metric("vllm:gpu_prefix_cache_queries_total"), 0)
         server.stop()
 
     def test_20_sigterm(self):
@@ -319,6 +343,36 @@ class Checklist(unittest.TestCase):
                 data += piece
             self.assertIn(b"data: [DONE]\n\n", data)
         self.assertEqual(server.process.wait(40), 0)
+
+    def test_20_what_is_cut_off(self):
+        server = Server(MODEL, "--grace", "0", "--max-num-seqs", "1")
+        body = dict(prompt="a", max_tokens=240, n=64, ignore_eos=True)
+        stream = post_raw(server.port, TEXT, dict(body, stream=True))
+        stream.recv(1000)
+        # Behind the other 63 choices of the stream.
+        plain = post_raw(server.port, TEXT, body)
+        end = time.time() + 10
+        while server.metric("vllm:num_requests_waiting") < 2:
+            self.assertLess(time.time(), end)
+        server.process.send_signal(signal.SIGTERM)
+        self.assertIn(b'"error"', stream.makefile("rb").read())
+        self.assertIn(b"HTTP/1.1 503", plain.makefile("rb").read())
+        self.assertEqual(server.process.wait(40), 0)
+        # The log says what the clients were told: nobody left.
+        self.assertRegex(server.text(), r"completion 200")
+        self.assertRegex(server.text(), r"completion 503")
+        self.assertNotIn(" 499 ", server.text())
+
+    def test_20_sigterm_while_loading(self):
+        # It ends before it is ready, not after; a cache that takes a while to fill with zeros makes sure that a signal comes before that.
+        for _ in range(20):
+            server = Server(MODEL, "--max-num-seqs", "1024", wait=False)
+            server.process.send_signal(signal.SIGTERM)
+            self.assertEqual(server.process.wait(40), 0)
+            if "ready" not in server.text():
+                self.assertNotIn("stopping", server.text())
+                return
+        self.fail("every signal waited until the model was loaded")
 
 
 class Beyond(unittest.TestCase):
@@ -361,10 +415,13 @@ class Beyond(unittest.TestCase):
         status, whole = self.server.call("POST", "/v1/responses", dict(input=history, tools=[tool], tool_choice={"type": "function", "name": "weather"}, temperature=1, seed=2, max_output_tokens=120))
         self.assertEqual(status, 200, whole)
         self.assertEqual(set(json.loads(whole["output"][0]["arguments"])), {"hot"})
-        for bad in ({}, {"input": 3}, {"input": [{"type": "computer_call"}]}, {"input": "a", "previous_response_id": "resp_1"}, {"input": "a", "tools": [{"type": "web_search"}]}, {"input": "a", "temperature": 9}):
+        for bad in ({}, {"input": 3}, {"input": [{"type": "computer_call"}]}, {"input": "a", "previous_response_id": "resp_1"}, {"input": "a", "tools": [{"type": "web_search"}]}, {"input": "a", "temperature": 9}, {"input": "a", "top_logprobs": 2}, {"input": "a", "include": ["message.output_text.logprobs"]}):
             status, body = self.server.call("POST", "/v1/responses", bad)
             self.assertEqual(status, 400, bad)
             self.assertTrue(body["error"]["message"])
+            if "include" in bad or "top_logprobs" in bad:
+                self.assertIn(body["error"]["param"], bad)
+                self.assertIn("/v1/chat/completions", body["error"]["message"])
 
     @unittest.skipUnless(shutil.which("openssl"), "no openssl command to make a certificate with")
     def test_tls(self):

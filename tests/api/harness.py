@@ -49,7 +49,7 @@ class Server:
         self.log = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen([ORRERY, "serve", model, "--port", "0", "--threads", "2", *options], stderr=self.log, stdin=subprocess.DEVNULL)
         end = time.time() + 60
-        while not (found := re.search(scheme + r"://127.0.0.1:(\d+)", self.text())):
+        while not (found := re.search(scheme + r"://[\w.]+:(\d+)", self.text())):
             assert self.process.poll() is None and time.time() < end, self.text()
             time.sleep(0.02)
         self.port = int(found[1])

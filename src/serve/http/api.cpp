@@ -121,6 +121,8 @@ void Api::attach(Engine& engine, const Tokenizer& tokenizer, std::vector<int32_t
   state_->arena_bytes = arena_bytes;
   const std::string_view source = tokenizer.chat_template().empty() ? chatml_template() : std::string_view(tokenizer.chat_template());
   try {
+    if (tokenizer.chat_template().empty() && tokenizer.token_id("<|im_start|>") < 0)
+      throw Error(ErrorCode::kUnsupported, "it brings no template and has no ChatML tokens (<|im_start|>, <|im_end|>), so it was not trained to chat");
     state_->chat_template.emplace(source);
   } catch (const Error& problem) {
     // Completions still work; chat requests are told why they do not.
@@ -141,7 +143,7 @@ HttpResponse Api::error(int status, const std::string& message) {
 std::optional<HttpResponse> Api::check_head(const HttpRequest& request) {
   if (request.method == "OPTIONS") {
     HttpResponse response{204, {}, "text/plain", {}, false};
-    if (!request.origin.empty()) response.headers = {{"Access-Control-Allow-Origin", request.origin}, {"Access-Control-Allow-Credentials", "true"}, {"Access-Control-Allow-Methods", "GET, POST"}, {"Access-Control-Allow-Headers", "*"}};
+    if (!request.origin.empty()) response.headers = {{"Access-Control-Allow-Credentials", "true"}, {"Access-Control-Allow-Methods", "GET, POST"}, {"Access-Control-Allow-Headers", "*"}};
     return response;
   }
   // The page holds no secret and asks for the key itself.

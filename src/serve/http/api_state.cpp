@@ -21,13 +21,13 @@ HttpResponse error_response(const ApiError& error) {
 std::vector<int32_t> Api::State::encode(const std::string& text, bool add_special) const {
   thread_local EncodeScratch scratch;
   std::vector<int32_t> ids;
-  tokenizer->encode(text, {.add_special = add_special}, &scratch, &ids);
+  tokenizer->encode(text, {.add_special = add_special, .allow_special = true}, &scratch, &ids);
   return ids;
 }
 
 std::vector<int32_t> Api::State::encode_chat(const std::string& messages, const std::string& tools, const std::string& arguments, bool add_generation_prompt) const {
   if (!chat_template)
-    throw ApiError(400, "this model's chat template cannot be rendered: " + template_problem + "; use /v1/completions", "messages", "invalid_request_error", "unsupported_parameter");
+    throw ApiError(400, "this model cannot be asked by messages: " + template_problem + "; use /v1/completions", "messages", "invalid_request_error", "unsupported_parameter");
   using nlohmann::ordered_json;
   ordered_json variables = arguments.empty() ? ordered_json::object() : ordered_json::parse(arguments);
   const auto name = [this](int32_t id) { return id >= 0 ? tokenizer->token_text(id) : std::string(); };

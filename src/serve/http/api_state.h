@@ -31,6 +31,7 @@ struct Api::State {
 
   int64_t vocab_size() const { return engine->config().vocab_size; }
 
+  /// A whole prompt, written by whoever knows the model's form: special tokens in it are their ids. A chat's messages are plain text (encode_prompt).
   std::vector<int32_t> encode(const std::string& text, bool add_special) const;
   /// JSON texts of messages, tools (or empty) and template arguments (or empty). Errors: ApiError; Error of the template.
   std::vector<int32_t> encode_chat(const std::string& messages, const std::string& tools, const std::string& arguments, bool add_generation_prompt) const;

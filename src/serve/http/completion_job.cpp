@@ -42,6 +42,7 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
     grammar_ = compile_grammar();
     if (!request_.has_seed) request_.sampling.seed = std::random_device{}() | static_cast<uint64_t>(std::random_device{}()) << 32;
     request_.sampling.end_ids = state_->end_ids;
+    request_.sampling.end_ids.insert(request_.sampling.end_ids.end(), request_.stop_token_ids.begin(), request_.stop_token_ids.end());
     for (const auto& prompt : prompts) {
       prompt_tokens_ += static_cast<int64_t>(prompt.size());
       for (int64_t i = 0; i < request_.best_of; ++i) {
@@ -52,11 +53,17 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
     }
     open_ = choices_.size();
     responder_->on_disconnect([weak = weak_from_this()] {
-      if (const auto self = weak.lock()) self->cancel_all("abort");
+      if (const auto self = weak.lock()) self->cancel_all("abort", 499);
     });
     if (request_.best_of > request_.n) request_.sampling.top_logprobs = std::max(0, request_.sampling.top_logprobs);
     if (request_.max_tokens == 0 && !scores_prompt()) return finish_without_tokens(prompts);
-    submit(prompts);
+    prompts_ = std::move(prompts);
+    try {
+      submit_more();
+    } catch (const ApiError&) {
+      done_ = true;
+      throw;
+    }
   }
 
  private:
@@ -64,10 +71,10 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
     std::string id, name, arguments;
   };
   struct Choice {
-    Choice(const Tokenizer& tokenizer, const CompletionRequest& request) : decoder(tokenizer, {.skip_special = true}), stop(request.stop, request.include_stop) {}
+    Choice(const Tokenizer& tokenizer, const CompletionRequest& request) : decoder(tokenizer, {.skip_special = request.skip_special_tokens}), stop(request.stop, request.include_stop) {}
     std::optional<ToolCallParser> parser;  // when tools may be called
     std::vector<ToolCall> calls;
-    uint64_t engine_id = 0;
+    std::optional<uint64_t> engine_id;  // none: not submitted yet
     StreamDecoder decoder;
     StopMatcher stop;
     std::string text, echoed;
@@ -113,61 +120,75 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
     }
   }
 
-  void submit(const std::vector<std::vector<int32_t>>& prompts) {
-    for (size_t index = 0; index < choices_.size(); ++index) {
-      const auto& prompt = prompts[prompt_index(index)];
-      Choice& choice = *choices_[index];
-      choice.prompt_tokens = static_cast<int64_t>(prompt.size());
-      if (request_.echo) choice.echoed = state_->tokenizer->decode(prompt, {.skip_special = true});
-      GenerationRequest generation;
-      generation.request_id = request_id_;
-      generation.prompt = prompt;
-      // Where only the prompt's log-probabilities are wanted, one token is drawn and not told.
-      generation.max_tokens = std::max<int64_t>(1, request_.max_tokens.value_or(state_->engine->max_context() - static_cast<int64_t>(prompt.size())));
-      generation.prompt_logprobs = scores_prompt();
-      if (scores_prompt()) add_prompt_token(choice, prompt.front(), nullptr);
-      generation.sampling = request_.sampling;
-      generation.sampling.seed = choice_seed(request_.sampling.seed, static_cast<int64_t>(index) % request_.best_of);
-      generation.stop_token_ids = request_.stop_token_ids;
-      generation.grammar = grammar_;
-      // A grammar says itself where the answer may end.
-      if (!request_.ignore_eos || grammar_) generation.stop_token_ids.insert(generation.stop_token_ids.end(), state_->end_ids.begin(), state_->end_ids.end());
-      generation.priority = request_.priority;
-      generation.tenant = tenant_;
-      generation.cache_salt = request_.cache_salt;
-      generation.sink = [self = shared_from_this(), index](TokenEvent&& event) {
-        self->responder_->post([self, index, event = std::move(event)]() mutable { self->on_event(index, std::move(event)); });
-      };
-      const Admission admission = state_->engine->submit(std::move(generation), &choice.engine_id);
+  // One more choice of a request is with the engine than can run at a time: the others wait here, or a long list of prompts would be a full
+  // queue for ever. Errors: ApiError.
+  void submit_more() {
+    for (; next_ < choices_.size(); ++next_) {
+      const auto in_flight = static_cast<int64_t>(next_ + open_ - choices_.size());
+      if (in_flight > state_->engine->max_sequences()) return;
+      const Admission admission = submit(next_);
       if (admission == Admission::kAccepted) continue;
-      for (size_t i = 0; i < index; ++i) state_->engine->cancel(choices_[i]->engine_id);
-      done_ = true;
+      if (admission == Admission::kQueueFull && in_flight > 0) return;  // again when one of them has ended
       if (admission == Admission::kStopping) throw ApiError(503, "the server is shutting down", {}, "unavailable_error");
       throw ApiError(429, "the queue is full; try again later", {}, "rate_limit_error", "queue_full");
     }
   }
 
+  Admission submit(size_t index) {
+    const auto& prompt = prompts_[prompt_index(index)];
+    Choice& choice = *choices_[index];
+    choice.prompt_tokens = static_cast<int64_t>(prompt.size());
+    if (request_.echo) choice.echoed = state_->tokenizer->decode(prompt, {.skip_special = request_.skip_special_tokens});
+    GenerationRequest generation;
+    generation.request_id = request_id_;
+    generation.prompt = prompt;
+    // Where only the prompt's log-probabilities are wanted, one token is drawn and not told.
+    generation.max_tokens = std::max<int64_t>(1, request_.max_tokens.value_or(state_->engine->max_context() - static_cast<int64_t>(prompt.size())));
+    generation.prompt_logprobs = scores_prompt();
+    generation.continues = index > 0;
+    generation.sampling = request_.sampling;
+    generation.sampling.seed = choice_seed(request_.sampling.seed, static_cast<int64_t>(index) % request_.best_of);
+    generation.stop_token_ids = request_.stop_token_ids;
+    generation.grammar = grammar_;
+    // A grammar says itself where the answer may end.
+    if (!request_.ignore_eos || grammar_) generation.stop_token_ids.insert(generation.stop_token_ids.end(), state_->end_ids.begin(), state_->end_ids.end());
+    generation.priority = request_.priority;
+    generation.tenant = tenant_;
+    generation.cache_salt = request_.cache_salt;
+    generation.sink = [self = shared_from_this(), index](TokenEvent&& event) {
+      self->responder_->post([self, index, event = std::move(event)]() mutable { self->on_event(index, std::move(event)); });
+    };
+    uint64_t id = 0;
+    const Admission admission = state_->engine->submit(std::move(generation), &id);
+    if (admission != Admission::kAccepted) return admission;
+    choice.engine_id = id;
+    if (scores_prompt()) add_prompt_token(choice, prompt.front(), nullptr);
+    return admission;
+  }
+
   size_t prompt_index(size_t index) const { return index / static_cast<size_t>(request_.best_of); }
 
   void finish_without_tokens(const std::vector<std::vector<int32_t>>& prompts) {
+    next_ = choices_.size();
     for (size_t index = 0; index < choices_.size(); ++index) {
       const auto& prompt = prompts[prompt_index(index)];
-      if (request_.echo) choices_[index]->echoed = state_->tokenizer->decode(prompt, {.skip_special = true});
+      if (request_.echo) choices_[index]->echoed = state_->tokenizer->decode(prompt, {.skip_special = request_.skip_special_tokens});
       choices_[index]->prompt_tokens = static_cast<int64_t>(prompt.size());
       choices_[index]->first_token = now_seconds();
       finish_choice(index, "length", {});
     }
   }
 
-  void cancel_all(const char* reason) {
+  // `status`: what the client was told; 499 where nobody is there any more.
+  void cancel_all(const char* reason, int status) {
     if (done_) return;
     done_ = true;
     for (const auto& choice : choices_)
       if (choice->finish_reason.empty()) {
-        state_->engine->cancel(choice->engine_id);
+        if (choice->engine_id) state_->engine->cancel(*choice->engine_id);
         record(*choice, reason);
       }
-    log(499);
+    log(status);
   }
 
   void on_event(size_t index, TokenEvent event) {
@@ -199,7 +220,7 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
     choice.last_token = now;
     if (choice.stop.stopped()) {
       choice.stop_reason = request_.stop[static_cast<size_t>(choice.stop.stop_index())];
-      if (!event.finish) state_->engine->cancel(choice.engine_id);
+      if (!event.finish) state_->engine->cancel(*choice.engine_id);
       return finish_choice(index, "stop", piece);
     }
     if (!event.finish) return emit(index, piece);
@@ -245,9 +266,12 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
       values.push_back(entry["logprob"]);
       json top = entry["top_logprobs"].is_null() ? json(nullptr) : json::object();
       for (const json& other : entry["top_logprobs"]) top[other["token"].get<std::string>()] = other["logprob"];
+      // The token itself is always among them, so there may be one more than was asked for.
+      if (!top.is_null()) top.emplace(entry["token"].get<std::string>(), entry["logprob"]);
       tops.push_back(std::move(top));
+      // In characters: a byte that goes on with one begins none.
       offsets.push_back(choice.text_offset);
-      choice.text_offset += static_cast<int64_t>(entry["bytes"].size());
+      choice.text_offset += std::count_if(entry["bytes"].begin(), entry["bytes"].end(), [](const json& byte) { return (byte.get<int>() & 0xC0) != 0x80; });
     }
     return {{"tokens", tokens}, {"token_logprobs", values}, {"top_logprobs", tops}, {"text_offset", offsets}};
   }
@@ -352,7 +376,13 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
     choice.finish_reason = reason;
     if (request_.stream) send_chunk(json::array({chunk_choice(index, request_.chat ? json::object() : json(""), nullptr, reason, choice.stop_reason)}));
     record(choice, reason == std::string_view("tool_calls") ? "stop" : reason);
-    if (--open_ > 0) return;
+    if (--open_ > 0) {
+      try {
+        return submit_more();
+      } catch (const ApiError& error) {
+        return fail(error);
+      }
+    }
     done_ = true;
     if (request_.stream) {
       if (request_.include_usage) send_chunk(json::array());
@@ -398,7 +428,7 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
   }
 
   void fail(const ApiError& error) {
-    cancel_all("error");
+    cancel_all("error", streaming_ ? 200 : error.status);
     if (!streaming_) return responder_->send(error_response(error));
     responder_->write_event(error_body(error));
     responder_->write_event("[DONE]");
@@ -407,8 +437,12 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
 
   void log(int status) {
     state_->metrics.add_http(status);
-    int64_t tokens = 0;
-    for (const auto& choice : choices_) tokens += choice->num_tokens;
+    int64_t tokens = 0, longest = 0;
+    for (const auto& choice : choices_) {
+      tokens += choice->num_tokens;
+      longest = std::max(longest, choice->num_tokens);
+    }
+    state_->metrics.add_answer(request_.n, request_.max_tokens, longest);
     fmt::print(stderr, "request {} {} {} prompt {} answer {} tokens {:.3f}s\n", request_id_, request_.chat ? "chat" : "completion", status, prompt_tokens_, tokens, now_seconds() - started_);
   }
 
@@ -417,8 +451,10 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
   std::string request_id_, tenant_;
   std::shared_ptr<HttpResponder> responder_;
   std::shared_ptr<const Grammar> grammar_;
+  std::vector<std::vector<int32_t>> prompts_;
   std::vector<std::unique_ptr<Choice>> choices_;
-  size_t open_ = 0;
+  size_t next_ = 0;  // the first choice that was not submitted yet
+  size_t open_ = 0;  // choices that have not ended
   int64_t prompt_tokens_ = 0;
   int64_t created_ = static_cast<int64_t>(std::time(nullptr));
   double started_ = 0;

@@ -40,31 +40,45 @@ class EmbeddingJob : public std::enable_shared_from_this<EmbeddingJob> {
         throw ApiError(400, fmt::format("this model's context is {} tokens, an input has {}", state_->engine->max_context(), input.size()), "input", "invalid_request_error", "context_length_exceeded");
       num_tokens_ += static_cast<int64_t>(input.size());
     }
-    results_.resize(inputs.size());
-    ids_.resize(inputs.size());
-    open_ = inputs.size();
+    inputs_ = std::move(inputs);
+    results_.resize(inputs_.size());
+    open_ = inputs_.size();
     responder_->on_disconnect([weak = weak_from_this()] {
       if (const auto self = weak.lock()) self->cancel();
     });
-    for (size_t i = 0; i < inputs.size(); ++i) {
-      GenerationRequest generation;
-      generation.request_id = request_id_;
-      generation.prompt = std::move(inputs[i]);
-      generation.embed = true;
-      generation.tenant = tenant_;
-      generation.sink = [self = shared_from_this(), i](TokenEvent&& event) {
-        self->responder_->post([self, i, event = std::move(event)]() mutable { self->on_event(i, std::move(event)); });
-      };
-      const Admission admission = state_->engine->submit(std::move(generation), &ids_[i]);
-      if (admission == Admission::kAccepted) continue;
-      ids_.resize(i);
+    try {
+      submit_more();
+    } catch (const ApiError&) {
       cancel();
-      if (admission == Admission::kStopping) throw ApiError(503, "the server is shutting down", {}, "unavailable_error");
-      throw ApiError(429, "the queue is full; try again later, or with fewer inputs", {}, "rate_limit_error", "queue_full");
+      throw;
     }
   }
 
  private:
+  // As in completion_job.cpp: one more input is with the engine than can run at a time. Errors: ApiError.
+  void submit_more() {
+    while (ids_.size() < inputs_.size()) {
+      const size_t i = ids_.size();
+      const auto in_flight = static_cast<int64_t>(i + open_ - inputs_.size());
+      if (in_flight > state_->engine->max_sequences()) return;
+      GenerationRequest generation;
+      generation.request_id = request_id_;
+      generation.prompt = inputs_[i];
+      generation.embed = true;
+      generation.continues = i > 0;
+      generation.tenant = tenant_;
+      generation.sink = [self = shared_from_this(), i](TokenEvent&& event) {
+        self->responder_->post([self, i, event = std::move(event)]() mutable { self->on_event(i, std::move(event)); });
+      };
+      uint64_t id = 0;
+      const Admission admission = state_->engine->submit(std::move(generation), &id);
+      if (admission == Admission::kQueueFull && in_flight > 0) return;  // again when one of them has ended
+      if (admission == Admission::kStopping) throw ApiError(503, "the server is shutting down", {}, "unavailable_error");
+      if (admission == Admission::kQueueFull) throw ApiError(429, "the queue is full; try again later", {}, "rate_limit_error", "queue_full");
+      ids_.push_back(id);
+    }
+  }
+
   void cancel() {
     done_ = true;
     for (const uint64_t id : ids_) state_->engine->cancel(id);
@@ -80,7 +94,14 @@ class EmbeddingJob : public std::enable_shared_from_this<EmbeddingJob> {
     const double scale = norm > 0 ? 1 / std::sqrt(norm) : 0;
     for (float& x : event.embedding) x = static_cast<float>(x * scale);
     results_[index] = std::move(event.embedding);
-    if (--open_ > 0) return;
+    if (--open_ > 0) {
+      try {
+        return submit_more();
+      } catch (const ApiError& error) {
+        cancel();
+        return responder_->send(error_response(error));
+      }
+    }
     done_ = true;
     json data = json::array();
     for (size_t i = 0; i < results_.size(); ++i)
@@ -93,9 +114,10 @@ class EmbeddingJob : public std::enable_shared_from_this<EmbeddingJob> {
   EmbeddingRequest request_;
   std::string request_id_, tenant_;
   std::shared_ptr<HttpResponder> responder_;
+  std::vector<std::vector<int32_t>> inputs_;
   std::vector<std::vector<float>> results_;
-  std::vector<uint64_t> ids_;
-  size_t open_ = 0;
+  std::vector<uint64_t> ids_;  // of the inputs that were submitted
+  size_t open_ = 0;            // inputs without a result
   int64_t num_tokens_ = 0;
   bool done_ = false;
 };

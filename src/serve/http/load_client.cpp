@@ -77,6 +77,7 @@ class Load {
   }
 
   std::string first_model() {
+    std::string problem;
     try {
       beast::tcp_stream stream(context_);
       stream.connect(target_.endpoints);
@@ -84,10 +85,14 @@ class Load {
       beast::flat_buffer buffer;
       http::response<http::string_body> response;
       http::read(stream, buffer, response);
-      return json::parse(response.body()).at("data").at(0).at("id").get<std::string>();
-    } catch (const std::exception& error) {
-      throw Error(ErrorCode::kIo, "{}: /v1/models gives no model ({}); is a server there? Otherwise name one with --model", options_.url, error.what());
+      if (response.result() == http::status::ok) return json::parse(response.body()).at("data").at(0).at("id").get<std::string>();
+      problem = fmt::format("status {}{}", response.result_int(), response.result() == http::status::unauthorized ? ": give --api-key" : "");
+    } catch (const boost::system::system_error& error) {
+      problem = error.code().message();
+    } catch (const json::exception&) {
+      problem = "its answer names none";
     }
+    throw Error(ErrorCode::kIo, "{}: /v1/models gives no model ({}); is a server there? Otherwise name one with --model", options_.url, problem);
   }
 
   std::string next_body() {

@@ -42,6 +42,13 @@ void Metrics::add_request(const RequestRecord& record) {
   request_generation_.add(static_cast<double>(record.completion_tokens));
 }
 
+void Metrics::add_answer(int64_t n, std::optional<int64_t> max_tokens, int64_t longest_tokens) {
+  const std::lock_guard lock(mutex_);
+  n_.add(static_cast<double>(n));
+  if (max_tokens) max_tokens_.add(static_cast<double>(*max_tokens));
+  longest_.add(static_cast<double>(longest_tokens));
+}
+
 void Metrics::add_http(int status) {
   const std::lock_guard lock(mutex_);
   ++http_[status];
@@ -67,6 +74,9 @@ std::string Metrics::text(const std::string& model, const EngineStats& stats, in
   value("counter", "num_preemptions_total", stats.counters.preemptions);
   value("counter", "prefix_cache_queries_total", stats.counters.prefix_queried_tokens);
   value("counter", "prefix_cache_hits_total", stats.counters.prefix_hit_tokens);
+  // The names of before, which older boards read.
+  value("counter", "gpu_prefix_cache_queries_total", stats.counters.prefix_queried_tokens);
+  value("counter", "gpu_prefix_cache_hits_total", stats.counters.prefix_hit_tokens);
   value("counter", "spec_decode_num_drafts_total", stats.counters.drafts);
   value("counter", "spec_decode_num_draft_tokens_total", stats.counters.draft_tokens);
   value("counter", "spec_decode_num_accepted_tokens_total", stats.counters.accepted_tokens);
@@ -79,7 +89,8 @@ std::string Metrics::text(const std::string& model, const EngineStats& stats, in
          per_token_.text("vllm:request_time_per_output_token_seconds", labels) + total_.text("vllm:e2e_request_latency_seconds", labels) +
          queue_.text("vllm:request_queue_time_seconds", labels) + prefill_.text("vllm:request_prefill_time_seconds", labels) +
          decode_.text("vllm:request_decode_time_seconds", labels) + inference_.text("vllm:request_inference_time_seconds", labels) +
-         request_prompt_.text("vllm:request_prompt_tokens", labels) + request_generation_.text("vllm:request_generation_tokens", labels);
+         request_prompt_.text("vllm:request_prompt_tokens", labels) + request_generation_.text("vllm:request_generation_tokens", labels) +
+         longest_.text("vllm:request_max_num_generation_tokens", labels) + max_tokens_.text("vllm:request_params_max_tokens", labels) + n_.text("vllm:request_params_n", labels);
   out += "# TYPE http_requests_total counter\n";
   for (const auto& [status, count] : http_) out += fmt::format("http_requests_total{{status=\"{}\"}} {}\n", status, count);
   out += fmt::format("# TYPE orrery_engine_steps_total counter\norrery_engine_steps_total {}\n# TYPE orrery_engine_step_tokens_total counter\norrery_engine_step_tokens_total {}\n# TYPE orrery_engine_busy_seconds_total counter\norrery_engine_busy_seconds_total {}\n", stats.steps, stats.step_tokens, stats.busy_seconds);

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -37,6 +38,8 @@ class Metrics {
  public:
   void add_token_gap(double seconds);
   void add_request(const RequestRecord& record);
+  /// One finished request with all its choices: how many of a prompt, tokens asked for at most (where that was said), tokens of the longest choice.
+  void add_answer(int64_t n, std::optional<int64_t> max_tokens, int64_t longest_tokens);
   void add_http(int status);
   /// Prometheus text format 0.0.4.
   std::string text(const std::string& model, const EngineStats& stats, int64_t resident_bytes, int64_t arena_bytes) const;
@@ -52,7 +55,7 @@ class Metrics {
   Histogram first_token_{{.001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560}};
   Histogram gap_{gap_bounds()}, per_token_{gap_bounds()};
   Histogram total_{request_bounds()}, queue_{request_bounds()}, prefill_{request_bounds()}, decode_{request_bounds()}, inference_{request_bounds()};
-  Histogram request_prompt_{token_bounds()}, request_generation_{token_bounds()};
+  Histogram request_prompt_{token_bounds()}, request_generation_{token_bounds()}, longest_{token_bounds()}, max_tokens_{token_bounds()}, n_{{1, 2, 5, 10, 20}};
 };
 
 }  // namespace orrery

@@ -40,15 +40,18 @@ async function send(){
   const text=$('text').value.trim();if(!text)return;$('text').value='';messages.push({role:'user',content:text});bubble('user',text);
   const out=bubble('assistant','');let answer='';abort=new AbortController();$('send').textContent='Stop';
   try{
-    const body={messages,stream:true,temperature:+$('temperature').value,max_tokens:+$('most').value};if($('seed').value)body.seed=+$('seed').value;
+    const body={messages,stream:true};
+    for(const[name,id]of[['temperature','temperature'],['max_tokens','most'],['seed','seed']])if($(id).value)body[name]=+$(id).value;
     const r=await fetch('/v1/chat/completions',{method:'POST',signal:abort.signal,headers:{'Content-Type':'application/json',...auth()},body:JSON.stringify(body)});
     if(!r.ok)throw new Error((await r.json()).error.message);
     const reader=r.body.pipeThrough(new TextDecoderStream()).getReader();let rest='';
     for(;;){const{value,done}=await reader.read();if(done)break;rest+=value;let end;
       while((end=rest.indexOf('\n\n'))>=0){const data=rest.slice(6,end);rest=rest.slice(end+2);if(data==='[DONE]')continue;
         const e=JSON.parse(data);if(e.error)throw new Error(e.error.message);const d=e.choices[0]&&e.choices[0].delta.content;if(d){answer+=d;out.textContent=answer;$('log').scrollTop=1e9}}}
-  }catch(e){if(e.name!=='AbortError'){out.classList.add('error');out.textContent=answer+'\n'+e.message}}
-  messages.push({role:'assistant',content:answer});abort=null;$('send').textContent='Send';$('text').focus()
+  }catch(e){if(e.name!=='AbortError'){out.classList.add('error');out.textContent=(answer&&answer+'\n')+e.message}}
+  // What was not answered is not said again with every later message.
+  if(answer)messages.push({role:'assistant',content:answer});else messages.pop();
+  abort=null;$('send').textContent='Send';$('text').focus()
 }
 $('form').onsubmit=e=>{e.preventDefault();abort?abort.abort():send()};
 $('text').onkeydown=e=>{if(e.key==='Enter'&&!e.shiftKey){e.preventDefault();if(!abort)send()}};
@@ -65,11 +68,12 @@ async function poll(){
     const kv=100*v('kv_cache_usage_perc');$('kv').textContent=kv.toFixed(1)+' %';$('kvbar').style.width=kv+'%';
     const t=m.orrery_engine_step_tokens_total;if(last){const rate=Math.max(0,(t-last[0])/(now-last[1]));$('rate').textContent=rate.toFixed(0);rates.push(rate);if(rates.length>60)rates.shift();
       const top=Math.max(1,...rates);$('line').setAttribute('points',rates.map((x,i)=>i*2+','+(39-38*x/top)).join(' '))}
-    last=[t,now];$('state').textContent='';
+    last=[t,now];$('state').textContent='';if(!$('model').textContent)name();
   }catch(e){$('state').textContent='no metrics (key?)'}
   setTimeout(poll,1000)
 }
-fetch('/v1/models',{headers:auth()}).then(r=>r.json()).then(j=>$('model').textContent=j.data[0].id).catch(()=>0);poll();
+function name(){fetch('/v1/models',{headers:auth()}).then(r=>r.json()).then(j=>$('model').textContent=j.data[0].id).catch(()=>0)}
+poll();
 </script></body></html>
 )html";
 }

@@ -7,18 +7,21 @@
 
 namespace orrery {
 
-using nlohmann::json;
+// Members stay in the order in which the client wrote them: an answer's come in the order of its schema's, and a template shows tools as given.
+using json = nlohmann::ordered_json;
 
 namespace {
 
 constexpr int kDepthMax = 64;         // of JSON; the parser's and the destructor's own recursion stays small
+constexpr int64_t kLookupsMax = int64_t{1} << 26;  // that the parser makes: it looks for each name of an object among those before it
 constexpr int64_t kChoicesMax = 128;  // n
 constexpr size_t kPromptsMax = 2048, kStopsMax = 16, kStopBytesMax = 1024, kBiasMax = 1024, kMessagesMax = 4096;
 
 [[noreturn]] void bad(const std::string& param, const std::string& message) { throw ApiError(400, message, param); }
 
-void check_depth(const std::string& body) {
+void check_shape(const std::string& body) {
   int depth = 0;
+  int64_t num_members[kDepthMax + 1] = {}, num_lookups = 0;
   bool in_string = false;
   for (size_t i = 0; i < body.size(); ++i) {
     const char c = body[i];
@@ -31,8 +34,12 @@ void check_depth(const std::string& body) {
       in_string = true;
     } else if (c == '{' || c == '[') {
       if (++depth > kDepthMax) bad({}, fmt::format("the JSON is nested deeper than {}", kDepthMax));
+      num_members[depth] = 0;
     } else if (c == '}' || c == ']') {
-      --depth;
+      if (--depth < 0) return;  // no JSON: the parser says where
+    } else if (c == ':') {
+      num_lookups += num_members[depth]++;
+      if (num_lookups > kLookupsMax) bad({}, "an object of the JSON has too many members; some thousands are taken");
     }
   }
 }
@@ -105,10 +112,20 @@ void read_texts(const json& object, const char* name, int64_t vocab_size, std::v
   }
 }
 
+[[noreturn]] void unsupported(const char* name, const char* way_out = "") {
+  throw ApiError(400, fmt::format("{} is not supported by this server{}", name, way_out), name, "invalid_request_error", "unsupported_parameter");
+}
+
+// A value that asks for nothing is what some clients send always.
 void refuse_unsupported(const json& object) {
-  for (const char* name : {"suffix", "chat_template", "bad_words", "allowed_token_ids", "prompt_logprobs", "mirostat"})
-    if (const json* value = field(object, name); value && *value != json(0) && *value != json("") && *value != json::array())
-      throw ApiError(400, fmt::format("{} is not supported by this server", name), name, "invalid_request_error", "unsupported_parameter");
+  const auto asks = [&](const char* name) {
+    const json* value = field(object, name);
+    return value && *value != json(0) && *value != json("") && *value != json::array() && *value != json(false);
+  };
+  for (const char* name : {"suffix", "chat_template", "continue_final_message", "truncate_prompt_tokens", "bad_words", "allowed_token_ids", "prompt_logprobs", "mirostat", "dry_multiplier", "xtc_probability"})
+    if (asks(name)) unsupported(name);
+  // Clients that know tools send these beside them.
+  if (asks("functions") && !asks("tools") && text(object, "function_call") != "none") unsupported("functions", "; send tools");
 }
 
 void set_grammar(CompletionRequest* request, const char* name, GrammarKind kind, std::string grammar_text) {
@@ -125,7 +142,9 @@ void read_structure(const json& object, CompletionRequest* request) {
     if (!format->is_object()) bad("response_format", "response_format must be an object");
     const std::string type = text(*format, "type");
     if (type == "json_object") {
-      set_grammar(request, "response_format", GrammarKind::kJsonObject, {});
+      // llama.cpp's clients give a schema here.
+      const json* schema = field(*format, "schema");
+      set_grammar(request, "response_format", schema ? GrammarKind::kJsonSchema : GrammarKind::kJsonObject, schema ? schema_text(*schema) : std::string());
     } else if (type == "json_schema") {
       const json* holder = field(*format, "json_schema");
       const json* schema = holder && holder->is_object() ? field(*holder, "schema") : nullptr;
@@ -150,6 +169,7 @@ void read_structure(const json& object, CompletionRequest* request) {
     read(*outputs, "regex", GrammarKind::kRegex);
     read(*outputs, "choice", GrammarKind::kChoice);
     read(*outputs, "grammar", GrammarKind::kGbnf);
+    if (field(*outputs, "structural_tag")) unsupported("structural_tag");
     if (boolean(*outputs, "json_object")) set_grammar(request, "structured_outputs", GrammarKind::kJsonObject, {});
   }
 }
@@ -180,7 +200,8 @@ void read_tools(const json& object, CompletionRequest* request) {
     const std::string name = function && function->is_object() ? text(*function, "name") : std::string();
     if (name.empty()) bad("tools", "a tool must be {type: function, function: {name, parameters}}");
     const json* parameters = field(*function, "parameters");
-    if (named.empty() || named == name) request->callable.push_back({name, parameters ? parameters->dump() : std::string()});
+    // As OpenAI: a function without parameters takes none.
+    if (named.empty() || named == name) request->callable.push_back({name, parameters ? parameters->dump() : R"({"type": "object", "additionalProperties": false})"});
   }
   if (request->callable.empty()) bad("tool_choice", fmt::format("tool_choice names \"{}\", which is not in tools", named));
   if (choice && *choice == "none") request->callable.clear();
@@ -256,6 +277,7 @@ void read_shared(const json& object, int64_t vocab_size, CompletionRequest* requ
   }
   request->include_stop = boolean(object, "include_stop_str_in_output");
   request->ignore_eos = boolean(object, "ignore_eos");
+  request->skip_special_tokens = boolean(object, "skip_special_tokens", true);
   request->echo = boolean(object, "echo");
   request->priority = static_cast<int32_t>(integer(object, "priority", INT32_MIN, INT32_MAX).value_or(0));
   request->cache_salt = text(object, "cache_salt");
@@ -286,7 +308,7 @@ std::string error_body(const ApiError& error) {
 }
 
 json parse_request_object(const std::string& body) {
-  check_depth(body);
+  check_shape(body);
   json object;
   try {
     object = json::parse(body);

@@ -25,8 +25,8 @@ struct ApiError : std::runtime_error {
 
 std::string error_body(const ApiError& error);
 
-/// The body as a JSON object, its depth bounded. Errors: ApiError 400.
-nlohmann::json parse_request_object(const std::string& body);
+/// The body as a JSON object, its depth and the members of its objects bounded. Errors: ApiError 400.
+nlohmann::ordered_json parse_request_object(const std::string& body);
 
 /// What chat and text completions share, and what only one of them has.
 struct CompletionRequest {
@@ -51,7 +51,7 @@ struct CompletionRequest {
   bool tell_logprobs = false;
   bool has_seed = false;
   std::vector<std::string> stop;
-  bool include_stop = false, ignore_eos = false, add_special_tokens = true;
+  bool include_stop = false, ignore_eos = false, add_special_tokens = true, skip_special_tokens = true;
   std::vector<int32_t> stop_token_ids;
   int32_t priority = 0;
   std::string cache_salt;

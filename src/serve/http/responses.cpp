@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <ctime>
 #include <nlohmann/json.hpp>
 #include <utility>
@@ -12,7 +13,7 @@
 namespace orrery {
 namespace {
 
-using nlohmann::json;
+using json = nlohmann::ordered_json;  // as in request.cpp
 
 std::string dump(const json& value) { return value.dump(-1, ' ', false, json::error_handler_t::replace); }
 
@@ -265,6 +266,10 @@ std::string chat_body_of_responses(const std::string& body) {
   const json object = parse_request_object(body);
   for (const char* name : {"previous_response_id", "conversation", "prompt", "background"})
     if (const json* value = member(object, name); value && *value != json(false)) throw ApiError(400, fmt::format("{} is not supported: this server stores no responses; send the whole conversation as input", name), name, "invalid_request_error", "unsupported_parameter");
+  const json* include = member(object, "include");
+  const bool asks_logprobs = include && include->is_array() && std::find(include->begin(), include->end(), "message.output_text.logprobs") != include->end();
+  if (const json* top = member(object, "top_logprobs"); asks_logprobs || (top && *top != json(0)))
+    throw ApiError(400, "log-probabilities are not told by /v1/responses; /v1/chat/completions tells them", asks_logprobs ? "include" : "top_logprobs", "invalid_request_error", "unsupported_parameter");
   json chat = object;
   for (const char* name : {"input", "instructions", "text", "max_output_tokens", "tools", "tool_choice", "reasoning", "include", "truncation", "n", "best_of", "stream_options", "max_tokens", "max_completion_tokens", "response_format"}) chat.erase(name);
   chat["messages"] = chat_messages(object);

@@ -1,5 +1,6 @@
 #include "serve/http/server.h"
 
+#include <algorithm>
 #include <atomic>
 #include <boost/asio/dispatch.hpp>
 #include <boost/asio/io_context.hpp>
@@ -43,6 +44,17 @@ bool harmless_id(std::string_view id) {
   return !id.empty() && id.size() <= 128 && id.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:") == std::string_view::npos;
 }
 
+// The path of a request's target, which may be a whole URL.
+std::string path_of(std::string_view target) {
+  for (const std::string_view scheme : {"http://", "https://"})
+    if (target.starts_with(scheme)) {
+      const size_t slash = target.find('/', scheme.size());
+      target = slash == std::string_view::npos ? "/" : target.substr(slash);
+      break;
+    }
+  return std::string(target.substr(0, target.find('?')));
+}
+
 // One connection. Everything runs on the socket's strand. While a request is being answered one read stays pending: it is how a
 // client's leaving is noticed, and what it brings of a next request waits in the buffer.
 template <typename Stream>
@@ -72,6 +84,8 @@ class Session final : public HttpResponder, public std::enable_shared_from_this<
   void begin_stream() override {
     post([self = this->shared_from_this()] {
       self->streaming_ = true;
+      // HTTP/1.0 knows no chunks: there the end of the connection is the end of the stream.
+      self->keep_alive_ = self->keep_alive_ && self->chunked_;
       self->enqueue(fmt::format("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\n{}{}{}\r\n",
                                 self->chunked_ ? "Transfer-Encoding: chunked\r\n" : "", self->common_headers(), self->keep_alive_ ? "" : "Connection: close\r\n"));
     });
@@ -152,18 +166,20 @@ class Session final : public HttpResponder, public std::enable_shared_from_this<
     const auto& head = parser_->get();
     request_ = {};
     last_id_.clear();
+    last_origin_.clear();
     request_.request_id = random_id();
     keep_alive_ = true;
+    bodiless_ = false;
     if (error) return on_read_error(error);
     request_.method = std::string(head.method_string());
-    const auto target = head.target();
-    request_.path = std::string(target.substr(0, target.find('?')));
+    request_.path = path_of({head.target().data(), head.target().size()});
     request_.authorization = std::string(head[http::field::authorization]);
     request_.api_key = std::string(head["X-Api-Key"]);
-    request_.origin = std::string(head[http::field::origin]);
+    request_.origin = last_origin_ = std::string(head[http::field::origin]);
     if (const auto id = head["X-Request-Id"]; harmless_id({id.data(), id.size()})) request_.request_id = std::string(id);
     keep_alive_ = parser_->keep_alive();
     chunked_ = head.version() >= 11;
+    bodiless_ = head.method() == http::verb::head;
     if (auto refusal = shared_.handler.check_head(request_)) {
       // The body was not read, so the connection cannot go on.
       const auto length = parser_->content_length();
@@ -172,6 +188,8 @@ class Session final : public HttpResponder, public std::enable_shared_from_this<
     }
     if (const auto length = parser_->content_length(); length && *length > static_cast<uint64_t>(shared_.options.max_body_bytes))
       return on_read_error(http::make_error_code(http::error::body_limit));
+    if (const auto encoding = head[http::field::content_encoding]; !encoding.empty() && !boost::beast::iequals(encoding, "identity"))
+      return refuse(415, fmt::format("a body with Content-Encoding {:.40} is not read here; send it as it is", std::string(encoding)));
     if (boost::beast::iequals(head[http::field::expect], "100-continue")) enqueue("HTTP/1.1 100 Continue\r\n\r\n");
     arm(read_timer_, shared_.options.body_seconds);
     http::async_read(stream_, buffer_, *parser_, [self = this->shared_from_this()](ErrorCodeAsio read_error, size_t) {
@@ -192,7 +210,9 @@ class Session final : public HttpResponder, public std::enable_shared_from_this<
     watching_ = true;
     stream_.async_read_some(buffer_.prepare(4096), [self = this->shared_from_this()](ErrorCodeAsio error, size_t size) {
       self->watching_ = false;
-      if (error) return self->close();
+      // Taken back by after_answer, because the next request is here already.
+      const bool taken_back = error == asio::error::operation_aborted && !self->answering_ && !self->closed_;
+      if (error && !taken_back) return self->close();
       self->buffer_.commit(size);
       if (self->answering_)
         self->watch();
@@ -201,16 +221,20 @@ class Session final : public HttpResponder, public std::enable_shared_from_this<
     });
   }
 
-  std::string common_headers() const { return fmt::format("X-Request-Id: {}\r\n", last_id_.empty() ? request_.request_id : last_id_); }
+  // Pages of other origins may read every answer, as the answer to their preflight says (Api::check_head).
+  std::string common_headers() const {
+    return fmt::format("X-Request-Id: {}\r\n{}", last_id_.empty() ? request_.request_id : last_id_, last_origin_.empty() ? "" : fmt::format("Access-Control-Allow-Origin: {}\r\nVary: Origin\r\n", last_origin_));
+  }
 
   void write_response(const HttpResponse& response) {
     if (closed_) return;
     keep_alive_ = keep_alive_ && !response.close;
-    std::string head = fmt::format("HTTP/1.1 {} {}\r\nContent-Type: {}\r\nContent-Length: {}\r\n{}", response.status,
-                                   std::string(http::obsolete_reason(static_cast<http::status>(response.status))), response.content_type, response.body.size(), common_headers());
+    std::string head = fmt::format("HTTP/1.1 {} {}\r\n{}", response.status, std::string(http::obsolete_reason(static_cast<http::status>(response.status))), common_headers());
+    if (response.status != 204) head += fmt::format("Content-Type: {}\r\nContent-Length: {}\r\n", response.content_type, response.body.size());
     for (const auto& [name, value] : response.headers) head += name + ": " + value + "\r\n";
     if (!keep_alive_) head += "Connection: close\r\n";
-    enqueue(head + "\r\n" + response.body);
+    // What follows the head of an answer to HEAD would be read as the next answer.
+    enqueue(head + "\r\n" + (bodiless_ ? std::string() : response.body));
     finish_answer();
   }
 
@@ -226,11 +250,12 @@ class Session final : public HttpResponder, public std::enable_shared_from_this<
     if (!keep_alive_) return close_gracefully();
     const bool was_answering = std::exchange(answering_, false);
     if (closed_) return;
-    if (was_answering && watching_) {
-      arm(read_timer_, shared_.options.idle_seconds);  // the pending read brings the next request
-      return;
-    }
-    read_head();
+    if (!was_answering || !watching_) return read_head();
+    arm(read_timer_, shared_.options.idle_seconds);  // the pending read brings the next request
+    if (buffer_.size() == 0) return;
+    // It, or a part of it, came while this answer was made or written, and nothing more may follow: the read must not wait for that.
+    ErrorCodeAsio ignored;
+    socket().cancel(ignored);
   }
 
   // The peer may still be sending a body that nobody wants; closing with unread bytes would reset the connection and lose the answer.
@@ -274,11 +299,11 @@ class Session final : public HttpResponder, public std::enable_shared_from_this<
   boost::beast::flat_buffer buffer_;
   std::optional<http::request_parser<http::string_body>> parser_;
   HttpRequest request_;
-  std::string last_id_;
+  std::string last_id_, last_origin_;  // of the request that is being answered
   std::deque<std::string> out_;
   int64_t unsent_bytes_ = 0;
   std::function<void()> disconnect_;
-  bool keep_alive_ = true, chunked_ = true, streaming_ = false, answering_ = false, watching_ = false, finishing_ = false, closed_ = false;
+  bool keep_alive_ = true, chunked_ = true, bodiless_ = false, streaming_ = false, answering_ = false, watching_ = false, finishing_ = false, closed_ = false;
 };
 
 }  // namespace
@@ -299,13 +324,20 @@ struct HttpServer::Impl {
         tls->use_certificate_chain_file(options.tls_certificate);
         tls->use_private_key_file(options.tls_key, asio::ssl::context::pem);
       }
-      const tcp::endpoint endpoint(asio::ip::make_address(options.host), options.port);
+    } catch (const boost::system::system_error& error) {
+      throw Error(ErrorCode::kIo, "--tls-cert {} and --tls-key {} cannot be used: {}; both are PEM files, and the key is the certificate's", options.tls_certificate, options.tls_key, error.code().message());
+    }
+    try {
+      // A name may have several addresses. One is listened on, of IPv4 where there is one: what clients of "localhost" all try.
+      const auto found = tcp::resolver(context).resolve(options.host, std::to_string(options.port), tcp::resolver::passive | tcp::resolver::numeric_service);
+      const auto of_four = std::find_if(found.begin(), found.end(), [](const auto& entry) { return entry.endpoint().address().is_v4(); });
+      const tcp::endpoint endpoint = of_four != found.end() ? of_four->endpoint() : found.begin()->endpoint();
       acceptor.open(endpoint.protocol());
       acceptor.set_option(asio::socket_base::reuse_address(true));
       acceptor.bind(endpoint);
       acceptor.listen(4096);
     } catch (const boost::system::system_error& error) {
-      throw Error(ErrorCode::kIo, "cannot listen on {}:{}: {}; choose another --port or --host, or look at the PEM files", options.host, options.port, error.code().message());
+      throw Error(ErrorCode::kIo, "cannot listen on {}:{}: {}; choose another --port or --host", options.host, options.port, error.code().message());
     }
     accept();
     for (int i = 0; i < options.num_threads; ++i) threads.emplace_back([this] { context.run(); });

@@ -86,7 +86,7 @@ void Sampler::forget(int32_t id) {
 }
 
 // Mask, then bias, then penalties, as vLLM orders them.
-void Sampler::adjust(std::span<float> logits, TokenMask mask) const {
+void Sampler::adjust(std::span<float> logits, TokenMask mask, bool may_end) const {
   for (float& logit : logits) logit = std::isnan(logit) ? kNever : std::min(logit, kLargest);
   if (!mask.empty()) {
     for (size_t first = 0; first < logits.size(); first += 64) {
@@ -110,7 +110,7 @@ void Sampler::adjust(std::span<float> logits, TokenMask mask) const {
       logits[static_cast<size_t>(count.id)] = static_cast<float>(std::clamp<double>(logit, -kLargest, kLargest));
     }
   }
-  if (num_accepted_ < options_.min_tokens) {
+  if (!may_end) {
     for (const int32_t id : options_.end_ids)
       if (inside(id)) logits[static_cast<size_t>(id)] = kNever;
   }
@@ -267,9 +267,15 @@ int32_t Sampler::draw(int64_t position, SamplerScratch* scratch) const {
 
 SampledToken Sampler::sample(std::span<const float> logits, int64_t position, TokenMask mask, SamplerScratch* scratch) const {
   scratch->resize(logits.size());
-  std::copy(logits.begin(), logits.end(), scratch->logits_.begin());
-  adjust(scratch->logits_, mask);
-  const int32_t id = draw(position, scratch);
+  const auto attempt = [&](bool may_end) {
+    std::copy(logits.begin(), logits.end(), scratch->logits_.begin());
+    adjust(scratch->logits_, mask, may_end);
+    return draw(position, scratch);
+  };
+  const bool may_end = num_accepted_ >= options_.min_tokens;
+  int32_t id = attempt(may_end);
+  // A grammar that is complete allows the end alone: then an answer is shorter than min_tokens.
+  if (id < 0 && !may_end && !mask.empty()) id = attempt(true);
   if (id < 0 || options_.top_logprobs < 0) return {id, 0, {}};
   return token_logprobs(logits, id, options_.top_logprobs, scratch);
 }

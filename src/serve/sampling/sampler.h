@@ -26,7 +26,7 @@ struct SamplingOptions {
   double repetition_penalty = 1;  // divides positive and multiplies negative logits of ids in prompt and answer
   std::vector<std::pair<int32_t, double>> logit_bias;
   int top_logprobs = -1;          // -1: no log-probabilities; 0: the chosen token's; n: the n most likely too
-  int64_t min_tokens = 0;         // before so many tokens none of end_ids is drawn
+  int64_t min_tokens = 0;         // before so many tokens none of end_ids is drawn, unless the mask leaves nothing else
   std::vector<int32_t> end_ids;
 };
 
@@ -90,7 +90,7 @@ class Sampler {
   };
   Count& count_of(int32_t id);
   void rehash(size_t size);
-  void adjust(std::span<float> logits, TokenMask mask) const;
+  void adjust(std::span<float> logits, TokenMask mask, bool may_end) const;
   int32_t draw(int64_t position, SamplerScratch* scratch) const;
   void keep_likely(SamplerScratch* scratch, float top) const;
 

@@ -186,6 +186,10 @@ TEST(Sampler, MaskBiasAndPenalties) {
   EXPECT_EQ(minimum.sample(logits, 0, {}, &scratch).id, 1);
   minimum.accept(1);
   EXPECT_EQ(minimum.sample(logits, 1, {}, &scratch).id, 2);
+  // A grammar that is complete allows the end alone.
+  Sampler complete({.min_tokens = 9, .end_ids = {2}});
+  const uint64_t end_alone[] = {uint64_t{1} << 2};
+  EXPECT_EQ(complete.sample(logits, 0, end_alone, &scratch).id, 2);
 }
 
 TEST(Sampler, LogprobsAreOfTheRawSoftmax) {
