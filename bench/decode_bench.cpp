@@ -8,7 +8,8 @@
 // the read loop; medians.
 // --clock cpu counts the process's processor time divided by the threads: what the code costs on a machine that others use too, without
 // what was preempted, but with what threads spun for each other. One thread is cleanest.
-// Prints one JSON line. read_gb_s is a read loop over as many bytes as the packed weights, read_share the share of it that batch 1 reaches.
+// Prints one JSON line. read_gb_s is a read loop over as many bytes as the packed weights, read_share the share of it that batch 1 reaches;
+// core_round_trip_ns how far the cores were apart before and after (core_round_trip.h), on which most figures of two threads depend.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -23,6 +24,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "core_round_trip.h"
 #include "runtime/memory_bandwidth.h"
 #include "serve/generator.h"
 #include "serve/sampling/sampler.h"
@@ -159,6 +161,7 @@ void print_ops(const ServingPlan& plan, Executor& executor, const char* what) {
 }
 
 void run_speed(const Options& options) {
+  const double apart = bench::core_round_trip_ns();
   const ModelSource source = open_model(options.model);
   ServingModelOptions serving;
   serving.num_threads = options.threads;
@@ -206,8 +209,8 @@ void run_speed(const Options& options) {
   }
   const int64_t bytes = model.plan().memory.class_bytes[static_cast<size_t>(MemoryClass::kPackedWeights)];
   const double read = best_read_gb_s(model.pool(), bytes);
-  fmt::print(", \"weight_mb\": {:.1f}, \"read_gb_s\": {:.1f}, \"read_share\": {:.3f}}}\n", static_cast<double>(bytes) / 1e6, read,
-             one * static_cast<double>(bytes) / 1e9 / read);
+  fmt::print(", \"weight_mb\": {:.1f}, \"read_gb_s\": {:.1f}, \"read_share\": {:.3f}, \"core_round_trip_ns\": [{:.0f}, {:.0f}]}}\n", static_cast<double>(bytes) / 1e6, read,
+             one * static_cast<double>(bytes) / 1e9 / read, apart, bench::core_round_trip_ns());
 }
 
 void run_generate(const Options& options) {

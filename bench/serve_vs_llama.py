@@ -33,7 +33,7 @@ KEYS = ["pp512", "batch 1", "batch 8", "batch 32"]
 
 def ours_once(a, model):
     result = json_lines([a.program, model, "--clock", a.clock] + (["--threads", "1"] if a.clock == "cpu" else []))[-1]
-    return {key: result[key.replace(" ", "_")] for key in KEYS}
+    return {key: result[key.replace(" ", "_")] for key in KEYS} | {"apart": result["core_round_trip_ns"]}
 
 def theirs_once(a, model, preload):
     threads, result = "1" if preload else str(os.cpu_count()), {}
@@ -56,7 +56,8 @@ def kernels(a):
         rows = {"Orrery": middle(ours), "llama.cpp": middle(theirs), "ratio": [statistics.median(o[key] / t[key] for o, t in zip(ours, theirs)) for key in KEYS]}
         for name, values in rows.items():
             print(f"| {os.path.basename(model)} | {name} | " + " | ".join(f"{v:.2f}" if name == "ratio" else f"{v:,.0f}" for v in values) + " |", flush=True)
-        print(f"load average {os.getloadavg()[0]:.1f}", flush=True)
+        apart = [ns for run in ours for ns in run["apart"]]
+        print(f"load average {os.getloadavg()[0]:.1f}, cores {min(apart):.0f} to {max(apart):.0f} ns apart", flush=True)
 
 def free_port():
     with socket.socket() as s:
