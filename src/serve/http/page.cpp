@@ -20,7 +20,7 @@ aside{width:17rem;border-left:1px solid var(--line);background:var(--paper);padd
 dl{display:grid;grid-template-columns:1fr auto;gap:.15rem .5rem;margin:0 0 1rem}dt{color:var(--soft)}dd{margin:0;font-variant-numeric:tabular-nums}
 .bar{height:.5rem;background:var(--back);border-radius:.25rem;overflow:hidden;margin-bottom:1rem}.bar i{display:block;height:100%;width:0;background:var(--accent)}
 label{display:block;color:var(--soft);font-size:.85rem;margin-top:.5rem}input{width:100%;font:inherit;padding:.2rem .4rem;border:1px solid var(--line);border-radius:.3rem;background:var(--back);color:var(--ink)}
-svg{width:100%;height:3rem;margin-bottom:.8rem}polyline{fill:none;stroke:var(--accent);stroke-width:1.5}@media(max-width:700px){aside{display:none}}
+svg{width:100%;height:3rem;margin-bottom:.8rem}polyline{fill:none;stroke:var(--accent);stroke-width:1.5}@media(max-width:700px){main{flex-direction:column}aside{width:auto;max-height:30vh;border-left:0;border-top:1px solid var(--line)}}
 </style></head><body>
 <header><h1>Orrery</h1><span id="model"></span><span id="state"></span></header>
 <main><section id="chat"><div id="log" aria-live="polite"></div>
