@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "backend/cpu/gemm_kernels.h"
+#include "backend/cpu/quantized_linear.h"
 #include "ir/op_table.h"
 
 namespace orrery {
@@ -80,7 +81,7 @@ bool has_one_address(const Stage& stage, ValueId id, const MemoryMap& map) {
   }
 }
 
-// For each op the weights of the next plain packed product; after the last comes the first, of the next pass over the block.
+// For each op the weights of the next packed product, where they come in equal units; after the last comes the first, of the next pass over the block.
 std::vector<ReadAhead> next_weights(const Stage& stage, const MemoryMap& map, const Arena& arena, const Block& block) {
   std::vector<ReadAhead> next(block.ops.size());
   ReadAhead stream;
@@ -89,10 +90,9 @@ std::vector<ReadAhead> next_weights(const Stage& stage, const MemoryMap& map, co
     next[i % block.ops.size()] = stream;
     if (op.kind != OpKind::kLinearPacked) continue;
     const auto& shape = std::get<PackedLinearAttributes>(op.attributes);
-    stream = {};
-    if (!shape.segments.empty()) continue;
     const std::byte* packed = arena.data() + map.packed_offset[static_cast<size_t>(stage.value(op.inputs[1]).index)];
-    stream = packed_weight_stream(stage.compute_dtype, shape.num_columns, stage.value(op.inputs[0]).shape.back().bound, packed);
+    stream = shape.segments.empty() ? packed_weight_stream(stage.compute_dtype, shape.num_columns, stage.value(op.inputs[0]).shape.back().bound, packed)
+                                    : quantized_weight_stream(shape, packed);
   }
   return next;
 }

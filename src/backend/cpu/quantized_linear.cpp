@@ -31,6 +31,9 @@ int64_t tiles_bytes(VectorIsa isa, int64_t m, int64_t k) {
 /// The workspace: each thread's band, then the tiles, of all threads or one for each.
 constexpr int64_t kBandBytes = kBandRows * kMaxPanels * kQuantPanelColumns * 4;
 
+// The first of a thread's panels: borders lie at pairs of them.
+int64_t first_panel(int64_t num_panels, int64_t index, int64_t threads) { return index == threads ? num_panels : num_panels * index / threads / kMaxPanels * kMaxPanels; }
+
 struct ThreadWork {
   const QuantizedKernels& kernels;
   const GemmRows& rows;
@@ -55,8 +58,8 @@ struct ThreadWork {
     }
   }
 
-  // Panels [first, last) of the whole weight, for all rows; x is their tiles.
-  void run(const std::byte* x, float* band, int64_t first, int64_t last) const {
+  // Panels [first, last) of the whole weight, for all rows; x is their tiles. `next`: what this thread will read in the next product, or null.
+  void run(const std::byte* x, float* band, int64_t first, int64_t last, const std::byte* next) const {
     const std::byte* at = weight;
     int64_t panel = 0, column = 0;
     for (const PackedSegment& segment : shape.segments) {
@@ -64,8 +67,10 @@ struct ThreadWork {
       const int64_t end = std::min(panels, last - panel);
       for (int64_t p = std::max<int64_t>(0, first - panel); p < end;) {
         const int64_t count = m == 1 && end - p >= kPanelsOfOneRow ? kPanelsOfOneRow : std::min(kMaxPanels, end - p), c = p * kQuantPanelColumns;
-        run_panels(segment.format, at + p * panel_bytes, count, x, band, column + c, std::min(count * kQuantPanelColumns, segment.num_columns - c));
+        const std::byte* here = at + p * panel_bytes;
         p += count;
+        run_panels(segment.format, here, count, x, band, column + c, std::min(count * kQuantPanelColumns, segment.num_columns - c),
+                   panel + p == last && next != nullptr ? next : here + count * panel_bytes);
       }
       at += panels * panel_bytes;
       panel += panels;
@@ -74,7 +79,8 @@ struct ThreadWork {
   }
 
  private:
-  void run_panels(WeightFormat format, const std::byte* panels, int64_t num_panels, const std::byte* x, float* band, int64_t column, int64_t columns) const {
+  void run_panels(WeightFormat format, const std::byte* panels, int64_t num_panels, const std::byte* x, float* band, int64_t column, int64_t columns,
+                  const std::byte* ahead) const {
     // Whole panels without bias are stored as they come; others go by way of a band of rows.
     const int64_t all_columns = num_panels * kQuantPanelColumns;
     const bool direct = bias == nullptr && columns == all_columns;
@@ -87,8 +93,8 @@ struct ThreadWork {
     product.tile = x;
     product.ldy = direct ? y.row_stride : all_columns;
     product.bf16 = direct && y.dtype == DType::kBF16;
-    // The panels behind these come meanwhile, in as many parts as there are tiles: the memory works all the time.
-    product.ahead = panels + behind;
+    // What will be read next comes meanwhile, in as many parts as there are tiles: the memory works all the time.
+    product.ahead = ahead;
     product.ahead_bytes = (behind / 64 + tiles - 1) / tiles * 64;
     for (int64_t i = 0; i < m;) {
       GemmBlock block;
@@ -183,6 +189,13 @@ int64_t quantized_linear_workspace_bytes(const DeviceSpec& device, int64_t m, in
   return device.num_threads * kBandBytes + (m > kRowsEachForItself ? std::max(each, tiles_bytes(device.isa, m, k)) : each);
 }
 
+ReadAhead quantized_weight_stream(const PackedLinearAttributes& shape, const std::byte* packed) {
+  const int64_t panel_bytes = quantized_panel_bytes(shape.segments[0].format, shape.depth);
+  for (const PackedSegment& segment : shape.segments)
+    if (quantized_panel_bytes(segment.format, shape.depth) != panel_bytes) return {};
+  return {packed, num_panels(shape), panel_bytes};
+}
+
 void quantized_linear(const KernelContext& context, const OpCall& call) { quantized_linear_by(quantized_kernels(context), context, call); }
 
 void quantized_linear_by(const QuantizedKernels& kernels, const KernelContext& context, const OpCall& call) {
@@ -200,22 +213,22 @@ void quantized_linear_by(const QuantizedKernels& kernels, const KernelContext& c
   const ThreadWork work{kernels, gemm_rows(context.isa, x.dtype), shape, call.in(1).data, call.inputs.size() > 2 ? call.in(2).data : nullptr, y, m,
                         dtype_bytes(x.dtype)};
   const int64_t panels = num_panels(shape);
-  // Borders between threads at pairs of panels.
-  const auto border = [panels](int64_t index, int64_t threads) { return index == threads ? panels : panels * index / threads / kMaxPanels * kMaxPanels; };
+  const ReadAhead& next = call.next_weights;
   if (together)
     context.pool->run([&](int thread_index, int threads) {
-      work.prefetch(border(thread_index, threads));
+      work.prefetch(first_panel(panels, thread_index, threads));
       quantize_rows(kernels, x, row_bytes, thread_index, threads, tiles);
     });
   context.pool->run([&](int thread_index, int threads) {
     std::byte* rows = together ? tiles : tiles + thread_index * own_bytes;
-    const int64_t first = border(thread_index, threads), last = border(thread_index + 1, threads);
+    const int64_t first = first_panel(panels, thread_index, threads), last = first_panel(panels, thread_index + 1, threads);
     if (!together) {
       work.prefetch(first);
       quantize_rows(kernels, x, row_bytes, 0, 1, rows);
     }
     if (kernels.begin_thread != nullptr) kernels.begin_thread();
-    work.run(rows, reinterpret_cast<float*>(bands + thread_index * kBandBytes), first, last);
+    work.run(rows, reinterpret_cast<float*>(bands + thread_index * kBandBytes), first, last,
+             next.data == nullptr ? nullptr : next.data + first_panel(next.num_units, thread_index, threads) * next.unit_bytes);
     if (kernels.end_thread != nullptr) kernels.end_thread();
   });
 }
