@@ -58,6 +58,9 @@ void tile_rows(const PanelProduct& product, int64_t first) {
   constexpr int64_t kStep = kRows == 1 && kInfo.bits == 8 ? 2 : 1;
   const auto* next = reinterpret_cast<const char*>(product.ahead);
   const int64_t lines_a_block = (product.ahead_bytes + 64 * num_blocks - 1) / (64 * num_blocks);
+  // What will be written was read by other cores: it is asked for while there is time.
+  for (int r = 0; r < kRows; ++r)
+    if (first + r < product.num_rows) __builtin_prefetch(static_cast<std::byte*>(product.y) + (first + r) * product.ldy * (product.bf16 ? 2 : 4), 1, 3);
   F32x16 acc[kPanels][kRows];
   for (int p = 0; p < kPanels; ++p)
     for (int r = 0; r < kRows; ++r) acc[p][r] = zero();
