@@ -76,6 +76,8 @@ struct TileOf {
 
 /// A product of so few rows with packed weights waits for memory.
 constexpr int64_t kStreamRows = 16;
+/// From more than so many rows on, registers are full with three panels at once, so pieces of work are threes.
+constexpr int64_t kRowsThatStream = 4, kPanelsOfManyRows = 3;
 
 /// How B [K, N] stands in memory: as the rows of B^T (a weight [N, K] in the forward product), as its own rows (the same weight
 /// when it multiplies dy), or packed already.
@@ -280,14 +282,15 @@ template <typename T>
 void multiply_streamed(const KernelContext& context, const Product<T>& p, const auto& thread_product) {
   ThreadPool& pool = *context.pool;
   const int64_t num_panels = (p.n + kPanelColumns - 1) / kPanelColumns, stride = TileOf<T>::panel_elements(p.k);
-  WorkShares shares(num_panels, pool.num_threads());
+  const int64_t unit = p.m > kRowsThatStream ? kPanelsOfManyRows : 1, num_units = (num_panels + unit - 1) / unit;
+  WorkShares shares(num_units, pool.num_threads());
   pool.run([&](int thread_index, int num_threads) {
-    const T* part = p.b + num_panels * thread_index / num_threads * stride;
-    int64_t ahead = pool.read_ahead_bytes(thread_index, reinterpret_cast<const std::byte*>(part)) / (stride * static_cast<int64_t>(sizeof(T)));
+    const T* part = p.b + num_units * thread_index / num_threads * unit * stride;
+    int64_t ahead = pool.read_ahead_bytes(thread_index, reinterpret_cast<const std::byte*>(part)) / (stride * unit * static_cast<int64_t>(sizeof(T)));
     ThreadProduct<T> work = thread_product(thread_index);
     work.begin();
     while (const WorkShares::Piece piece = shares.take(thread_index, std::max<int64_t>(1, ahead))) {
-      work.run(piece.begin * kPanelColumns, std::min(p.n, piece.end * kPanelColumns), ahead > 0);
+      work.run(piece.begin * unit * kPanelColumns, std::min(p.n, piece.end * unit * kPanelColumns), ahead > 0);
       ahead = 0;
     }
     work.end();
