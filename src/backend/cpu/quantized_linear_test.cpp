@@ -250,15 +250,58 @@ TEST(QuantizedLinear, WhatIsNotFiniteIsNotLost) {
   pack_quantized_panel(WeightFormat::kQ8_0, blocks.data(), 68, 1, k, packed.data());
   const PackedLinearAttributes attributes{1, k, {{WeightFormat::kQ8_0, 1}}};
   for (const Machine& machine : machines())
-    for (const float bad : {std::nanf(""), INFINITY, -INFINITY})
-      for (const int64_t place : {0, 17, 63}) {
-        Tensor x = Tensor::filled(DType::kF32, {2, k}, 127.0);
-        reinterpret_cast<float*>(x.data())[place] = bad;
-        Tensor y(DType::kF32, {2, 1});
-        run_views(OpKind::kLinearPacked, DType::kF32, machine, attributes, {x.view(), bytes_view(packed)}, {y.view()});
-        EXPECT_TRUE(std::isnan(y.get(0))) << bad << " at " << place;
-        EXPECT_EQ(y.get(1), 127.0 * 64);
-      }
+    for (const DType dtype : {DType::kF32, DType::kBF16})
+      for (const float bad : {std::nanf(""), INFINITY, -INFINITY})
+        for (const int64_t place : {0, 17, 63}) {
+          Tensor x = Tensor::filled(dtype, {2, k}, 127.0);
+          x.set(place, bad);
+          Tensor y(DType::kF32, {2, 1});
+          run_views(OpKind::kLinearPacked, dtype, machine, attributes, {x.view(), bytes_view(packed)}, {y.view()});
+          EXPECT_TRUE(std::isnan(y.get(0))) << bad << " at " << place;
+          EXPECT_EQ(y.get(1), 127.0 * 64);
+        }
+}
+
+// Every byte of a row's place in a tile against the rule, number by number, for every number of blocks in which kernels take them together.
+TEST(QuantizedLinear, RowsAreQuantizedByTheRule) {
+  ThreadPool pool(1);
+  set_floating_point_mode();
+  for (const Machine& machine : machines()) {
+    const QuantizedKernels& kernels = quantized_kernels({&pool, machine.isa, Arithmetic::kFma1, false});
+    for (const DType dtype : {DType::kF32, DType::kBF16})
+      for (int64_t blocks = 1; blocks <= 33; ++blocks)
+        for (const int64_t tile_rows : {int64_t{1}, int64_t{4}, kMaxTileRows, kTallTileRows}) {
+          const int64_t k = 32 * blocks, row = tile_rows - 1, stride = 4 * tile_rows;
+          Tensor x = Tensor::random(dtype, {1, k}, static_cast<uint64_t>(blocks));
+          for (int64_t i = 0; i < 32; ++i) x.set((blocks / 2) * 32 + i, i == 5 ? 1e-40 : 0.0);  // a subnormal is a zero
+          std::vector<std::byte> tile(static_cast<size_t>(blocks * tile_rows * kQuantizedRowBytes));
+          kernels.quantize_row[dtype == DType::kBF16](x.data(), k, tile.data(), tile_rows, row);
+          for (int64_t b = 0; b < blocks; ++b) {
+            const std::byte* at = tile.data() + b * tile_rows * kQuantizedRowBytes;
+            float amax = 0;
+            for (int64_t i = 0; i < 32; ++i) amax = std::max(amax, std::fabs(static_cast<float>(x.get(b * 32 + i))));
+            if (amax < std::numeric_limits<float>::min()) amax = 0;
+            const float inverse = amax > 0 ? 127.0f / amax : 0.0f, scale = amax / 127.0f;
+            int32_t sum = 0, half = 0;
+            for (int64_t i = 0; i < 32; ++i) {
+              const auto code = static_cast<int32_t>(std::nearbyint(static_cast<float>(x.get(b * 32 + i)) * inverse));
+              const int64_t place = tile_rows == kTallTileRows ? row * 32 + i : i / 4 * stride + row * 4 + i % 4;
+              ASSERT_EQ(static_cast<int8_t>(at[place]), code) << blocks << " blocks, " << tile_rows << " rows: " << b << ", " << i;
+              sum += code;
+              if (i == 15) half = sum;
+            }
+            const auto beside = [&]<typename T>(int64_t field, T) {
+              T value;
+              std::memcpy(&value, at + (8 + field) * stride + row * 4, 4);
+              return value;
+            };
+            ASSERT_EQ(beside(0, 0.0f), scale) << blocks << ", " << b;
+            ASSERT_EQ(beside(1, 0), -sum) << blocks << ", " << b;
+            ASSERT_EQ(beside(2, 0), -half) << blocks << ", " << b;
+            ASSERT_EQ(beside(3, 0.0f), -(scale * static_cast<float>(sum))) << blocks << ", " << b;
+          }
+        }
+  }
 }
 
 }  // namespace
