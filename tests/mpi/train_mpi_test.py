@@ -229,7 +229,7 @@ def faults(bench, name, launcher):
         where = f"{name}: {fault.name} of rank 1: status {status} after {wall:.1f} s"
         check(status != 0 and wall < DEADLINE_S + 60, where, log)
         if "rank 1 is lost" in log:
-            check(state in log and re.search(r"rank [02] step \d+ op \S+ bytes", log), where, log)
+            check(state in log and re.search(r"rank [02] step \d+ op .+ bytes \d", log), where, log)
             # MPICH's launcher kills the stopped rank once the others have left, and may give that death's status as the job's; -9: LauncherWatch.
             check(fault == signal.SIGKILL or status in ((5, 9) if name == "mpich" else (5, -9)), where, log)
         else:
