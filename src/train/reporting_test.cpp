@@ -63,6 +63,9 @@ TEST(StepLine, LeavesOutWhatIsNotKnown) {
   report.step = 1;
   report.num_steps = 5;
   EXPECT_EQ(step_line(report, {}), "step 1/5  loss nan  gnorm nan  lr 0.0e+0");
+  StepReport faster = example();
+  faster.peak_flops_per_second = 0.3e12;  // of a probe beside other work
+  EXPECT_EQ(step_line(faster, {}).find("of peak"), std::string::npos);
 }
 
 TEST(StepLine, NeverWiderThanTheTerminal) {

@@ -77,7 +77,7 @@ std::string json_number(double value) { return std::isfinite(value) ? fmt::forma
 }  // namespace
 
 double peak_share(const StepReport& report) {
-  const bool known = report.peak_flops_per_second > 0 && report.flops_per_second > 0;
+  const bool known = report.peak_flops_per_second >= report.flops_per_second && report.flops_per_second > 0;
   return known ? report.flops_per_second / report.peak_flops_per_second : -1;
 }
 

@@ -27,7 +27,7 @@ struct StepReport {
   std::optional<double> validation_loss;  // set when this step was followed by a validation
 };
 
-/// The share of the machine's measured peak, 0 to 1; below 0 when that is not known.
+/// The share of the machine's measured peak, 0 to 1; below 0 when that is not known, or was measured while the machine was busy and is below what the run does.
 double peak_share(const StepReport& report);
 
 struct LineStyle {
