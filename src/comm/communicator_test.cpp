@@ -147,6 +147,23 @@ TEST(Communicator, NothingIsAllocatedAfterTheFirstRound) {
   });
 }
 
+// Where a launcher kills who is still leaving: the file goes first, for good, and the rings serve on.
+TEST(FlightRecorder, CanGoBeforeItsRank) {
+  const std::string path = testing::TempDir() + fmt::format("flight-dropped-{}.bin", getpid());
+  {
+    FlightRecorder recorder = FlightRecorder::create(path, 1);
+    recorder.drop_file();
+    EXPECT_NE(::access(path.c_str(), F_OK), 0);
+    recorder.keep_file();
+    recorder.ring(0).enter({CommOp::kSend, "S2>1", "engine.cpp", 12, 1, 7, 0, -1, 1, 5});
+    EXPECT_EQ(recorder.ring(0).last(9).size(), 1u);
+    const FlightRecorder next = FlightRecorder::create(path, 1);  // of the run that comes after
+    recorder.drop_file();
+    EXPECT_EQ(::access(path.c_str(), F_OK), 0);
+  }
+  EXPECT_NE(::access(path.c_str(), F_OK), 0);
+}
+
 TEST(FlightRecorder, OutlivesTheProcessAndIsRemovedAtACleanEnd) {
   const std::string path = testing::TempDir() + fmt::format("flight-{}.bin", getpid());
   {
