@@ -172,12 +172,15 @@ int run_serve(const Options& options) {
   fmt::print(stderr, "stopping  open requests have {} s; once more to stop now\n", options.grace_seconds);
   api.drain();
   engine->drain();
-  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(options.grace_seconds);
-  while (!engine->idle() && std::chrono::steady_clock::now() < deadline) std::this_thread::sleep_for(std::chrono::milliseconds(20));
-  // What is left is told so; a moment for the last bytes to leave.
+  // Answers are what is waited for: between the choices of a long list the engine itself may be idle.
+  const auto wait_for_answers = [&server](std::chrono::milliseconds limit) {
+    const auto deadline = std::chrono::steady_clock::now() + limit;
+    while (server.num_answering() > 0 && std::chrono::steady_clock::now() < deadline) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  };
+  wait_for_answers(std::chrono::seconds(options.grace_seconds));
   engine->stop();
   server.stop_accepting();
-  std::this_thread::sleep_for(std::chrono::milliseconds(200));
+  wait_for_answers(std::chrono::milliseconds(500));  // those that are left are told so
   fmt::print(stderr, "stopped\n");
   return 0;
 }

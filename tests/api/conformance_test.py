@@ -299,10 +299,14 @@ class Checklist(unittest.TestCase):
         self.assertEqual((status, len(answer["data"])), (200, 40))
         self.assertEqual(answer["data"][20]["embedding"], server.call("POST", "/v1/embeddings", {"input": prompts[20]})[1]["data"][0]["embedding"])
         # What was let in is finished while the server drains.
-        client = post_raw(server.port, TEXT, dict(prompt="a", max_tokens=50, n=60, ignore_eos=True, stream=True))
+        # Choices of one token: whenever those with the engine have ended it is idle until more of them come.
+        client = post_raw(server.port, TEXT, dict(prompt=prompts * 10, max_tokens=1, n=2, ignore_eos=True, stream=True))
         client.recv(1000)
         server.process.send_signal(signal.SIGTERM)
-        self.assertNotIn(b'"error"', client.makefile("rb").read())
+        answer = client.makefile("rb").read()
+        self.assertNotIn(b'"error"', answer)
+        self.assertIn(b"data: [DONE]", answer)
+        self.assertEqual(server.process.wait(40), 0)
 
     def test_19_counters(self):
         server = Server(MODEL)

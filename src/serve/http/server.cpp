@@ -31,7 +31,7 @@ namespace {
 struct Shared {
   HttpServerOptions options;
   HttpHandler& handler;
-  std::atomic<int64_t> num_connections{0};
+  std::atomic<int64_t> num_connections{0}, num_answering{0};
 };
 
 std::string random_id() {
@@ -130,6 +130,7 @@ class Session final : public HttpResponder, public std::enable_shared_from_this<
   void close() {
     if (closed_) return;
     closed_ = true;
+    count_answer(false);
     ErrorCodeAsio ignored;
     socket().shutdown(tcp::socket::shutdown_both, ignored);
     socket().close(ignored);
@@ -137,6 +138,11 @@ class Session final : public HttpResponder, public std::enable_shared_from_this<
     write_timer_.cancel();
     out_.clear();
     if (disconnect_) std::exchange(disconnect_, nullptr)();
+  }
+
+  // From a whole request to its answer's last byte, or to the client's leaving.
+  void count_answer(bool open) {
+    if (std::exchange(counted_, open) != open) shared_.num_answering += open ? 1 : -1;
   }
 
   void read_head() {
@@ -198,6 +204,7 @@ class Session final : public HttpResponder, public std::enable_shared_from_this<
       self->request_.body = std::move(self->parser_->get().body());
       self->parser_.reset();
       self->answering_ = true;
+      self->count_answer(true);
       self->watch();
       self->last_id_ = self->request_.request_id;
       self->shared_.handler.handle(std::move(self->request_), self->shared_from_this());
@@ -247,6 +254,7 @@ class Session final : public HttpResponder, public std::enable_shared_from_this<
 
   void after_answer() {
     finishing_ = false;
+    count_answer(false);
     if (!keep_alive_) return close_gracefully();
     const bool was_answering = std::exchange(answering_, false);
     if (closed_) return;
@@ -303,7 +311,7 @@ class Session final : public HttpResponder, public std::enable_shared_from_this<
   std::deque<std::string> out_;
   int64_t unsent_bytes_ = 0;
   std::function<void()> disconnect_;
-  bool keep_alive_ = true, chunked_ = true, bodiless_ = false, streaming_ = false, answering_ = false, watching_ = false, finishing_ = false, closed_ = false;
+  bool keep_alive_ = true, chunked_ = true, bodiless_ = false, streaming_ = false, answering_ = false, watching_ = false, finishing_ = false, counted_ = false, closed_ = false;
 };
 
 }  // namespace
@@ -374,7 +382,7 @@ HttpServer::~HttpServer() {
   for (std::thread& thread : impl_->threads) thread.join();
 }
 uint16_t HttpServer::port() const { return impl_->acceptor.local_endpoint().port(); }
-int64_t HttpServer::num_connections() const { return impl_->shared.num_connections; }
+int64_t HttpServer::num_answering() const { return impl_->shared.num_answering; }
 void HttpServer::stop_accepting() {
   asio::post(impl_->context, [this] {
     ErrorCodeAsio ignored;

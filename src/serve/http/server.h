@@ -73,7 +73,8 @@ class HttpServer {
   HttpServer(const HttpServerOptions& options, HttpHandler& handler);
   ~HttpServer();
   uint16_t port() const;
-  int64_t num_connections() const;
+  /// Requests whose answers have not been written to the last byte, of clients that are still there.
+  int64_t num_answering() const;
   /// Accepts no more connections; those that are open go on.
   void stop_accepting();
 
