@@ -6,8 +6,6 @@
 #include "backend/cpu/vector_math.h"
 #include "ir/kv_format.h"
 
-#define ORRERY_MEMBER inline __attribute__((always_inline))  // of a class
-
 namespace orrery::ORRERY_SIMD {
 namespace {
 

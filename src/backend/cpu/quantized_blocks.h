@@ -5,8 +5,6 @@
 #include "backend/cpu/quantized_kernels.h"
 #include "backend/cpu/simd.h"
 
-#define ORRERY_MEMBER inline __attribute__((always_inline))  // of a class
-
 namespace orrery::ORRERY_SIMD {
 namespace {
 

@@ -29,6 +29,7 @@
 #endif
 
 #define ORRERY_INLINE static inline __attribute__((always_inline))
+#define ORRERY_MEMBER inline __attribute__((always_inline))  // of a class
 
 namespace orrery::ORRERY_SIMD {
 

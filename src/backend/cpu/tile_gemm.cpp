@@ -1,6 +1,8 @@
 #include "backend/cpu/tile_gemm.h"
 
+#include <algorithm>
 #include <array>
+#include <chrono>
 
 #include "backend/cpu/tile_gemm_isa.h"
 
@@ -8,24 +10,9 @@ namespace orrery {
 namespace {
 
 TileGemm by_fma(VectorIsa isa, Arithmetic arithmetic) {
-  return isa == VectorIsa::kAvx512 ? simd_avx512::tile_gemm_by_fma(arithmetic) : simd_avx2::tile_gemm_by_fma(arithmetic);
-}
-
-TileGemm native(VectorIsa isa, Arithmetic arithmetic) {
-  TileGemm table = by_fma(isa, arithmetic);
-  if (arithmetic == Arithmetic::kAmx32) {
-    table.bf16 = tile_gemm_amx_native;
-    table.ahead_bf16 = tile_gemm_ahead_amx_native;
-    table.finish_bf16 = tile_gemm_finish_amx_native;
-    table.begin_thread = amx_begin_thread;
-    table.end_thread = amx_end_thread;
-  } else if (arithmetic == Arithmetic::kDp2) {
-    table.bf16 = tile_gemm_dp2_native;
-    table.ahead_bf16 = tile_gemm_ahead_dp2_native;
-    table.finish_bf16 = tile_gemm_finish_dp2_native;
-    table.fold_bf16 = tile_gemm_fold_dp2_native;
-    table.cached_rows_bf16 = tile_gemm_cached_rows_dp2_native;
-  }
+  if (isa == VectorIsa::kAvx2) return simd_avx2::tile_gemm_by_fma(arithmetic);
+  TileGemm table = simd_avx512::tile_gemm_by_fma(arithmetic);
+  simd_avx512::set_blocks_by_fma(table, arithmetic);
   return table;
 }
 
@@ -35,21 +22,54 @@ bool has_instruction(Arithmetic arithmetic) {
   return arithmetic == Arithmetic::kAmx32 ? features.amx_bf16 : arithmetic == Arithmetic::kDp2 ? features.avx512_bf16 : false;
 }
 
+// A Zen 4 starts a vdpbf16ps in each cycle, as many as FMAs; an Intel core one every other cycle beside four FMAs, which do the same.
+// Bits do not depend on the answer, and a factor of four lies between the two kinds, so a few microseconds of measuring will do.
+bool vdpbf16ps_beats_fma() {
+  static const bool beats = [] {
+    const auto seconds = [](void (*loop)(int64_t)) {
+      double best = 1;
+      for (int round = 0; round < 8; ++round) {
+        const auto begin = std::chrono::steady_clock::now();
+        loop(500);
+        best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+      }
+      return best;
+    };
+    return seconds(vdpbf16ps_loop) < 2 * seconds(fma_loop);
+  }();
+  return beats;
+}
+
+TileGemm native(Arithmetic arithmetic) {
+  TileGemm table = by_fma(VectorIsa::kAvx512, arithmetic);
+  if (arithmetic == Arithmetic::kAmx32) {
+    table.bf16 = tile_gemm_amx_native;
+    table.ahead_bf16 = tile_gemm_ahead_amx_native;
+    table.finish_bf16 = tile_gemm_finish_amx_native;
+    table.begin_thread = amx_begin_thread;
+    table.end_thread = amx_end_thread;
+  } else if (vdpbf16ps_beats_fma()) {
+    set_blocks_by_vdpbf16ps(table);
+  }
+  return table;
+}
+
 }  // namespace
 
 const TileGemm& tile_gemm(const KernelContext& context) {
-  // [isa][arithmetic][native]
+  // [arithmetic][AVX2, AVX-512, native]
   static const auto tables = [] {
-    std::array<std::array<std::array<TileGemm, 2>, 3>, 2> all;
-    for (VectorIsa isa : {VectorIsa::kAvx2, VectorIsa::kAvx512})
-      for (Arithmetic arithmetic : {Arithmetic::kAmx32, Arithmetic::kDp2, Arithmetic::kFma1})
-        for (bool use_native : {false, true})
-          all[static_cast<size_t>(isa)][static_cast<size_t>(arithmetic)][use_native] =
-              use_native ? native(isa, arithmetic) : by_fma(isa, arithmetic);
+    std::array<std::array<TileGemm, 3>, 3> all;
+    for (Arithmetic arithmetic : {Arithmetic::kAmx32, Arithmetic::kDp2, Arithmetic::kFma1}) {
+      auto& row = all[static_cast<size_t>(arithmetic)];
+      row[0] = by_fma(VectorIsa::kAvx2, arithmetic);
+      row[1] = by_fma(VectorIsa::kAvx512, arithmetic);
+      if (has_instruction(arithmetic)) row[2] = native(arithmetic);
+    }
     return all;
   }();
   const bool use_native = context.native_arithmetic && context.isa == VectorIsa::kAvx512 && has_instruction(context.arithmetic);
-  return tables[static_cast<size_t>(context.isa)][static_cast<size_t>(context.arithmetic)][use_native];
+  return tables[static_cast<size_t>(context.arithmetic)][use_native ? 2 : context.isa == VectorIsa::kAvx512 ? 1 : 0];
 }
 
 }  // namespace orrery

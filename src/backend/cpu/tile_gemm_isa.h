@@ -10,18 +10,15 @@ TileGemm tile_gemm_by_fma(Arithmetic arithmetic);
 }
 namespace simd_avx512 {
 TileGemm tile_gemm_by_fma(Arithmetic arithmetic);
+/// dp2 and fma1 at the speed of f32 FMAs; leaves the table of amx32 as it is.
+void set_blocks_by_fma(TileGemm& table, Arithmetic arithmetic);
 }
 
-void tile_gemm_dp2_native(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b_panels,
-                          int64_t panel_stride, float* c, int64_t ldc, bool accumulate);
-void tile_gemm_ahead_dp2_native(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b_panels,
-                                int64_t panel_stride, float* c, int64_t ldc, bool accumulate, const TilePrefetch& next);
-void tile_gemm_finish_dp2_native(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b_panels,
-                                 int64_t panel_stride, float* c, int64_t ldc, bool accumulate, FinishKind kind, const GemmBlock& block);
-void tile_gemm_fold_dp2_native(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, bool a_is_packed, const uint16_t* b_panels,
-                               int64_t panel_stride, float* c, int64_t ldc, bool adds, const TilePrefetch& next);
-void tile_gemm_cached_rows_dp2_native(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b_panels,
-                                      int64_t panel_stride, float* c, int64_t ldc, bool accumulate);
+/// dp2 by its own instruction.
+void set_blocks_by_vdpbf16ps(TileGemm& table);
+/// So many times twelve independent ones, and twelve FMAs of the same width, to see which is the faster way. Need the instruction.
+void vdpbf16ps_loop(int64_t steps);
+void fma_loop(int64_t steps);
 void tile_gemm_amx_native(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b_panels,
                           int64_t panel_stride, float* c, int64_t ldc, bool accumulate);
 void tile_gemm_ahead_amx_native(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b_panels,

@@ -8,9 +8,13 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <cstdio>
 #include <functional>
+#include <string>
+#include <utility>
 #include <vector>
 
+#include "backend/cpu/tile_gemm_isa.h"
 #include "base/bfloat16.h"
 #include "base/philox.h"
 
@@ -74,62 +78,70 @@ constexpr int64_t kShapes[][3] = {{1, 16, 32},   {16, 32, 64}, {17, 16, 33}, {32
                                   {33, 64, 160}, {7, 80, 257}, {64, 32, 31}, {50, 33, 128},
                                   {1, 144, 96},  {2, 160, 64}, {3, 112, 96}, {4, 112, 64}, {69, 80, 1536}};
 
+// Every way to compute an arithmetic id on this processor, but the reference: AVX2's FMAs.
+std::vector<std::pair<std::string, TileGemm>> other_ways(Arithmetic arithmetic) {
+  std::vector<std::pair<std::string, TileGemm>> ways;
+  if (cpu_features().avx512) ways.emplace_back("AVX-512", tile_gemm({nullptr, VectorIsa::kAvx512, arithmetic, false}));
+  if (arithmetic == Arithmetic::kAmx32 && cpu_features().amx_bf16) ways.emplace_back("AMX", tile_gemm({nullptr, VectorIsa::kAvx512, arithmetic, true}));
+  // Asked for by name: where FMAs are faster, the table of the native arithmetic does without it.
+  if (arithmetic == Arithmetic::kDp2 && cpu_features().avx512_bf16) {
+    ways.emplace_back("vdpbf16ps", ways.front().second);
+    set_blocks_by_vdpbf16ps(ways.back().second);
+  }
+  return ways;
+}
+
 TEST_F(TileGemmTest, OneArithmeticOneResult) {
-  int num_native = 0;
+  if (!cpu_features().avx512_bf16 && !cpu_features().amx_bf16) std::puts("no AMX and no vdpbf16ps here: only FMAs are compared");
   for (Arithmetic arithmetic : {Arithmetic::kAmx32, Arithmetic::kDp2, Arithmetic::kFma1})
     for (const auto& shape : kShapes)
       for (bool accumulate : {false, true}) {
         const Problem problem = make_problem(shape[0], shape[1], shape[2]);
-        const auto reference = multiply(tile_gemm({nullptr, VectorIsa::kAvx2, arithmetic, false}), problem, accumulate);
-        EXPECT_TRUE(same_bits(reference, multiply(tile_gemm({nullptr, VectorIsa::kAvx2, arithmetic, false}), problem,
-                                                  accumulate, shape[2] > 32 ? 32 : 0)));
-        if (!cpu_features().avx512) continue;
-        EXPECT_TRUE(
-            same_bits(reference, multiply(tile_gemm({nullptr, VectorIsa::kAvx512, arithmetic, false}), problem, accumulate)));
-        const TileGemm& native = tile_gemm({nullptr, VectorIsa::kAvx512, arithmetic, true});
-        if (native.bf16 == tile_gemm({nullptr, VectorIsa::kAvx512, arithmetic, false}).bf16) continue;
-        ++num_native;
-        EXPECT_TRUE(same_bits(reference, multiply(native, problem, accumulate)))
-            << arithmetic_name(arithmetic) << " " << shape[0] << "x" << shape[1] << "x" << shape[2];
-        EXPECT_TRUE(same_bits(reference, multiply(native, problem, accumulate, shape[2] > 32 ? 32 : 0)));
+        const int64_t cut = shape[2] > 32 ? 32 : 0;
+        const TileGemm& by_fma = tile_gemm({nullptr, VectorIsa::kAvx2, arithmetic, false});
+        const auto reference = multiply(by_fma, problem, accumulate);
+        EXPECT_TRUE(same_bits(reference, multiply(by_fma, problem, accumulate, cut)));
+        for (const auto& [name, gemm] : other_ways(arithmetic)) {
+          SCOPED_TRACE(testing::Message() << name << " " << arithmetic_name(arithmetic) << " " << shape[0] << "x" << shape[1] << "x" << shape[2]);
+          EXPECT_TRUE(same_bits(reference, multiply(gemm, problem, accumulate)));
+          EXPECT_TRUE(same_bits(reference, multiply(gemm, problem, accumulate, cut)));
+        }
       }
-  if (num_native == 0) GTEST_SKIP() << "no AMX or vdpbf16ps here: native arithmetic was not compared with its emulation";
 }
 
 // The weight gradient's product: a row by row or in panels, stored or added, is the plain product, with one addition after it.
 TEST_F(TileGemmTest, FoldTakesRowsAndPanels) {
   int num_folds = 0;
   for (Arithmetic arithmetic : {Arithmetic::kAmx32, Arithmetic::kDp2, Arithmetic::kFma1})
-    for (const auto& shape : kShapes) {
-      const TileGemm& gemm = tile_gemm({nullptr, cpu_features().best_isa(), arithmetic, true});
-      if (gemm.fold_bf16 == nullptr) continue;
-      ++num_folds;
-      const Problem problem = make_problem(shape[0], shape[1], shape[2]);
-      const int64_t m = problem.m, padded = round_up(problem.k, kGranuleK), columns = round_up(problem.n, 16), stride = panel_elements_bf16(padded);
-      std::vector<uint16_t> b(columns / 16 * stride), a(round_up(m, 16) / 16 * stride);
-      gemm.pack_transposed_bf16(problem.n, problem.k, problem.b.data(), problem.k, b.data(), stride);
-      gemm.pack_transposed_bf16(m, padded, problem.a.data(), padded, a.data(), stride);
-      const std::vector<float> product = multiply(gemm, problem, false);
-      std::vector<float> sum = problem.c0;
-      for (size_t i = 0; i < sum.size(); ++i) sum[i] += product[i];
-      gemm.begin_thread();
-      for (bool packed : {false, true})
-        for (bool adds : {false, true}) {
-          std::vector<float> c = problem.c0;
-          gemm.fold_bf16(m, columns, padded, packed ? a.data() : problem.a.data(), packed ? stride : padded, packed, b.data(), stride, c.data(), columns,
-                         adds, {problem.c0.data(), columns * 4, columns * 4, m});
-          EXPECT_TRUE(same_bits(adds ? sum : product, c)) << m << "x" << columns << "x" << padded << (packed ? " packed" : "") << (adds ? " added" : "");
-        }
-      gemm.end_thread();
-    }
-  if (num_folds == 0) GTEST_SKIP() << "no vdpbf16ps here: the product that adds was not compared";
+    for (const auto& shape : kShapes)
+      for (const auto& [name, gemm] : other_ways(arithmetic)) {
+        if (gemm.fold_bf16 == nullptr) continue;
+        ++num_folds;
+        const Problem problem = make_problem(shape[0], shape[1], shape[2]);
+        const int64_t m = problem.m, padded = round_up(problem.k, kGranuleK), columns = round_up(problem.n, 16), stride = panel_elements_bf16(padded);
+        std::vector<uint16_t> b(columns / 16 * stride), a(round_up(m, 16) / 16 * stride);
+        gemm.pack_transposed_bf16(problem.n, problem.k, problem.b.data(), problem.k, b.data(), stride);
+        gemm.pack_transposed_bf16(m, padded, problem.a.data(), padded, a.data(), stride);
+        const std::vector<float> product = multiply(gemm, problem, false);
+        std::vector<float> sum = problem.c0;
+        for (size_t i = 0; i < sum.size(); ++i) sum[i] += product[i];
+        gemm.begin_thread();
+        for (bool packed : {false, true})
+          for (bool adds : {false, true}) {
+            std::vector<float> c = problem.c0;
+            gemm.fold_bf16(m, columns, padded, packed ? a.data() : problem.a.data(), packed ? stride : padded, packed, b.data(), stride, c.data(), columns,
+                           adds, {problem.c0.data(), columns * 4, columns * 4, m});
+            EXPECT_TRUE(same_bits(adds ? sum : product, c)) << name << " " << m << "x" << columns << "x" << padded << (packed ? " packed" : "") << (adds ? " added" : "");
+          }
+        gemm.end_thread();
+      }
+  if (num_folds == 0) GTEST_SKIP() << "no AVX-512 here: the product that adds was not compared";
 }
 
-// The AMX kernels over tiles in software, against amx32 by FMA: products, and products that finish their blocks in whatever way, with rows
-// and columns that fill no tile, K in more than one block, and results that lie in the midst of a wider matrix.
-TEST_F(TileGemmTest, AmxKernelsOverTilesInSoftware) {
-  if (!cpu_features().avx512) GTEST_SKIP() << "no AVX-512 here: the AMX kernels were not run over tiles in software";
-  const TileGemm software = amx_tile_gemm_in_software(), &emulated = tile_gemm({nullptr, VectorIsa::kAvx512, Arithmetic::kAmx32, false});
+// Against products by FMA that are finished afterwards: products, and products that finish their blocks in whatever way, with rows and
+// columns that fill no tile, K in more than one block, and results that lie in the midst of a wider matrix.
+void expect_finished_blocks(Arithmetic arithmetic, const TileGemm& gemm) {
+  const TileGemm& emulated = tile_gemm({nullptr, VectorIsa::kAvx2, arithmetic, false});
   const GemmRows& rows = gemm_rows(VectorIsa::kAvx512, DType::kBF16);
   std::vector<std::array<int64_t, 3>> shapes = {{96, 96, 1088}, {100, 64, 2048}, {40, 16, 64}, {130, 112, 544}};
   for (const auto& shape : kShapes) shapes.push_back({shape[0], shape[1], shape[2]});
@@ -138,10 +150,10 @@ TEST_F(TileGemmTest, AmxKernelsOverTilesInSoftware) {
       SCOPED_TRACE(testing::Message() << m << " x " << n << " x " << k << (accumulate ? ", accumulated" : ""));
       const Problem problem = make_problem(m, n, k);
       const std::vector<float> product = multiply(emulated, problem, accumulate);
-      EXPECT_TRUE(same_bits(product, multiply(software, problem, accumulate)));
+      EXPECT_TRUE(same_bits(product, multiply(gemm, problem, accumulate)));
       const int64_t padded = round_up(k, kGranuleK), columns = round_up(n, 16), stride = panel_elements_bf16(k), ld = n + 3;
       std::vector<uint16_t> panels(columns / 16 * stride), bias(n), u(m * ld);
-      software.pack_transposed_bf16(n, k, problem.b.data(), k, panels.data(), stride);
+      gemm.pack_transposed_bf16(n, k, problem.b.data(), k, panels.data(), stride);
       for (int64_t i = 0; i < n; ++i) bias[i] = f32_to_bf16(random_value(static_cast<uint32_t>(i), 7));
       for (int64_t i = 0; i < m * ld; ++i) u[i] = f32_to_bf16(random_value(static_cast<uint32_t>(i), 8));
       for (FinishKind kind : {FinishKind::kPlain, FinishKind::kF32, FinishKind::kGelu, FinishKind::kGeluGrad}) {
@@ -156,15 +168,29 @@ TEST_F(TileGemmTest, AmxKernelsOverTilesInSoftware) {
         std::vector<float> y, expected_y, c = problem.c0;
         std::vector<uint16_t> gelu_y, expected_gelu_y;
         finish(expected_y, expected_gelu_y, product.data(), rows.finish[static_cast<int>(kind)]);
-        software.begin_thread();
+        gemm.begin_thread();
         finish(y, gelu_y, c.data(), [&](const GemmBlock& block) {
-          software.finish_bf16(m, columns, padded, problem.a.data(), padded, panels.data(), stride, c.data(), columns, accumulate, kind, block);
+          gemm.finish_bf16(m, columns, padded, problem.a.data(), padded, panels.data(), stride, c.data(), columns, accumulate, kind, block);
         });
-        software.end_thread();
+        gemm.end_thread();
         EXPECT_TRUE(same_bits(expected_y, y)) << "kind " << static_cast<int>(kind);
         EXPECT_EQ(expected_gelu_y, gelu_y) << "kind " << static_cast<int>(kind);
       }
     }
+}
+
+TEST_F(TileGemmTest, BlocksAreFinished) {
+  if (!cpu_features().avx512) GTEST_SKIP() << "no AVX-512 here: no product finishes its own blocks";
+  for (Arithmetic arithmetic : {Arithmetic::kAmx32, Arithmetic::kDp2, Arithmetic::kFma1})
+    for (const auto& [name, gemm] : other_ways(arithmetic)) {
+      SCOPED_TRACE(testing::Message() << name << " " << arithmetic_name(arithmetic));
+      if (gemm.finish_bf16 != nullptr) expect_finished_blocks(arithmetic, gemm);
+    }
+}
+
+TEST_F(TileGemmTest, AmxKernelsOverTilesInSoftware) {
+  if (!cpu_features().avx512) GTEST_SKIP() << "no AVX-512 here: the AMX kernels were not run over tiles in software";
+  expect_finished_blocks(Arithmetic::kAmx32, amx_tile_gemm_in_software());
 }
 
 // |error| <= (k + 3) * eps * sum |a b|: each of the k products and sums rounds once, eps = 2^-24.
