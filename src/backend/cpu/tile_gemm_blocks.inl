@@ -240,8 +240,10 @@ void multiply(const Operands& o, int64_t m, int64_t num_panels, const Finish& fi
     };
     int64_t panel = 0;
     if constexpr (Dot::kUnpacks) {
-      for (; num_panels - panel >= 2; panel += 2) panels<Dot, 12, 2, Rows>(o, row, end, panel, finish, following);
-      if (panel < num_panels) panels<Dot, 12, 1, Rows>(o, row, end, panel, finish, following);
+      // An odd number ends in threes: one panel has two loads for each two products.
+      for (; num_panels - panel >= 4 || num_panels - panel == 2; panel += 2) panels<Dot, 12, 2, Rows>(o, row, end, panel, finish, following);
+      if (num_panels - panel == 3) panels<Dot, 8, 3, Rows>(o, row, end, panel, finish, following);
+      if (num_panels - panel == 1) panels<Dot, 12, 1, Rows>(o, row, end, panel, finish, following);
       continue;
     }
     for (; num_panels - panel >= 5 || num_panels - panel == 3; panel += 3) panels<Dot, 8, 3, Rows>(o, row, end, panel, finish, following);

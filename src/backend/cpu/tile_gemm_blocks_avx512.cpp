@@ -21,6 +21,7 @@ struct DotByFma {
     alignas(64) float evens[kPacked ? 16 : R][16], odds[kPacked ? 16 : R][16];
 
     ORRERY_MEMBER void prepare(const uint16_t* a, int64_t row_step) {
+#pragma GCC unroll 1  // unrolled, it takes its addresses and numbers from the stack: the sums need all registers
       for (int i = 0; i < (kPacked ? 16 : R); ++i) {
         const __m512i pairs = kPacked ? _mm512_maskz_loadu_epi32(static_cast<__mmask16>((1u << R) - 1), a + i * 2 * kPanel) : _mm512_loadu_si512(a + i * row_step);
         _mm512_store_ps(evens[i], even(pairs));

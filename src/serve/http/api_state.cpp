@@ -18,6 +18,17 @@ HttpResponse error_response(const ApiError& error) {
   return response;
 }
 
+void submit_parts(const Engine& engine, size_t num_parts, size_t num_open, size_t* next, const std::function<Admission(size_t)>& submit) {
+  for (; *next < num_parts; ++*next) {
+    const auto in_flight = static_cast<int64_t>(*next + num_open - num_parts);
+    if (in_flight > engine.max_sequences()) return;
+    const Admission admission = submit(*next);
+    if (admission == Admission::kQueueFull && in_flight > 0) return;
+    if (admission == Admission::kStopping) throw ApiError(503, "the server is shutting down", {}, "unavailable_error");
+    if (admission == Admission::kQueueFull) throw ApiError(429, "the queue is full; try again later", {}, "rate_limit_error", "queue_full");
+  }
+}
+
 std::vector<int32_t> Api::State::encode(const std::string& text, bool add_special) const {
   thread_local EncodeScratch scratch;
   std::vector<int32_t> ids;

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -41,6 +42,11 @@ struct Api::State {
   std::string tenant(const HttpRequest& request) const;
   static std::string key_of(const HttpRequest& request);
 };
+
+/// Hands parts [*next, num_parts) of one request to the engine, in order, as far as they may go now; num_open: those that have not ended, the
+/// ones from *next on included. One more of a request is with the engine than can run at a time: the others wait here, or a long list would be a
+/// full queue for ever. Call it again when a part has ended. Errors: ApiError 429 when not even the first is let in, 503 while the server stops.
+void submit_parts(const Engine& engine, size_t num_parts, size_t num_open, size_t* next, const std::function<Admission(size_t part)>& submit);
 
 double now_seconds();
 HttpResponse json_response(std::string body, int status = 200);

@@ -120,18 +120,8 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
     }
   }
 
-  // One more choice of a request is with the engine than can run at a time: the others wait here, or a long list of prompts would be a full
-  // queue for ever. Errors: ApiError.
   void submit_more() {
-    for (; next_ < choices_.size(); ++next_) {
-      const auto in_flight = static_cast<int64_t>(next_ + open_ - choices_.size());
-      if (in_flight > state_->engine->max_sequences()) return;
-      const Admission admission = submit(next_);
-      if (admission == Admission::kAccepted) continue;
-      if (admission == Admission::kQueueFull && in_flight > 0) return;  // again when one of them has ended
-      if (admission == Admission::kStopping) throw ApiError(503, "the server is shutting down", {}, "unavailable_error");
-      throw ApiError(429, "the queue is full; try again later", {}, "rate_limit_error", "queue_full");
-    }
+    submit_parts(*state_->engine, choices_.size(), open_, &next_, [this](size_t index) { return submit(index); });
   }
 
   Admission submit(size_t index) {

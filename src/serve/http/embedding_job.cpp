@@ -55,28 +55,24 @@ class EmbeddingJob : public std::enable_shared_from_this<EmbeddingJob> {
   }
 
  private:
-  // As in completion_job.cpp: one more input is with the engine than can run at a time. Errors: ApiError.
   void submit_more() {
-    while (ids_.size() < inputs_.size()) {
-      const size_t i = ids_.size();
-      const auto in_flight = static_cast<int64_t>(i + open_ - inputs_.size());
-      if (in_flight > state_->engine->max_sequences()) return;
-      GenerationRequest generation;
-      generation.request_id = request_id_;
-      generation.prompt = inputs_[i];
-      generation.embed = true;
-      generation.continues = i > 0;
-      generation.tenant = tenant_;
-      generation.sink = [self = shared_from_this(), i](TokenEvent&& event) {
-        self->responder_->post([self, i, event = std::move(event)]() mutable { self->on_event(i, std::move(event)); });
-      };
-      uint64_t id = 0;
-      const Admission admission = state_->engine->submit(std::move(generation), &id);
-      if (admission == Admission::kQueueFull && in_flight > 0) return;  // again when one of them has ended
-      if (admission == Admission::kStopping) throw ApiError(503, "the server is shutting down", {}, "unavailable_error");
-      if (admission == Admission::kQueueFull) throw ApiError(429, "the queue is full; try again later", {}, "rate_limit_error", "queue_full");
-      ids_.push_back(id);
-    }
+    submit_parts(*state_->engine, inputs_.size(), open_, &next_, [this](size_t index) { return submit(index); });
+  }
+
+  Admission submit(size_t index) {
+    GenerationRequest generation;
+    generation.request_id = request_id_;
+    generation.prompt = inputs_[index];
+    generation.embed = true;
+    generation.continues = index > 0;
+    generation.tenant = tenant_;
+    generation.sink = [self = shared_from_this(), index](TokenEvent&& event) {
+      self->responder_->post([self, index, event = std::move(event)]() mutable { self->on_event(index, std::move(event)); });
+    };
+    uint64_t id = 0;
+    const Admission admission = state_->engine->submit(std::move(generation), &id);
+    if (admission == Admission::kAccepted) ids_.push_back(id);
+    return admission;
   }
 
   void cancel() {
@@ -117,6 +113,7 @@ class EmbeddingJob : public std::enable_shared_from_this<EmbeddingJob> {
   std::vector<std::vector<int32_t>> inputs_;
   std::vector<std::vector<float>> results_;
   std::vector<uint64_t> ids_;  // of the inputs that were submitted
+  size_t next_ = 0;            // the first input that was not
   size_t open_ = 0;            // inputs without a result
   int64_t num_tokens_ = 0;
   bool done_ = false;
