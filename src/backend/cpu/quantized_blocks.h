@@ -14,6 +14,7 @@ namespace {
 
 using Codes = __m512i;
 ORRERY_INLINE Codes load_codes(const uint8_t* p) { return _mm512_loadu_si512(p); }
+ORRERY_INLINE void store_codes(uint8_t* p, Codes a) { _mm512_storeu_si512(p, a); }
 ORRERY_INLINE Codes and_codes(Codes a, int mask) { return _mm512_and_si512(a, _mm512_set1_epi8(static_cast<char>(mask))); }
 ORRERY_INLINE Codes or_codes(Codes a, Codes b) { return _mm512_or_si512(a, b); }
 /// Shifts bits across byte borders: the caller masks.
@@ -43,6 +44,10 @@ struct Codes {
 };
 ORRERY_INLINE Codes load_codes(const uint8_t* p) {
   return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32))};
+}
+ORRERY_INLINE void store_codes(uint8_t* p, Codes a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.lo);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32), a.hi);
 }
 ORRERY_INLINE Codes and_codes(Codes a, int mask) {
   const __m256i m = _mm256_set1_epi8(static_cast<char>(mask));

@@ -47,16 +47,26 @@ struct PanelProduct {
   void* y = nullptr;                    // bf16 (rounded) or f32
   int64_t ldy = 0;                      // elements from row to row
   bool bf16 = false;
+  const std::byte* codes = nullptr;  // those of the panels, unpacked; null: as they stand
   // What will be read next, to come to L2 meanwhile: the processor's own prefetchers lose the thread where a panel's codes end.
   const std::byte* ahead = nullptr;
   int64_t ahead_bytes = 0;
 };
+
+/// So many rows, three tiles, share the work of unpacking.
+constexpr int64_t kUnpackRows = 2 * kMaxTileRows + 1;
+/// Of one panel: a byte a code, in the order of 8-bit codes (ir/weight_format.h).
+constexpr int64_t quantized_unpacked_bytes(int64_t k) { return k * kQuantPanelColumns; }
 
 struct QuantizedKernels {
   /// A row of k numbers of f32 or bf16 into place `row` of a tile of `tile_rows`.
   void (*quantize_row[2])(const void* x, int64_t k, std::byte* tile, int64_t tile_rows, int64_t row);  // by is-bf16
   void (*panel_product)(const PanelProduct& product);
   int64_t (*tile_rows)(int64_t remaining) = quantized_tile_rows;
+  /// The codes of a product's panels as bytes: quantized_unpacked_bytes of each, 64-byte aligned.
+  void (*unpack)(const PanelProduct& product, std::byte* codes) = nullptr;
+  /// Whether, from kUnpackRows rows of x on, codes of fewer than 8 bits are unpacked once for all tiles.
+  bool unpacks = false;
   // AMX: a thread's products stand between these. Null: nothing to do.
   void (*begin_thread)() = nullptr;
   void (*end_thread)() = nullptr;

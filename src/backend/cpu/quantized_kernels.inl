@@ -11,7 +11,7 @@ namespace {
 
 constexpr int log2_of(int offset) { return offset <= 1 ? 0 : 1 + log2_of(offset / 2); }
 
-template <WeightFormat kFormat, int kPanels, int kRows>
+template <WeightFormat kFormat, bool kUnpacked, int kPanels, int kRows>
 struct Sums {
   I32x16 s[kPanels][kRows];
 
@@ -21,7 +21,7 @@ struct Sums {
     if constexpr (kGroup < kLast) {
       constexpr int kBits = weight_format_info(kFormat).bits;
       Codes w[kPanels];
-      for (int p = 0; p < kPanels; ++p) w[p] = unpack_group<kBits, kGroup>(codes + p * panel_bytes);
+      for (int p = 0; p < kPanels; ++p) w[p] = unpack_group<kUnpacked ? 8 : kBits, kGroup>(codes + p * panel_bytes);
 #pragma GCC unroll 6
       for (int r = 0; r < kRows; ++r) {
         const Four q = x.group(kGroup, r);
@@ -44,15 +44,16 @@ struct Sums {
   }
 };
 
-/// Rows [first, first + kRows) of a tile of kTileRows.
-template <WeightFormat kFormat, int kPanels, int kTileRows, int kRows>
+/// Rows [first, first + kRows) of a tile of kTileRows. kUnpacked: by product.codes.
+template <WeightFormat kFormat, int kPanels, int kTileRows, int kRows, bool kUnpacked = false>
 void tile_rows(const PanelProduct& product, int64_t first) {
   constexpr WeightFormatInfo kInfo = weight_format_info(kFormat);
   constexpr bool kHalves = kInfo.scales == ScaleKind::kHalf;
   const int64_t num_blocks = product.k / kQuantBlock, panel_bytes = quantized_panel_bytes(kFormat, product.k);
-  const auto* codes = reinterpret_cast<const uint8_t*>(product.panels);
+  const auto* codes = reinterpret_cast<const uint8_t*>(kUnpacked ? product.codes : product.panels);
+  const int64_t codes_bytes = kUnpacked ? quantized_unpacked_bytes(product.k) : panel_bytes;  // from panel to panel
   BlockScales<kFormat, kPanels> scales;
-  scales.at = codes + quantized_code_bytes(kFormat, product.k);
+  scales.at = reinterpret_cast<const uint8_t*>(product.panels) + quantized_code_bytes(kFormat, product.k);
   scales.panel_bytes = panel_bytes;
   // One row takes lines of 8-bit codes faster than a core can have requests under way: every second is left to the prefetchers.
   constexpr int64_t kStep = kRows == 1 && kInfo.bits == 8 ? 2 : 1;
@@ -65,14 +66,14 @@ void tile_rows(const PanelProduct& product, int64_t first) {
   for (int p = 0; p < kPanels; ++p)
     for (int r = 0; r < kRows; ++r) acc[p][r] = zero();
   TileBlock<kTileRows> x{product.tile + first * 4};
-  Sums<kFormat, kPanels, kRows> sums;
+  Sums<kFormat, kUnpacked, kPanels, kRows> sums;
   for (int64_t block = 0; block < num_blocks; ++block) {
     for (int64_t line = 0; line < lines_a_block; line += kStep) __builtin_prefetch(next + 64 * line, 0, 2);
     next += 64 * lines_a_block;
     scales.next();
     if constexpr (!kHalves) {
       sums.start([&](int r) { return x.minus_sum(r); });
-      sums.template add<0, 8>(codes, panel_bytes, x);
+      sums.template add<0, 8>(codes, codes_bytes, x);
 #pragma GCC unroll 6
       for (int r = 0; r < kRows; ++r) {
         const F32x16 scale = x.scale(r);
@@ -97,13 +98,13 @@ void tile_rows(const PanelProduct& product, int64_t first) {
       const auto minus_first = [&](int r) { return x.minus_half(r); };
       const auto minus_second = [&](int r) { return x.minus_sum(r) - x.minus_half(r); };
       sums.start(minus_first);
-      sums.template add<0, 4>(codes, panel_bytes, x);
+      sums.template add<0, 4>(codes, codes_bytes, x);
       add_half(0, minus_first);
       sums.start(minus_second);
-      sums.template add<4, 8>(codes, panel_bytes, x);
+      sums.template add<4, 8>(codes, codes_bytes, x);
       add_half(1, minus_second);
     }
-    codes += 64 * kInfo.bits;
+    codes += 64 * (kUnpacked ? 8 : kInfo.bits);
     x.at += kTileRows * kQuantizedRowBytes;
   }
 #pragma GCC unroll 6
@@ -124,6 +125,11 @@ void tile_product(const PanelProduct& product) {
 #if ORRERY_SIMD_AVX512
   if constexpr (kTileRows == 1)
     if (product.num_panels == kPanelsOfOneRow) return tile_rows<kFormat, kPanelsOfOneRow, 1, 1>(product, 0);
+  if constexpr (kTileRows >= 4 && weight_format_info(kFormat).bits < 8)
+    if (product.codes != nullptr) {
+      if (product.num_panels == 2) return tile_rows<kFormat, 2, kTileRows, kTileRows, true>(product, 0);
+      return tile_rows<kFormat, 1, kTileRows, kTileRows, true>(product, 0);
+    }
   if (product.num_panels == 2) return tile_rows<kFormat, 2, kTileRows, kTileRows>(product, 0);
   tile_rows<kFormat, 1, kTileRows, kTileRows>(product, 0);
 #else
@@ -132,10 +138,18 @@ void tile_product(const PanelProduct& product) {
   PanelProduct part = product;
   for (int64_t p = 0; p < product.num_panels; ++p) {
     for (int64_t first = 0; first < product.num_rows; first += kRows) {
-      tile_rows<kFormat, 1, kTileRows, kRows>(part, first);
+      if constexpr (kRows == 2 && weight_format_info(kFormat).bits < 8) {
+        if (part.codes != nullptr)
+          tile_rows<kFormat, 1, kTileRows, kRows, true>(part, first);
+        else
+          tile_rows<kFormat, 1, kTileRows, kRows>(part, first);
+      } else {
+        tile_rows<kFormat, 1, kTileRows, kRows>(part, first);
+      }
       part.ahead_bytes = 0;
     }
     part.panels += quantized_panel_bytes(kFormat, product.k);
+    if (part.codes != nullptr) part.codes += quantized_unpacked_bytes(product.k);
     part.y = static_cast<std::byte*>(part.y) + kQuantPanelColumns * (product.bf16 ? 2 : 4);
   }
 #endif
@@ -164,6 +178,27 @@ void panel_product(const PanelProduct& product) {
     case WeightFormat::kQ4_K: return product_of<WeightFormat::kQ4_K>(product);
     case WeightFormat::kQ5_K: return product_of<WeightFormat::kQ5_K>(product);
     case WeightFormat::kQ6_K: return product_of<WeightFormat::kQ6_K>(product);
+  }
+}
+
+template <int kBits, int kGroup = 0>
+ORRERY_INLINE void unpack_groups(const uint8_t* block, uint8_t* out) {
+  store_codes(out + 64 * kGroup, unpack_group<kBits, kGroup>(block));
+  if constexpr (kGroup < 7) unpack_groups<kBits, kGroup + 1>(block, out);
+}
+
+void unpack(const PanelProduct& product, std::byte* unpacked) {
+  const int64_t num_blocks = product.k / kQuantBlock;
+  const int bits = weight_format_info(product.format).bits;
+  auto* out = reinterpret_cast<uint8_t*>(unpacked);
+  for (int64_t p = 0; p < product.num_panels; ++p) {
+    const auto* block = reinterpret_cast<const uint8_t*>(product.panels) + p * quantized_panel_bytes(product.format, product.k);
+    for (int64_t b = 0; b < num_blocks; ++b, block += 64 * bits, out += 64 * 8) switch (bits) {
+        case 4: unpack_groups<4>(block, out); break;
+        case 5: unpack_groups<5>(block, out); break;
+        case 6: unpack_groups<6>(block, out); break;
+        default: unpack_groups<8>(block, out); break;
+      }
   }
 }
 
@@ -295,6 +330,9 @@ void quantize_row(const void* row_of_x, int64_t k, std::byte* tile, int64_t tile
 }  // namespace
 
 extern const QuantizedKernels kQuantized;
-const QuantizedKernels kQuantized = {{quantize_row<float>, quantize_row<uint16_t>}, panel_product};
+const QuantizedKernels kQuantized = {.quantize_row = {quantize_row<float>, quantize_row<uint16_t>},
+                                     .panel_product = panel_product,
+                                     .unpack = unpack,
+                                     .unpacks = !ORRERY_SIMD_AVX512};  // AVX2 multiplies two rows at a time, which would unpack anew each time
 
 }  // namespace orrery::ORRERY_SIMD

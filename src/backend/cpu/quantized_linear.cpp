@@ -28,8 +28,10 @@ int64_t tiles_bytes(VectorIsa isa, int64_t m, int64_t k) {
   return (rows * (k / kQuantBlock) * kQuantizedRowBytes + 63) / 64 * 64;
 }
 
-/// The workspace: each thread's band, then the tiles, of all threads or one for each.
+/// The workspace: each thread's band and unpacked codes, then the tiles, of all threads or one for each.
 constexpr int64_t kBandBytes = kBandRows * kMaxPanels * kQuantPanelColumns * 4;
+/// Each thread's: the band and, for many rows, unpacked codes.
+int64_t thread_bytes(int64_t m, int64_t k) { return kBandBytes + (m >= kUnpackRows ? kMaxPanels * quantized_unpacked_bytes(k) : 0); }
 
 // The first of a thread's panels: borders lie at pairs of them.
 int64_t first_panel(int64_t num_panels, int64_t index, int64_t threads) { return index == threads ? num_panels : num_panels * index / threads / kMaxPanels * kMaxPanels; }
@@ -58,8 +60,8 @@ struct ThreadWork {
     }
   }
 
-  // Panels [first, last) of the whole weight, for all rows; x is their tiles. `next`: what this thread will read in the next product, or null.
-  void run(const std::byte* x, float* band, int64_t first, int64_t last, const std::byte* next) const {
+  // Panels [first, last) of the whole weight, for all rows; x is their tiles, `own` this thread's bytes of the workspace. `next`: what this thread will read in the next product, or null.
+  void run(const std::byte* x, std::byte* own, int64_t first, int64_t last, const std::byte* next) const {
     const std::byte* at = weight;
     int64_t panel = 0, column = 0;
     for (const PackedSegment& segment : shape.segments) {
@@ -69,7 +71,7 @@ struct ThreadWork {
         const int64_t count = m == 1 && end - p >= kPanelsOfOneRow ? kPanelsOfOneRow : std::min(kMaxPanels, end - p), c = p * kQuantPanelColumns;
         const std::byte* here = at + p * panel_bytes;
         p += count;
-        run_panels(segment.format, here, count, x, band, column + c, std::min(count * kQuantPanelColumns, segment.num_columns - c),
+        run_panels(segment.format, here, count, x, own, column + c, std::min(count * kQuantPanelColumns, segment.num_columns - c),
                    panel + p == last && next != nullptr ? next : here + count * panel_bytes);
       }
       at += panels * panel_bytes;
@@ -79,7 +81,7 @@ struct ThreadWork {
   }
 
  private:
-  void run_panels(WeightFormat format, const std::byte* panels, int64_t num_panels, const std::byte* x, float* band, int64_t column, int64_t columns,
+  void run_panels(WeightFormat format, const std::byte* panels, int64_t num_panels, const std::byte* x, std::byte* own, int64_t column, int64_t columns,
                   const std::byte* ahead) const {
     // Whole panels without bias are stored as they come; others go by way of a band of rows.
     const int64_t all_columns = num_panels * kQuantPanelColumns;
@@ -96,6 +98,11 @@ struct ThreadWork {
     // What will be read next comes meanwhile, in as many parts as there are tiles: the memory works all the time.
     product.ahead = ahead;
     product.ahead_bytes = (behind / 64 + tiles - 1) / tiles * 64;
+    float* band = reinterpret_cast<float*>(own);
+    if (kernels.unpacks && m >= kUnpackRows && weight_format_info(format).bits < 8) {
+      kernels.unpack(product, own + kBandBytes);
+      product.codes = own + kBandBytes;
+    }
     for (int64_t i = 0; i < m;) {
       GemmBlock block;
       block.columns = columns;
@@ -186,7 +193,7 @@ std::span<const KernelEntry> quantized_kernel_entries() { return kEntries; }
 int64_t quantized_linear_workspace_bytes(const DeviceSpec& device, int64_t m, int64_t k) {
   // A plan's workspace serves fewer rows too, so many rows have room for each thread's few.
   const int64_t each = device.num_threads * tiles_bytes(device.isa, std::min(m, kRowsEachForItself), k);
-  return device.num_threads * kBandBytes + (m > kRowsEachForItself ? std::max(each, tiles_bytes(device.isa, m, k)) : each);
+  return device.num_threads * thread_bytes(m, k) + (m > kRowsEachForItself ? std::max(each, tiles_bytes(device.isa, m, k)) : each);
 }
 
 ReadAhead quantized_weight_stream(const PackedLinearAttributes& shape, const std::byte* packed) {
@@ -208,7 +215,8 @@ void quantized_linear_by(const QuantizedKernels& kernels, const KernelContext& c
   ORRERY_CHECK(quantized_linear_workspace_bytes({context.isa, context.arithmetic, context.native_arithmetic, num_threads}, m, k) <= static_cast<int64_t>(call.workspace.size()),
                "linear_packed: workspace of {}", call.workspace.size());
   const bool together = m > kRowsEachForItself || (m > kernels.tile_rows(m) && m * k > kNumbersEachForItself);
-  std::byte *bands = call.workspace.data(), *tiles = bands + num_threads * kBandBytes;
+  const int64_t own = thread_bytes(m, k);
+  std::byte *bands = call.workspace.data(), *tiles = bands + num_threads * own;
   const int64_t row_bytes = k / kQuantBlock * kQuantizedRowBytes, own_bytes = tiles_bytes(context.isa, m, k);
   const ThreadWork work{kernels, gemm_rows(context.isa, x.dtype), shape, call.in(1).data, call.inputs.size() > 2 ? call.in(2).data : nullptr, y, m,
                         dtype_bytes(x.dtype)};
@@ -227,7 +235,7 @@ void quantized_linear_by(const QuantizedKernels& kernels, const KernelContext& c
       quantize_rows(kernels, x, row_bytes, 0, 1, rows);
     }
     if (kernels.begin_thread != nullptr) kernels.begin_thread();
-    work.run(rows, reinterpret_cast<float*>(bands + thread_index * kBandBytes), first, last,
+    work.run(rows, bands + thread_index * own, first, last,
              next.data == nullptr ? nullptr : next.data + first_panel(next.num_units, thread_index, threads) * next.unit_bytes);
     if (kernels.end_thread != nullptr) kernels.end_thread();
   });

@@ -181,6 +181,42 @@ TEST_P(QuantizedLinear, BitsDoNotDependOnRowsThreadsOrInstructionSet) {
     }
 }
 
+/// The op by these kernels, on two threads.
+void run_by(const QuantizedKernels& kernels, VectorIsa isa, const PackedLinearAttributes& attributes, const std::vector<TensorView>& inputs, const TensorView& y) {
+  const Attributes attribute = attributes;
+  OpCall call{OpKind::kLinearPacked, inputs, {&y, 1}, &attribute, nullptr, {}};
+  const int64_t bytes = quantized_linear_workspace_bytes({isa, Arithmetic::kFma1, true, 2}, inputs[0].rows(), attributes.depth);
+  std::vector<uint8_t> memory(bytes + 64, 0xFF);
+  call.workspace = {reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64), static_cast<size_t>(bytes)};
+  quantized_linear_by(kernels, {&pool_of(2), isa, Arithmetic::kFma1, true}, call);
+}
+
+TEST_P(QuantizedLinear, UnpackedCodesGiveTheBitsOfPackedOnes) {
+  // Whatever this processor is better at; from 13 rows on, with every number of rows that may be left for the last tile.
+  const int64_t k = 512, most = 41;
+  for (VectorIsa isa : {VectorIsa::kAvx2, VectorIsa::kAvx512}) {
+    if (isa == VectorIsa::kAvx512 && !cpu_features().avx512) continue;
+    QuantizedKernels packed_codes = quantized_kernels({nullptr, isa, Arithmetic::kFma1, false}), unpacked_codes = packed_codes;
+    packed_codes.unpacks = false;
+    unpacked_codes.unpacks = true;
+    for (const auto& [n, with_bias] : {std::pair<int64_t, bool>{48, false}, {71, true}}) {
+      PackedLinearAttributes attributes;
+      const Tensor packed = packed_tensor({Weight(GetParam(), n, k, 8)}, attributes);
+      for (DType dtype : {DType::kF32, DType::kBF16}) {
+        const Tensor x = Tensor::random(dtype, {most, k}, 9), bias = Tensor::random(dtype, {n}, 10);
+        for (int64_t m : {12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 41}) {
+          std::vector<TensorView> inputs = {x.rows(0, m), bytes_view(packed)};
+          if (with_bias) inputs.push_back(bias.view());
+          Tensor wanted(dtype, {most, n}), y(dtype, {most, n});
+          run_by(packed_codes, isa, attributes, inputs, wanted.rows(0, m));
+          run_by(unpacked_codes, isa, attributes, inputs, y.rows(0, m));
+          ASSERT_TRUE(y.same_bits(wanted)) << m << " rows of " << dtype_name(dtype) << " by " << n;
+        }
+      }
+    }
+  }
+}
+
 TEST_P(QuantizedLinear, TilesOfAmxInSoftwareGiveTheBitsOfVpdpbusd) {
   // Every way in which tall tiles are cut and mixed with others, whole panels that are stored at once and others with a bias; bf16 and f32.
   if (!cpu_features().avx512) GTEST_SKIP() << "needs AVX-512";
@@ -191,17 +227,12 @@ TEST_P(QuantizedLinear, TilesOfAmxInSoftwareGiveTheBitsOfVpdpbusd) {
     const Tensor packed = packed_tensor({Weight(GetParam(), n, k, 8)}, attributes);
     for (DType dtype : {DType::kF32, DType::kBF16}) {
       const Tensor x = Tensor::random(dtype, {most, k}, 9), bias = Tensor::random(dtype, {n}, 10);
-      const Attributes attribute = attributes;
       for (int64_t m : {1, 6, 7, 8, 9, 15, 16, 17, 22, 23, 32, 40, 48, 55, 100}) {
+        std::vector<TensorView> inputs = {x.rows(0, m), bytes_view(packed)};
+        if (with_bias) inputs.push_back(bias.view());
         Tensor wanted(dtype, {most, n}), y(dtype, {most, n});
-        const std::vector<TensorView> inputs = with_bias ? std::vector{x.rows(0, m), bytes_view(packed), bias.view()} : std::vector{x.rows(0, m), bytes_view(packed)};
         run_views(OpKind::kLinearPacked, dtype, {VectorIsa::kAvx512, 2, Arithmetic::kFma1, false}, attributes, inputs, {wanted.rows(0, m)});
-        const TensorView out = y.rows(0, m);
-        OpCall call{OpKind::kLinearPacked, inputs, {&out, 1}, &attribute, nullptr, {}};
-        const int64_t bytes = quantized_linear_workspace_bytes({VectorIsa::kAvx512, Arithmetic::kFma1, true, 2}, m, k);
-        std::vector<uint8_t> memory(bytes + 64, 0xFF);
-        call.workspace = {reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64), static_cast<size_t>(bytes)};
-        quantized_linear_by(software, {&pool_of(2), VectorIsa::kAvx512, Arithmetic::kFma1, true}, call);
+        run_by(software, VectorIsa::kAvx512, attributes, inputs, y.rows(0, m));
         ASSERT_TRUE(y.same_bits(wanted)) << m << " rows of " << dtype_name(dtype) << " by " << n;
         ASSERT_TRUE(y.guard_intact());
       }

@@ -1,9 +1,8 @@
 #include "backend/cpu/tile_gemm.h"
 
-#include <algorithm>
 #include <array>
-#include <chrono>
 
+#include "backend/cpu/loop_seconds.h"
 #include "backend/cpu/tile_gemm_isa.h"
 
 namespace orrery {
@@ -23,20 +22,9 @@ bool has_instruction(Arithmetic arithmetic) {
 }
 
 // A Zen 4 starts a vdpbf16ps in each cycle, as many as FMAs; an Intel core one every other cycle beside four FMAs, which do the same.
-// Bits do not depend on the answer, and a factor of four lies between the two kinds, so a few microseconds of measuring will do.
+// Bits do not depend on the answer, and a factor of four lies between the two kinds.
 bool vdpbf16ps_beats_fma() {
-  static const bool beats = [] {
-    const auto seconds = [](void (*loop)(int64_t)) {
-      double best = 1;
-      for (int round = 0; round < 8; ++round) {
-        const auto begin = std::chrono::steady_clock::now();
-        loop(500);
-        best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
-      }
-      return best;
-    };
-    return seconds(vdpbf16ps_loop) < 2 * seconds(fma_loop);
-  }();
+  static const bool beats = loop_seconds(vdpbf16ps_loop) < 2 * loop_seconds(fma_loop);
   return beats;
 }
 
