@@ -18,6 +18,7 @@
 #include "base/philox.h"
 #include "base/bfloat16.h"
 #include "gemm_loops.h"
+#include "register_loop.h"
 #include "timed_rounds.h"
 
 namespace orrery::bench {
@@ -204,18 +205,9 @@ void add_decode(Bench& bench, int64_t n, int64_t k, int64_t layers, DType dtype,
 }
 
 void add_peak(Bench& bench, const Options& options) {
-  const bool amx = options.dtype == DType::kBF16 && cpu_features().amx_bf16;
-  const bool dp = options.dtype == DType::kBF16 && !amx && cpu_features().avx512_bf16;
-  const int64_t steps = amx ? 400000 : 2000000;
-  const double flop = amx ? kFlopPerAmxStep : dp ? kFlopPerDpStep : kFlopPerFmaStep;
-  bench.add({"peak", static_cast<double>(steps) * options.threads * flop, 0, [&bench, amx, dp, steps] {
-               bench.on_all_threads([&](int, int) {
-                 if (amx)
-                   amx_register_loop(steps);
-                 else
-                   keep(dp ? dp_register_loop(steps) : fma_register_loop(steps));
-               });
-             }});
+  constexpr int64_t kSteps = 1000000;
+  const RegisterLoop loop = register_loop(options.dtype);
+  bench.add({"peak", static_cast<double>(kSteps) * options.threads * loop.flop_per_step, 0, [&bench, loop] { bench.on_all_threads([&](int, int) { loop.run(kSteps); }); }});
 }
 
 int run(int argc, char** argv) {

@@ -28,7 +28,7 @@
 #include "runtime/executor.h"
 #include "runtime/machine_probe.h"
 #include "train/engine.h"
-#include "gemm_loops.h"
+#include "register_loop.h"
 
 namespace orrery {
 namespace {
@@ -85,24 +85,15 @@ double seconds_since(std::chrono::steady_clock::time_point begin) { return std::
 
 // Operations a second of products on registers, all threads: the best of some rounds of about 20 ms. 0 where there is no such loop.
 double register_loop_rate(DType dtype, int num_threads) {
-  const CpuFeatures& features = cpu_features();
-  const bool bf16 = dtype == DType::kBF16, amx = bf16 && native_arithmetic(features) == Arithmetic::kAmx32, dp = bf16 && native_arithmetic(features) == Arithmetic::kDp2;
-  if (!amx && features.best_isa() != VectorIsa::kAvx512) return 0;
-  const double flop = amx ? bench::kFlopPerAmxStep : dp ? bench::kFlopPerDpStep : bench::kFlopPerFmaStep;
-  constexpr int64_t kSteps = 5'000'000;
+  const bench::RegisterLoop loop = bench::register_loop(dtype);
+  if (loop.run == nullptr) return 0;
+  constexpr int64_t kSteps = 3'000'000;
   ThreadPool pool(num_threads);
   double best = 0;
   for (int round = 0; round < 10; ++round) {
     const auto begin = std::chrono::steady_clock::now();
-    pool.run([&](int, int) {
-      volatile float sink = 0;
-      if (amx)
-        bench::amx_register_loop(kSteps);
-      else
-        sink = dp ? bench::dp_register_loop(kSteps) : bench::fma_register_loop(kSteps);
-      (void)sink;
-    });
-    best = std::max(best, static_cast<double>(kSteps) * flop * num_threads / seconds_since(begin));
+    pool.run([&](int, int) { loop.run(kSteps); });
+    best = std::max(best, static_cast<double>(kSteps) * loop.flop_per_step * num_threads / seconds_since(begin));
   }
   return best;
 }
