@@ -126,10 +126,7 @@ void tile_product(const PanelProduct& product) {
   if constexpr (kTileRows == 1)
     if (product.num_panels == kPanelsOfOneRow) return tile_rows<kFormat, kPanelsOfOneRow, 1, 1>(product, 0);
   if constexpr (kTileRows >= 4 && weight_format_info(kFormat).bits < 8)
-    if (product.codes != nullptr) {
-      if (product.num_panels == 2) return tile_rows<kFormat, 2, kTileRows, kTileRows, true>(product, 0);
-      return tile_rows<kFormat, 1, kTileRows, kTileRows, true>(product, 0);
-    }
+    if (product.codes != nullptr && product.num_panels == 2) return tile_rows<kFormat, 2, kTileRows, kTileRows, true>(product, 0);
   if (product.num_panels == 2) return tile_rows<kFormat, 2, kTileRows, kTileRows>(product, 0);
   tile_rows<kFormat, 1, kTileRows, kTileRows>(product, 0);
 #else
