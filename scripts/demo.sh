@@ -23,7 +23,11 @@ say "this machine"
 "$orrery" probe
 
 say "the plan"
-"$orrery" plan "$folder/llama-11m.toml" "${settings[@]}"
+"$orrery" plan "$folder/llama-11m.toml" "${settings[@]}" | tee "$folder/plan.txt"
+# By the plan's time of a step: as many steps as this machine does in three minutes, 1,000 at most; 400 are the least that read as English.
+steps=$(awk '$1 == "time" && $2 > 0 { steps = int(180 / $2 / 50) * 50 } END { print (!steps || steps > 1000 ? 1000 : steps < 400 ? 400 : steps) }' "$folder/plan.txt")
+settings+=(--set "train.steps=$steps" --set "train.eval_every=$((steps / 2))" --set "checkpoint.every_steps=$((steps / 5))")
+echo "this machine's share: $steps steps" >&2
 
 say "training, killed with SIGKILL in the middle"
 "$orrery" train "$folder/llama-11m.toml" "${settings[@]}" &
@@ -31,7 +35,7 @@ trainer=$!
 # The kill comes once a checkpoint exists and training has gone on past it.
 for _ in $(seq 1 1200); do
   kill -0 "$trainer" 2>/dev/null || break
-  ls -d "$folder"/run/step-* >/dev/null 2>&1 && [ "$(wc -l <"$folder/run/metrics.jsonl")" -ge 300 ] && break
+  ls -d "$folder"/run/step-* >/dev/null 2>&1 && [ "$(wc -l <"$folder/run/metrics.jsonl")" -ge $((steps * 3 / 10)) ] && break
   sleep 0.2
 done
 kill -9 "$trainer" 2>/dev/null && echo "killed process $trainer with SIGKILL" >&2 || true
@@ -58,5 +62,5 @@ say "next"
 cat <<EOF
   $orrery serve $folder/model.gguf          # and a page at http://127.0.0.1:8080/
   $orrery generate $folder/model.gguf --prompt "A bug is"
-  $orrery train $folder/llama-11m.toml ${settings[*]} --set train.steps=4000 --fresh
+  $orrery train $folder/llama-11m.toml --set checkpoint.dir=$folder/run --set train.steps=4000 --fresh
 EOF

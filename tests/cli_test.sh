@@ -103,6 +103,11 @@ lr = 1e-3
 dir = "small"
 END
 run 0 train small.toml
+run 0 plan small.toml --set budget.price_per_hour=2 --set budget.hours=9; out_has "run       6 steps"; out_has " at 2 an hour"; out_has "energy    "
+# What takes longer than it may is not started, and nothing of an earlier run is touched; a run that was begun goes on.
+run 2 plan small.toml --set budget.hours=1e-6; err_has "budget.hours=1e-06 and the run is predicted to take"
+run 2 train small.toml --fresh --set budget.hours=1e-6; err_has "raise budget.hours"; [ -d small/step-00000006 ] || fail "a refused run set the old one aside"
+run 0 train small.toml --set budget.hours=1e-6; err_has "nothing to do"
 run 0 plan compare small; for word in forward backward update step OPT calibration "steps timed"; do out_has "$word"; done
 python3 - <<'END' || fail "plan compare does not print the trace"
 import json

@@ -138,9 +138,10 @@ struct SequenceShare {
 SequenceShare sequence_share(const Plan& plan);
 
 /// The whole plan as JSON: options, blocks op by op, schedule, every buffer's offset. Two equal plans print equally.
-/// `prediction`: of the step's time, where there is one.
+/// `prediction`: of the step's time, where there is one; `forecast`: of the whole run.
 struct StepPrediction;
-std::string plan_to_json(const Plan& plan, const StepPrediction* prediction = nullptr);
+struct RunForecast;
+std::string plan_to_json(const Plan& plan, const StepPrediction* prediction = nullptr, const RunForecast* forecast = nullptr);
 
 /// What `orrery plan` prints: model, batch, layout, bytes per class with the activations' lower bound, schedule.
 std::string plan_to_text(const Plan& plan);

@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "planner/plan.h"
+#include "planner/run_forecast.h"
 #include "planner/shared_layers.h"
 #include "planner/step_time.h"
 
@@ -85,7 +86,7 @@ std::string mib(int64_t bytes) { return fmt::format("{:10.1f} MiB", static_cast<
 
 }  // namespace
 
-std::string plan_to_json(const Plan& plan, const StepPrediction* prediction) {
+std::string plan_to_json(const Plan& plan, const StepPrediction* prediction, const RunForecast* forecast) {
   const TrainingPlanOptions& options = plan.options;
   json document = {
       {"model", json::parse(model_config_to_json(options.model, options.compute_dtype))},
@@ -120,6 +121,10 @@ std::string plan_to_json(const Plan& plan, const StepPrediction* prediction) {
     document["prediction"] = {{"seconds", prediction->seconds}, {"low", prediction->low}, {"high", prediction->high},
                               {"phases", {{"forward", p.forward}, {"backward", p.backward}, {"update", p.update}, {"communication", p.communication}}}};
   }
+  if (forecast != nullptr && forecast->seconds > 0)
+    document["run"] = {{"steps", forecast->work.num_steps}, {"evaluations", forecast->work.num_evaluations}, {"seconds", forecast->seconds}, {"low", forecast->low}, {"high", forecast->high},
+                       {"evaluation_seconds", forecast->evaluation_seconds}, {"money", forecast->prices.price_per_hour > 0 ? json(forecast->money) : json()},
+                       {"kwh", forecast->kwh > 0 ? json(forecast->kwh) : json()}, {"energy_source", forecast->prices.energy_source}};
   return document.dump(2);
 }
 

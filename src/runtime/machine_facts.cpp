@@ -20,6 +20,7 @@
 #include "base/cpu_features.h"
 #include "base/version.h"
 #include "runtime/arena.h"
+#include "runtime/energy_counter.h"
 
 namespace orrery {
 namespace {
@@ -103,13 +104,6 @@ int64_t memory_total() {
   return 0;
 }
 
-std::string energy_source() {
-  const std::string counter = "/sys/class/powercap/intel-rapl:0/energy_uj";
-  if (!std::filesystem::exists("/sys/class/powercap")) return "n/a: this kernel offers no powercap counters";
-  if (!std::filesystem::exists(counter)) return "n/a: no RAPL package counter";
-  return read_integer(counter) ? "powercap" : "n/a: " + counter + " is not readable by this user";
-}
-
 std::string software() {
   utsname system{};
   ::uname(&system);
@@ -179,7 +173,7 @@ MachineFacts machine_facts() {
   facts.cgroup_memory_bytes = cgroup_memory();
   rlimit files{};
   if (::getrlimit(RLIMIT_NOFILE, &files) == 0) facts.open_files_max = static_cast<int64_t>(files.rlim_cur);
-  facts.energy_source = energy_source();
+  facts.energy_source = EnergyCounter().source();
   facts.software = software();
   return facts;
 }

@@ -20,12 +20,13 @@
 #include "base/thread_pool.h"
 #include "comm/communicator.h"
 #include "runtime/arena.h"
+#include "runtime/energy_counter.h"
 #include "runtime/memory_bandwidth.h"
 
 namespace orrery {
 namespace {
 
-constexpr int kProbeVersion = 3;
+constexpr int kProbeVersion = 4;
 constexpr double kSecondsPerRate = 0.4, kSecondsPerShape = 0.1;
 constexpr int64_t kMessageBytes = int64_t{16} << 20;
 constexpr int64_t kDiskBytes = int64_t{64} << 20, kDiskChunkBytes = int64_t{8} << 20;
@@ -134,12 +135,15 @@ void measure_gemms(ThreadPool& pool, MachineProbe& probe) {
     return;
   }
   try {
+    EnergyCounter energy;
+    const double begin = now_seconds();
     probe.gemm_bf16_flops_per_second = measure_gemm(pool, DType::kBF16, kGemmRows, kGemmWidth, kGemmWidth, kSecondsPerRate);
     probe.gemm_f32_flops_per_second = measure_gemm(pool, DType::kF32, kGemmRows, kGemmWidth, kGemmWidth, kSecondsPerRate);
     for (const DType dtype : {DType::kBF16, DType::kF32})
       for (const auto& shape : kGemmShapes)
         probe.gemm_shapes.push_back({std::string(dtype_name(dtype)), shape.rows, shape.columns, shape.depth,
                                      measure_gemm(pool, dtype, shape.rows, shape.columns, shape.depth, kSecondsPerShape)});
+    probe.busy_watts = energy.joules() / (now_seconds() - begin);
   } catch (const Error& error) {
     if (error.code() != ErrorCode::kUnsupported) throw;
     probe.notes += fmt::format("matrix products: {}; ", error.what());
@@ -285,6 +289,7 @@ std::string probe_to_json(const MachineProbe& probe) {
                                        {"gemm_bf16_flops_per_second", probe.gemm_bf16_flops_per_second},
                                        {"gemm_f32_flops_per_second", probe.gemm_f32_flops_per_second},
                                        {"gemm_shapes", shapes},
+                                       {"busy_watts", probe.busy_watts},
                                        {"link_bytes_per_second", probe.link_bytes_per_second},
                                        {"link_latency_seconds", probe.link_latency_seconds},
                                        {"disk_write_bytes_per_second", probe.disk_write_bytes_per_second},
@@ -326,6 +331,7 @@ std::optional<MachineProbe> probe_from_json(const std::string& text) {
     root.at("gemm_f32_flops_per_second").get_to(probe.gemm_f32_flops_per_second);
     for (const auto& entry : root.at("gemm_shapes"))
       probe.gemm_shapes.push_back({entry.at("dtype"), entry.at("rows"), entry.at("columns"), entry.at("depth"), entry.at("flops_per_second")});
+    root.at("busy_watts").get_to(probe.busy_watts);
     root.at("link_bytes_per_second").get_to(probe.link_bytes_per_second);
     root.at("link_latency_seconds").get_to(probe.link_latency_seconds);
     root.at("disk_write_bytes_per_second").get_to(probe.disk_write_bytes_per_second);

@@ -18,6 +18,7 @@
 #include "planner/step_trace.h"
 #include "train/auto_layout.h"
 #include "train/layer_probe.h"
+#include "train/run_budget.h"
 #include "train/run_setup.h"
 
 namespace orrery {
@@ -124,15 +125,17 @@ void add_plan_command(CLI::App& app, int& exit_code) {
     const auto num_plans = static_cast<int>(plans.size());
     if (options->rank >= num_plans) throw Error(ErrorCode::kInvalidArgument, "--rank {}: the plan has ranks 0 to {}", options->rank, num_plans - 1);
     const Plan& plan = plans[static_cast<size_t>(options->rank >= 0 ? options->rank : num_plans - 1)];
+    const RunForecast forecast = forecast_run(setup, choice.prediction);
     if (options->json) {
-      fmt::print("{}\n", plan_to_json(plan, &choice.prediction));
+      fmt::print("{}\n", plan_to_json(plan, &choice.prediction, &forecast));
     } else {
-      fmt::print("{}{}", plan_to_text(plan), layout_choice_to_text(choice));
+      fmt::print("{}{}{}", plan_to_text(plan), layout_choice_to_text(choice), forecast_to_text(forecast));
       if (options->schedule || !options->schedule_file.empty()) fmt::print("\n{}", schedules_to_text(plans));
       if (options->ops)
         for (Phase phase : {Phase::kForward, Phase::kBackward, Phase::kOptimizer}) fmt::print("\n{}\n{}", phase_name(phase), to_string(plan.stage, phase));
-      fmt::print(stderr, "next:  orrery train {}\n", options->path);
     }
+    require_budget(config, forecast);
+    if (!options->json) fmt::print(stderr, "next:  orrery train {}\n", options->path);
     exit_code = 0;
   });
 }

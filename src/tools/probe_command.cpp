@@ -65,7 +65,7 @@ void print_probe(const MachineProbe& probe) {
     fmt::print("disk    {}   write and sync {}   fsync {:.2f} ms\n", probe.disk_folder,
                rate_or_na(probe.disk_write_bytes_per_second, "B/s"), probe.fsync_seconds * 1e3);
   }
-  fmt::print("energy  {}\n", facts.energy_source);
+  fmt::print("energy  {}{}\n", facts.energy_source, probe.busy_watts > 0 ? fmt::format(", {:.0f} W of the processor in products", probe.busy_watts) : "");
   if (!probe.notes.empty()) fmt::print("note    {}\n", probe.notes);
 }
 

@@ -12,11 +12,11 @@ namespace orrery {
 namespace {
 
 constexpr double kLargest = 1e15;  // no count of a run is larger, and products of two stay far from overflow as doubles
+constexpr double kTiny = 1e-9;     // of what has to be more than nothing
 constexpr double kLargestBatch = 1 << 24;
 constexpr double kMaxModelRanks = 1 << 14, kMaxReplicas = 1 << 20;  // products of all four sizes stay whole numbers of 63 bits
 constexpr double kDefaultCheckpointSeconds = 1800;
 constexpr std::string_view kParallel = "parallel training";
-constexpr std::string_view kObjectives = "planning for time, cost and energy";
 
 KeyOptions at_least(double min, std::string_view unit, std::string_view help, std::string_view default_text = {},
                     std::vector<std::string_view> also_called = {}) {
@@ -324,9 +324,25 @@ void add_other_keys(TomlSchema<RunConfig>& schema) {
       .key("memory", &B::memory,
            {.help = "what a rank may allocate: bytes, or a share of what this process may use",
             .also_called = {"max_memory", "memory_limit"}})
-      .key("hours", &B::hours, needs(kObjectives, "longest run"))
-      .key("price_per_hour", &B::price_per_hour, needs(kObjectives, "cost of the machine for an hour"))
-      .key("energy", &B::energy, needs(kObjectives, "largest energy of the run"));
+      .key("hours", &B::hours,
+           {.help = "longest that the run may take, by the plan; what is predicted to take longer is not started",
+            .unit = "hours",
+            .min = kTiny,
+            .max = kLargest,
+            .default_text = "no limit",
+            .also_called = {"max_hours", "time_limit", "deadline"}})
+      .key("price_per_hour", &B::price_per_hour,
+           {.help = "what this machine costs an hour, in the money of your choice: the plan says what the run will cost",
+            .min = kTiny,
+            .max = kLargest,
+            .default_text = "not known"})
+      .key("energy", &B::energy,
+           {.help = "most energy that the run may take, by the plan; needs a machine that counts its energy (orrery probe), or a described cluster",
+            .unit = "kWh",
+            .min = kTiny,
+            .max = kLargest,
+            .default_text = "no limit",
+            .also_called = {"kwh"}});
 }
 
 TomlSchema<RunConfig> make_schema() {

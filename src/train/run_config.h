@@ -120,7 +120,7 @@ struct CheckpointSection {
 
 struct BudgetSection {
   ByteBudget memory{.fraction = 0.8, .bytes = 0};
-  std::optional<double> hours, price_per_hour, energy;
+  std::optional<double> hours, price_per_hour, energy;  // energy in kWh
   bool operator==(const BudgetSection&) const = default;
 };
 

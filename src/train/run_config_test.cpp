@@ -173,7 +173,8 @@ TEST(RunConfig, WhatIsNotThereIsUnsupportedUnlessItIsTheDefault) {
   EXPECT_NE(message_of(text + "[parallel]\nexpert_parallel_size = 2", {}, ErrorCode::kUnsupported).find("which this version does not have"), std::string::npos);
   EXPECT_EQ(message_of(text + "[parallel]\ntensor_parallel_size = 1\nschedule = \"1f1b\"\nlayout = \"manual\""), "accepted");
   EXPECT_EQ(message_of(text, {"train.dtype=fp8"}), "accepted");  // devices elsewhere compute in it; prepare_run refuses it here
-  EXPECT_NE(message_of(text, {"budget.hours=3"}, ErrorCode::kUnsupported).find("needs planning"), std::string::npos);
+  EXPECT_EQ(message_of(text, {"budget.hours=3", "budget.energy=0.5", "budget.price_per_hour=1.25"}), "accepted");
+  EXPECT_NE(message_of(text, {"budget.hours=0"}).find("below 1e-09"), std::string::npos);
 }
 
 TEST(RunConfig, DelayAndOffload) {

@@ -14,6 +14,7 @@
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/checkpoint_writer.h"
 #include "runtime/arena.h"
+#include "runtime/energy_counter.h"
 #include "runtime/machine_probe.h"
 #include "planner/step_trace.h"
 #include "train/auto_layout.h"
@@ -23,6 +24,7 @@
 #include "train/prepare_together.h"
 #include "train/process_world.h"
 #include "train/rank_group.h"
+#include "train/run_budget.h"
 #include "train/run_setup.h"
 #include "train/shared_save.h"
 #include "train/signals.h"
@@ -66,8 +68,10 @@ class Trainer {
         plan_(ranks_.plan(ranks_.first_local())) {}
 
   int run() {
-    if (leads_) fmt::print(stderr, "{}{}", plan_to_text(plan_), choice_ != nullptr ? layout_choice_to_text(*choice_) : "");
+    if (choice_ != nullptr) forecast_ = forecast_run(setup_, choice_->prediction);
+    if (leads_) fmt::print(stderr, "{}{}{}", plan_to_text(plan_), choice_ != nullptr ? layout_choice_to_text(*choice_) : "", forecast_to_text(forecast_));
     if (options_.fresh) {
+      together("keep the budget", [&] { require_budget(setup_.config, forecast_); });
       // Before the old run is set aside: model.from may name it.
       together("read the weights", [&] { begin_weights(); });
       together("set the old run aside", [&] {
@@ -75,6 +79,8 @@ class Trainer {
       });
     }
     const int64_t first_step = start_or_resume();
+    // What was begun within the budget goes on.
+    if (first_step == 0 && !options_.fresh) together("keep the budget", [&] { require_budget(setup_.config, forecast_); });
     ranks_.share_weights();
     together("begin", [&] {
       if (leads_) write_run_file();
@@ -91,6 +97,7 @@ class Trainer {
     const int status = loop(first_step);
     if (progress_) progress_->finish();
     if (leads_) write_trace();
+    if (world_ == nullptr && energy_.readable()) print_energy(first_step);
     if (options_.op_table && leads_) fmt::print(stderr, "{}", ranks_.engine(0).op_table());
     if (status == 0) print_next();
     return status;
@@ -135,6 +142,7 @@ class Trainer {
   void finish_save();
   void require_saved(int64_t step) const;
   void write_trace();
+  void print_energy(int64_t first_step) const;
   void print_next() const;
 
   RunSetup setup_;
@@ -150,7 +158,10 @@ class Trainer {
   Clock::time_point save_started_;
   int64_t saving_step_ = -1;  // of the save in progress
   int64_t saved_step_ = -1;
-  int64_t skipped_steps_ = 0;
+  int64_t skipped_steps_ = 0, reported_step_ = 0;
+  RunForecast forecast_;  // empty where nobody looked
+  EnergyCounter energy_;
+  double joules_ = 0;     // until the newest report
   double peak_flops_ = 0;
 };
 
@@ -349,7 +360,8 @@ int Trainer::loop(int64_t first_step) {
   };
   start_ = Clock::now();
   Clock::time_point last_save = start_, last_report = start_;
-  int64_t reported_step = first_step;
+  reported_step_ = first_step;
+  energy_ = EnergyCounter();
   for (int64_t step = first_step; step < setup_.num_steps;) {
     const StepResult result = ranks_.step(step, optimizer_hyper(setup_.config.optimizer, step, setup_.num_steps), before_update);
     if (step == first_step && leads_) ranks_.engine(ranks_.first_local()).reset_op_table();  // cold caches
@@ -360,10 +372,11 @@ int Trainer::loop(int64_t first_step) {
     const bool last = step == setup_.num_steps, stopping = edge.stopping != 0;
     const bool validates = last || (train.eval_every > 0 && step % train.eval_every == 0);
     if (step % train.log_every == 0 || last || stopping || validates) {
-      StepReport line = report(step, result, step - reported_step, seconds_since(last_report), first_step);
+      StepReport line = report(step, result, step - reported_step_, seconds_since(last_report), first_step);
       if (validates && !stopping) line.validation_loss = validate();
       if (progress_) progress_->step(line);
-      reported_step = step;
+      reported_step_ = step;
+      joules_ = energy_.joules();
       last_report = Clock::now();
     }
     if (edge.saved != 0) finish_save();
@@ -418,6 +431,12 @@ void Trainer::write_trace() {
   file.close();
   if (!file) fmt::print(stderr, "warning: cannot write {}: {}\n", path, std::strerror(errno));
   if (known) fmt::print(stderr, "{}", trace_phases_to_text(trace));
+}
+
+void Trainer::print_energy(int64_t first_step) const {
+  constexpr double kJoulesPerKwh = 3.6e6;
+  const double share = static_cast<double>(reported_step_ - first_step) / static_cast<double>(setup_.num_steps);
+  say("energy    {:.3g} kWh of the processor measured{}\n", joules_ / kJoulesPerKwh, forecast_.kwh > 0 ? fmt::format(", {:.3g} predicted", forecast_.kwh * share) : "");
 }
 
 void Trainer::print_next() const {
