@@ -7,7 +7,7 @@
 namespace orrery {
 namespace {
 
-constexpr std::string_view kNotTimed = "the time of a step is not known (ranks that a launcher starts, and layout = \"manual\", are not timed; `orrery plan` of the same file with layout = \"auto\" times them)";
+constexpr std::string_view kNotTimed = "the time of a step is not known (ranks on several machines and layout = \"manual\" are not timed; ranks of one machine with layout = \"auto\" are)";
 constexpr double kSecondsPerHour = 3600, kJoulesPerKwh = 3.6e6;
 
 // 12,345: counts that a reader compares with the run file are not rounded.

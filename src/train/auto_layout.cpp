@@ -88,7 +88,7 @@ LayoutChoice choose_layout(RunSetup& setup, bool ranks_given, const SetupNote& n
       const int64_t chosen = plans.back().micro_batch_size;
       if (automatic && !options.micro_batch_size && chosen > 1) candidates.push_back({candidate.ranks, candidate.zero_stage, chosen / 2});
       const bool better = !taken || (weighed.seconds > 0 && (!choice.prediction.missing.empty() || weighed.seconds < choice.prediction.seconds * (1 - kWorthwhile)));
-      if (better) choice.prediction = std::move(prediction), taken = options, taken_index = choice.weighed.size();
+      if (better) choice.prediction = std::move(prediction), choice.machine = machine, taken = options, taken_index = choice.weighed.size();
     } catch (const Error& error) {
       if (error.code() != ErrorCode::kInvalidConfig) throw;
       weighed.layout = fmt::format("{} ranks, zero {}", candidate.ranks, candidate.zero_stage);

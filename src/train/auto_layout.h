@@ -21,6 +21,7 @@ struct WeighedLayout {
 struct LayoutChoice {
   std::vector<WeighedLayout> weighed;  // fastest first, then what did not fit
   StepPrediction prediction;           // of the plan that is taken
+  StepMachine machine;                 // for which it is
 };
 
 /// Decides what the run file and the command line leave open and writes it into `setup`, so that plan_run(setup) gives the plans that were

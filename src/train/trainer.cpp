@@ -408,7 +408,8 @@ void Trainer::write_trace() {
   TrainingEngine& engine = ranks_.engine(ranks_.first_local());
   const int64_t steps = engine.num_steps_timed();
   if (steps < 2) return;
-  const StepMachine machine = step_machine(setup_.engine, plan_.stage.compute_dtype, ranks_.num_local());
+  // Of ranks on several machines nobody asked for the cores that they share.
+  const StepMachine machine = choice_ != nullptr ? choice_->machine : step_machine(setup_.engine, plan_.stage.compute_dtype, ranks_.num_local());
   StepTrace trace;
   trace.machine = machine_fingerprint(machine_facts());
   trace.layout = fmt::format("{} ranks x {} threads, zero {}, micro-batch {}, recompute {}", ranks_.size(), machine.threads_per_rank, plan_.options.data.zero_stage, plan_.micro_batch_size,
@@ -463,7 +464,11 @@ int train_in_world(const RunConfig& config, const TrainOptions& options, const R
     if (leads)
       note(fmt::format("ranks     {} processes by {}, over {}; {:.1f} MiB in each for messages, beside the arena", world->size(), environment.source, world->transport_name(),
                        static_cast<double>(CommOptions{}.scratch_bytes) / (1 << 20)));
-    status = Trainer(prepare_together(config, options.num_threads, *world, note), options, world.get()).run();
+    RunSetup setup = prepare_together(config, options.num_threads, *world, note);
+    std::optional<LayoutChoice> choice;
+    if (environment.local_world_size == world->size())
+      world->together("time the ops", world->deadlines().prepare_ms, [&] { choice = choose_layout(setup, true, note, &world->control()); });
+    status = Trainer(std::move(setup), options, world.get(), choice ? &*choice : nullptr).run();
   } catch (const AgreedError& error) {
     status = exit_status(error.code());
   } catch (const std::exception& error) {
