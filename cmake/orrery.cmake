@@ -38,6 +38,15 @@ function(orrery_isa_flags)
     else()
       continue()
     endif()
+    if(ORRERY_SANITIZE)
+      # Kernels keep arrays of registers and pass them through functions that are all inlined. Use-after-scope marks each such local in shadow
+      # memory, which keeps it out of registers and made one file compile for more than seven minutes. What goes unseen is the use of a kernel's local
+      # behind its block; every other access is checked. And reports need lines, not where each variable lies.
+      list(APPEND flags -g1)
+      if(ORRERY_SANITIZE MATCHES "address")
+        list(APPEND flags -fno-sanitize-address-use-after-scope)
+      endif()
+    endif()
     set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "${flags}")
   endforeach()
 endfunction()

@@ -4,16 +4,10 @@
 
 #include "backend/cpu/loop_seconds.h"
 #include "backend/cpu/tile_gemm_isa.h"
+#include "base/error.h"
 
 namespace orrery {
 namespace {
-
-TileGemm by_fma(VectorIsa isa, Arithmetic arithmetic) {
-  if (isa == VectorIsa::kAvx2) return simd_avx2::tile_gemm_by_fma(arithmetic);
-  TileGemm table = simd_avx512::tile_gemm_by_fma(arithmetic);
-  simd_avx512::set_blocks_by_fma(table, arithmetic);
-  return table;
-}
 
 // Whether the instruction behind an arithmetic id is here; fma1 is nobody's native instruction.
 bool has_instruction(Arithmetic arithmetic) {
@@ -28,36 +22,54 @@ bool vdpbf16ps_beats_fma() {
   return beats;
 }
 
-TileGemm native(Arithmetic arithmetic) {
-  TileGemm table = by_fma(VectorIsa::kAvx512, arithmetic);
-  if (arithmetic == Arithmetic::kAmx32) {
+void no_op() {}
+
+TileGemm by_avx2(Arithmetic arithmetic) {
+  TileGemm table = simd_avx2::tile_gemm_without_bf16();
+  simd_avx2::set_rows_by_fma(table, arithmetic);
+  table.begin_thread = table.end_thread = no_op;
+  return table;
+}
+
+// Native: by the instruction behind the arithmetic id, where FMAs are not the faster way to its bits.
+TileGemm by_avx512(Arithmetic arithmetic, bool native) {
+  TileGemm table = simd_avx512::tile_gemm_without_bf16();
+  if (native && arithmetic == Arithmetic::kAmx32) {
     table.bf16 = tile_gemm_amx_native;
     table.ahead_bf16 = tile_gemm_ahead_amx_native;
     table.finish_bf16 = tile_gemm_finish_amx_native;
     table.begin_thread = amx_begin_thread;
     table.end_thread = amx_end_thread;
-  } else if (vdpbf16ps_beats_fma()) {
-    set_blocks_by_vdpbf16ps(table);
+    return table;
   }
+  if (arithmetic == Arithmetic::kAmx32)
+    simd_avx512::set_rows_by_fma(table, arithmetic);
+  else if (native && vdpbf16ps_beats_fma())
+    set_blocks_by_vdpbf16ps(table);
+  else
+    simd_avx512::set_blocks_by_fma(table, arithmetic);
+  table.begin_thread = table.end_thread = no_op;
   return table;
 }
 
 }  // namespace
 
 const TileGemm& tile_gemm(const KernelContext& context) {
-  // [arithmetic][AVX2, AVX-512, native]
+  // [arithmetic][AVX2, AVX-512, native]; empty where this processor has no such instructions.
   static const auto tables = [] {
     std::array<std::array<TileGemm, 3>, 3> all;
     for (Arithmetic arithmetic : {Arithmetic::kAmx32, Arithmetic::kDp2, Arithmetic::kFma1}) {
       auto& row = all[static_cast<size_t>(arithmetic)];
-      row[0] = by_fma(VectorIsa::kAvx2, arithmetic);
-      row[1] = by_fma(VectorIsa::kAvx512, arithmetic);
-      if (has_instruction(arithmetic)) row[2] = native(arithmetic);
+      row[0] = by_avx2(arithmetic);
+      if (cpu_features().avx512) row[1] = by_avx512(arithmetic, false);
+      if (has_instruction(arithmetic)) row[2] = by_avx512(arithmetic, true);
     }
     return all;
   }();
   const bool use_native = context.native_arithmetic && context.isa == VectorIsa::kAvx512 && has_instruction(context.arithmetic);
-  return tables[static_cast<size_t>(context.arithmetic)][use_native ? 2 : context.isa == VectorIsa::kAvx512 ? 1 : 0];
+  const TileGemm& table = tables[static_cast<size_t>(context.arithmetic)][use_native ? 2 : context.isa == VectorIsa::kAvx512 ? 1 : 0];
+  if (table.bf16 == nullptr) throw Error(ErrorCode::kUnsupported, "matrix products by AVX-512 on a processor without it; use VectorIsa::kAvx2");
+  return table;
 }
 
 }  // namespace orrery

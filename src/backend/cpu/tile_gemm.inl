@@ -17,11 +17,9 @@ ORRERY_INLINE int32_t pair_at(const uint16_t* p) {
   return pair;
 }
 
-enum class Order { kAmx32, kDp2, kFma1 };
-
 // R rows of one panel. amx32: per granule of 32 an even and an odd chain from +0, then c += even + odd. dp2: per pair the odd
 // product, then the even one, into c. fma1: element by element into c.
-template <Order kOrder, int R>
+template <Arithmetic kArithmetic, int R>
 void rows_bf16(int64_t k, const uint16_t* a, int64_t lda, const uint16_t* panel, float* c, int64_t ldc, bool accumulate) {
   F32x16 sum[R];
   for (int r = 0; r < R; ++r) sum[r] = accumulate ? load(c + r * ldc) : zero();
@@ -34,17 +32,17 @@ void rows_bf16(int64_t k, const uint16_t* a, int64_t lda, const uint16_t* panel,
       for (int r = 0; r < R; ++r) {
         const I32x16 both = splat_i32(pair_at(a + r * lda + k0 + pair));
         const F32x16 a_even = even_half(both), a_odd = odd_half(both);
-        if constexpr (kOrder == Order::kAmx32) {
+        if constexpr (kArithmetic == Arithmetic::kAmx32) {
           even[r] = fma(a_even, b_even, even[r]);
           odd[r] = fma(a_odd, b_odd, odd[r]);
-        } else if constexpr (kOrder == Order::kDp2) {
+        } else if constexpr (kArithmetic == Arithmetic::kDp2) {
           sum[r] = fma(a_even, b_even, fma(a_odd, b_odd, sum[r]));
         } else {
           sum[r] = fma(a_odd, b_odd, fma(a_even, b_even, sum[r]));
         }
       }
     }
-    if constexpr (kOrder == Order::kAmx32)
+    if constexpr (kArithmetic == Arithmetic::kAmx32)
       for (int r = 0; r < R; ++r) sum[r] = sum[r] + (even[r] + odd[r]);
   }
   for (int r = 0; r < R; ++r) store(c + r * ldc, sum[r]);
@@ -67,14 +65,14 @@ void rows_f32(int64_t k, const float* a, int64_t lda, const float* panel, float*
 
 constexpr int kRows = ORRERY_SIMD_AVX512 ? 6 : 3;
 
-template <Order kOrder>
+template <Arithmetic kArithmetic>
 void gemm_bf16(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b, int64_t panel_stride,
                float* c, int64_t ldc, bool accumulate) {
   for (int64_t j = 0; j < n; j += kPanel) {
     const uint16_t* panel = b + j / kPanel * panel_stride;
     int64_t i = 0;
-    for (; i + kRows <= m; i += kRows) rows_bf16<kOrder, kRows>(k, a + i * lda, lda, panel, c + i * ldc + j, ldc, accumulate);
-    for (; i < m; ++i) rows_bf16<kOrder, 1>(k, a + i * lda, lda, panel, c + i * ldc + j, ldc, accumulate);
+    for (; i + kRows <= m; i += kRows) rows_bf16<kArithmetic, kRows>(k, a + i * lda, lda, panel, c + i * ldc + j, ldc, accumulate);
+    for (; i < m; ++i) rows_bf16<kArithmetic, 1>(k, a + i * lda, lda, panel, c + i * ldc + j, ldc, accumulate);
   }
 }
 
@@ -88,8 +86,6 @@ void gemm_f32(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, cons
     for (; i < m; ++i) rows_f32<1>(k, a + i * lda, lda, panel, c + i * ldc + j, ldc, accumulate);
   }
 }
-
-void no_op() {}
 
 // 16 x 16 transposition of 32-bit lanes: dst[j] = lane j of every source row.
 ORRERY_INLINE void transpose_16x16(const int32_t* const* rows, int32_t* dst, int64_t dst_stride) {
@@ -294,12 +290,11 @@ void transpose_f32(int64_t k, int64_t n, const float* src, int64_t ld, float* ds
         for (int64_t r = i; r < k && r < i + 16; ++r) dst[c * ldd + r] = src[r * ld + c];
 }
 
-template <Order kOrder>
-TileGemm emulated() {
+}  // namespace
+
+TileGemm tile_gemm_without_bf16() {
   TileGemm table;
-  table.bf16 = gemm_bf16<kOrder>;
   table.f32 = gemm_f32;
-  table.begin_thread = table.end_thread = no_op;
   table.pack_transposed_bf16 = pack_transposed_bf16;
   table.pack_transposed_f32 = pack_transposed_f32;
   table.pack_rows_bf16 = pack_rows_bf16;
@@ -309,18 +304,12 @@ TileGemm emulated() {
   return table;
 }
 
-}  // namespace
-
-TileGemm tile_gemm_by_fma(Arithmetic arithmetic) {
-  switch (arithmetic) {
-    case Arithmetic::kAmx32:
-      return emulated<Order::kAmx32>();
-    case Arithmetic::kDp2:
-      return emulated<Order::kDp2>();
-    case Arithmetic::kFma1:
-      break;
-  }
-  return emulated<Order::kFma1>();
+void set_rows_by_fma(TileGemm& table, Arithmetic arithmetic) {
+  if (arithmetic == Arithmetic::kAmx32) table.bf16 = gemm_bf16<Arithmetic::kAmx32>;
+#if !ORRERY_SIMD_AVX512
+  if (arithmetic == Arithmetic::kDp2) table.bf16 = gemm_bf16<Arithmetic::kDp2>;
+  if (arithmetic == Arithmetic::kFma1) table.bf16 = gemm_bf16<Arithmetic::kFma1>;
+#endif
 }
 
 }  // namespace orrery::ORRERY_SIMD

@@ -6,11 +6,15 @@
 namespace orrery {
 
 namespace simd_avx2 {
-TileGemm tile_gemm_by_fma(Arithmetic arithmetic);
+/// Packing and f32 products: what all arithmetic ids share.
+TileGemm tile_gemm_without_bf16();
+/// The bf16 products by f32 FMAs in rows of one panel.
+void set_rows_by_fma(TileGemm& table, Arithmetic arithmetic);
 }
 namespace simd_avx512 {
-TileGemm tile_gemm_by_fma(Arithmetic arithmetic);
-/// dp2 and fma1 at the speed of f32 FMAs; leaves the table of amx32 as it is.
+TileGemm tile_gemm_without_bf16();
+void set_rows_by_fma(TileGemm& table, Arithmetic arithmetic);  // of amx32, whose two chains a granule are too many sums for blocks
+/// dp2 and fma1 at the speed of f32 FMAs.
 void set_blocks_by_fma(TileGemm& table, Arithmetic arithmetic);
 }
 
