@@ -10,6 +10,7 @@
 #include <optional>
 
 #include "base/error.h"
+#include "base/stop_signals.h"
 #include "base/units.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/checkpoint_writer.h"
@@ -25,7 +26,6 @@
 #include "train/rank_group.h"
 #include "train/run_setup.h"
 #include "train/shared_save.h"
-#include "train/signals.h"
 
 namespace orrery {
 namespace {
@@ -339,7 +339,7 @@ Trainer::StepEdge Trainer::step_edge(int64_t step, bool stopping, bool save_due)
 }
 
 int Trainer::loop(int64_t first_step) {
-  StopSignals signals(leads_);
+  const StopSignals signals(leads_ ? "\nstopping after this step with a checkpoint; once more to stop now\n" : "");
   ranks_.start_data(*setup_.train, first_step);
   const TrainSection& train = setup_.config.train;
   const CheckpointSection& checkpoint = setup_.config.checkpoint;
