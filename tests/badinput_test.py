@@ -298,13 +298,68 @@ def interrupts():
         fail(f"Ctrl-C twice: status {status}, screen {screen[-800:]!r}")
 
 
+def large_model():
+    """A model folder of 130 MB, all zeros, and a text of 16 MB: what is made of them takes long enough to be met half way."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        os.makedirs("large", exist_ok=True)
+        shutil.copy(next(pathlib.Path("good").glob("step-*")) / name, "large")
+    hidden, middle, vocabulary, layers = 1024, 4096, 320, 4
+    shapes = {"model.embed_tokens.weight": [vocabulary, hidden], "model.norm.weight": [hidden]}
+    for layer in range(layers):
+        for name, shape in {"input_layernorm": [hidden], "post_attention_layernorm": [hidden], **{f"self_attn.{k}_proj": [hidden, hidden] for k in "qkvo"},
+                            "mlp.gate_proj": [middle, hidden], "mlp.up_proj": [middle, hidden], "mlp.down_proj": [hidden, middle]}.items():
+            shapes[f"model.layers.{layer}.{name}.weight"] = shape
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        begin, end = end, end + 2 * shape[0] * (shape[1] if len(shape) > 1 else 1)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    with open("large/model.safetensors", "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "intermediate_size": middle, "num_hidden_layers": layers,
+              "num_attention_heads": 16, "num_key_value_heads": 16, "vocab_size": vocabulary, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
+              "rope_theta": 10000.0, "hidden_act": "silu", "tie_word_embeddings": True, "torch_dtype": "bfloat16"}
+    pathlib.Path("large/config.json").write_text(json.dumps(config))
+    pathlib.Path("large.txt").write_text(pathlib.Path("text-0.txt").read_text() * 2000)
+
+
+def interrupted_writes():
+    """Ctrl-C while a command writes: status 130, one message that names the target, and nothing of it left. The process is stopped as soon as what it writes
+    into is there, and gets the signal before it goes on, so it is met in the middle however fast it is; where it was at its end already, it is tried again."""
+    large_model()
+    commands = {"quantized.gguf": ["quantize", "large", "quantized.gguf", "--to", "q4_k_m"],
+                "converted.gguf": ["convert", "large", "converted.gguf"],
+                "converted": ["convert", "large", "converted", "--dtype", "f32"],
+                "shards-of-large": ["data", "build", "large.txt", "-o", "shards-of-large", "-t", "large"]}
+    for target, arguments in commands.items():
+        def left():
+            return [name for name in os.listdir(".") if name.startswith(target + ".")]
+        for _ in range(20):
+            process = subprocess.Popen([ORRERY, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
+            while process.poll() is None and not left():
+                time.sleep(0.0005)
+            process.send_signal(signal.SIGSTOP)
+            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGCONT)
+            _, says = process.communicate(timeout=60)
+            if process.returncode != 0:
+                break
+            shutil.rmtree(target, ignore_errors=True)
+            pathlib.Path(target).unlink(missing_ok=True)
+        if process.returncode != 130 or f"error: interrupted; nothing was written at {target}\n" not in says:
+            fail(f"Ctrl-C in {' '.join(arguments)}: status {process.returncode}, says {says!r}")
+        if left() or os.path.exists(target):
+            fail(f"Ctrl-C in {' '.join(arguments)} left {left() or target}")
+
+
 def main():
     work = tempfile.mkdtemp(prefix="orrery-badinput-")
     os.environ["XDG_CACHE_HOME"] = work + "/cache"
     os.chdir(work)
     try:
         write_inputs()
-        for part in (wrong_settings, ranks_that_share_a_model, a_run, longer_runs, shards, models, machine, interrupts):
+        for part in (wrong_settings, ranks_that_share_a_model, a_run, longer_runs, shards, models, machine, interrupts, interrupted_writes):
             begin = time.time()
             try:
                 part()

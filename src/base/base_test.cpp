@@ -8,6 +8,7 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
+#include <csignal>
 #include <limits>
 #include <memory>
 #include <thread>
@@ -17,6 +18,7 @@
 #include "base/error.h"
 #include "base/philox.h"
 #include "base/portable_math.h"
+#include "base/stop_signals.h"
 #include "base/thread_pool.h"
 #include "base/time_slice.h"
 
@@ -152,6 +154,29 @@ TEST(Error, ExitStatus) {
   EXPECT_EQ(exit_status(ErrorCode::kCancelled), 130);
   const Error error(ErrorCode::kIo, "cannot write {}", "x");
   EXPECT_STREQ(error.what(), "cannot write x");
+}
+
+// The first signal is a request that work meets between two pieces; the second does not wait for that.
+TEST(StopSignals, TheFirstAsksAndTheSecondExits) {
+  {
+    const StopSignals signals;
+    EXPECT_EQ(signals.requested(), 0);
+    const StopRequested stop = [&] { return signals.requested() != 0; };
+    throw_if_stopped({}, "never");
+    throw_if_stopped(stop, "not yet");
+    std::raise(SIGTERM);
+    try {
+      throw_if_stopped(stop, "nothing was written at x");
+      ADD_FAILURE() << "it went on";
+    } catch (const Error& error) {
+      EXPECT_EQ(exit_status(error.code()), 130);
+      EXPECT_STREQ(error.what(), "interrupted; nothing was written at x");
+    }
+    EXPECT_EQ(signals.requested(), SIGTERM);
+    EXPECT_EXIT(std::raise(SIGINT), testing::ExitedWithCode(130), "");
+  }
+  const StopSignals again;
+  EXPECT_EQ(again.requested(), 0);
 }
 
 }  // namespace

@@ -86,6 +86,8 @@ void write_text_file(const std::string& path, std::string_view text) {
   file.finish();
 }
 
+std::string nothing_written(const std::string& target) { return fmt::format("nothing was written at {}", target); }
+
 std::string parent_of(const std::string& path) {
   const std::string parent = std::filesystem::path(path).parent_path().string();
   return parent.empty() ? "." : parent;
@@ -105,7 +107,9 @@ DType main_dtype(const ModelSource& source, const HfFolderOptions& options) {
   return static_cast<DType>(std::max_element(counts.begin(), counts.end()) - counts.begin());
 }
 
-void write_weights(const ModelSource& source, const std::string& directory, const HfFolderOptions& options) {
+/// `stopped` is asked before every piece, and throws.
+template <typename Stopped>
+void write_weights(const ModelSource& source, const std::string& directory, const HfFolderOptions& options, Stopped&& stopped) {
   // Files are cut between tensors, in model order.
   std::vector<std::vector<size_t>> parts(1);
   uint64_t bytes = 0, total_bytes = 0;
@@ -130,7 +134,10 @@ void write_weights(const ModelSource& source, const std::string& directory, cons
     OutputFile file(join_path(directory, name));
     file.write(make_safetensors_header(part, {{"format", "pt"}}));
     for (const size_t i : parts[p]) {
-      stream_tensor(source, i, block_type_of(specs[i].dtype), [&](std::span<const std::byte> data) { file.write(data); });
+      stream_tensor(source, i, block_type_of(specs[i].dtype), [&](std::span<const std::byte> data) {
+        stopped();
+        file.write(data);
+      });
       index["weight_map"][specs[i].name] = name;
     }
     file.finish();
@@ -203,10 +210,12 @@ void write_hf_folder(const ModelSource& source, const std::string& directory, co
   files.make_directory(partial);
   try {
     write_text_file(join_path(partial, "config.json"), config);
-    write_weights(source, partial, options);
+    const auto stopped = [&] { throw_if_stopped(options.stop_requested, nothing_written(target)); };
+    write_weights(source, partial, options, stopped);
     for (const auto& [name, text] : source.tokenizer().files) write_text_file(join_path(partial, name), text);
     if (source.tokenizer().files.empty() && source.tokenizer().vocabulary) save_tokenizer_json(load_gguf_tokenizer(*source.tokenizer().vocabulary), partial);
     files.sync_directory(partial);
+    stopped();
     files.rename_path(partial, target);
     files.sync_directory(parent_of(target));
   } catch (...) {
@@ -215,10 +224,12 @@ void write_hf_folder(const ModelSource& source, const std::string& directory, co
   }
 }
 
-void write_gguf(const ModelSource& source, const std::string& path, BlockType type) {
+void write_gguf(const ModelSource& source, const std::string& path, BlockType type, const StopRequested& stop_requested) {
   constexpr std::pair<BlockType, uint32_t> kFileTypes[] = {{BlockType::kF32, 0}, {BlockType::kF16, 1}, {BlockType::kQ8_0, 7}, {BlockType::kBF16, 32}};
   for (const auto& [main, number] : kFileTypes)
-    if (main == type) return write_gguf(source, path, {.type_of = [type](const GgufTensorMapping&, int64_t) { return type; }, .file_type = number});
+    if (main == type)
+      return write_gguf(source, path,
+                        {.type_of = [type](const GgufTensorMapping&, int64_t) { return type; }, .file_type = number, .stop_requested = stop_requested});
   throw Error(ErrorCode::kUnsupported, "GGUF files are written as F32, BF16, F16 or Q8_0, not {}; `orrery quantize` makes the others", block_type_name(type));
 }
 
@@ -245,6 +256,7 @@ void write_gguf(const ModelSource& source, const std::string& path, const GgufWr
 
   const std::string partial = path + ".partial";
   files.remove_file(partial);
+  const auto stopped = [&] { throw_if_stopped(options.stop_requested, nothing_written(path)); };
   try {
     OutputFile file(partial);
     file.write(layout.header);
@@ -257,6 +269,7 @@ void write_gguf(const ModelSource& source, const std::string& path, const GgufWr
     for (size_t i = 0; i < mapping.size(); ++i) {
       const GgufSpec& spec = specs[i + first];
       const auto write = [&](std::span<const float> values, std::span<const std::byte> data) {
+        stopped();
         if (options.on_piece) options.on_piece(spec, values, data);
         file.write(data);
       };
@@ -267,6 +280,7 @@ void write_gguf(const ModelSource& source, const std::string& path, const GgufWr
       file.write(std::span(zeros).first(layout.padding[i + first]));
     }
     file.finish();
+    stopped();
     files.rename_path(partial, path);
     files.sync_directory(parent_of(path));
   } catch (...) {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "backend/block_formats.h"
+#include "base/stop_signals.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/gguf_model.h"
 #include "checkpoint/tensor_map.h"
@@ -94,6 +95,7 @@ std::string model_digest(const ModelSource& source, std::optional<DType> as = st
 struct HfFolderOptions {
   std::optional<DType> dtype;  // none: the source's own; quantized tensors become bf16
   uint64_t max_file_bytes = uint64_t{5} << 30;
+  StopRequested stop_requested;  // asked between pieces; kCancelled then, and nothing is left
 };
 /// Writes a folder that transformers loads: config.json, model*.safetensors, tokenizer files (made from GGUF's vocabulary where the
 /// source has no others). The folder must not exist, or be empty; it
@@ -102,7 +104,7 @@ void write_hf_folder(const ModelSource& source, const std::string& directory, co
 
 /// Writes a GGUF file that llama.cpp loads. `type`: kF32, kBF16, kF16 or kQ8_0 for matrices; vectors stay f32. Refuses an existing file.
 /// A tokenizer that GGUF cannot express is an error (kUnsupported).
-void write_gguf(const ModelSource& source, const std::string& path, BlockType type);
+void write_gguf(const ModelSource& source, const std::string& path, BlockType type, const StopRequested& stop_requested = {});
 
 struct GgufWriteOptions {
   /// The type of a matrix whose rows in the file have `columns` elements; one that encode_blocks makes and whose blocks divide a row.
@@ -111,6 +113,7 @@ struct GgufWriteOptions {
   ThreadPool* pool = nullptr;  // to encode with
   /// Sees every piece of a tensor, whole rows in the file's order, before it is written. What it throws ends the writing.
   std::function<void(const GgufSpec& spec, std::span<const float> values, std::span<const std::byte> encoded)> on_piece;
+  StopRequested stop_requested;  // asked between pieces; kCancelled then, and nothing is left
 };
 /// As above, with a type for each matrix.
 void write_gguf(const ModelSource& source, const std::string& path, const GgufWriteOptions& options);

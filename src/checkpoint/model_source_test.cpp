@@ -118,6 +118,37 @@ TEST_P(EveryArchitecture, Q8GgufIsNear) {
   }
 }
 
+// Ctrl-C in the middle of an export, wherever it comes: kCancelled names the target, which is not there, and no part of it is left.
+TEST(ModelSource, AnExportThatIsStoppedLeavesNothing) {
+  TemporaryDirectory directory;
+  write_folder(tiny_config("LlamaForCausalLM"), directory.file("hf"));
+  const ModelSource hf = open_model(directory.file("hf"));
+  // The question is counted; a stop is requested at the n-th. The last one stands between the whole partial file and its name.
+  const auto stop_at = [&](const std::string& target, int n, auto&& write) {
+    int asked = 0;
+    const StopRequested stop = [&] {
+      EXPECT_TRUE(path_exists(target + ".partial"));
+      return ++asked == n;
+    };
+    if (n == 0) {
+      write(stop);
+      return asked;
+    }
+    expect_error([&] { write(stop); }, ErrorCode::kCancelled, {"interrupted; nothing was written at " + target});
+    EXPECT_FALSE(path_exists(target));
+    EXPECT_FALSE(path_exists(target + ".partial"));
+    return asked;
+  };
+  const auto every_stop = [&](const std::string& name, auto&& write) {
+    const int questions = stop_at(directory.file("whole-" + name), 0, [&](const StopRequested& stop) { write(directory.file("whole-" + name), stop); });
+    EXPECT_GE(questions, static_cast<int>(hf.tensors().size())) << "asked for every tensor";
+    for (int n = 1; n <= questions; ++n)
+      stop_at(directory.file(name), n, [&](const StopRequested& stop) { write(directory.file(name), stop); });
+  };
+  every_stop("model.gguf", [&](const std::string& path, const StopRequested& stop) { write_gguf(hf, path, BlockType::kQ8_0, stop); });
+  every_stop("folder", [&](const std::string& path, const StopRequested& stop) { write_hf_folder(hf, path, {.stop_requested = stop}); });
+}
+
 TEST(ModelSource, RunDirectoryAndCheckpoint) {
   TemporaryDirectory directory;
   const ModelConfig config = tiny_config("Qwen2ForCausalLM");

@@ -1,8 +1,10 @@
 #include "comm/discovery.h"
 
 #include <charconv>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <thread>
 
 #include "base/error.h"
 
@@ -91,6 +93,16 @@ RankEnvironment discover_ranks(int ranks_option, const EnvironmentLookup& enviro
   if (found) return *found;
   return {.source = "no launcher"};
 }
+
+bool first_rank_of_host(const EnvironmentLookup& environment) {
+  for (const Source& source : {kOpenMpi, kPmix, kPmi, kSlurm, kTorchrun}) {
+    const char* local_rank = environment(source.rank) != nullptr ? environment(source.local_rank) : nullptr;
+    if (local_rank != nullptr && parse_count(local_rank).value_or(0) > 0) return false;
+  }
+  return true;
+}
+
+void let_first_rank_speak() { std::this_thread::sleep_for(std::chrono::seconds(5)); }
 
 std::unique_ptr<Transport> make_process_transport(const RankEnvironment& ranks) {
   if (!ranks.mpi)

@@ -33,6 +33,13 @@ EnvironmentLookup process_environment();
 /// or no number.
 RankEnvironment discover_ranks(int ranks_option, const EnvironmentLookup& environment = process_environment());
 
+/// False where a launcher says that this host has a rank of a lower number: what goes wrong before the ranks can meet is told by the first of each
+/// host, because it depends on the host at most (a library, a version of this program).
+bool first_rank_of_host(const EnvironmentLookup& environment = process_environment());
+/// For the other ranks of the host, before they leave without a word: a launcher ends the job when the first rank has left with a status, which must not
+/// be before the one that speaks has spoken. Returns after a few seconds where nobody ends it.
+void let_first_rank_speak();
+
 /// Meets the other processes. Errors: kUnsupported without a library to meet through; kInvalidConfig when MPI counts otherwise.
 std::unique_ptr<Transport> make_process_transport(const RankEnvironment& ranks);
 

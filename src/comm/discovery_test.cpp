@@ -50,6 +50,24 @@ TEST(Discovery, EachSource) {
   EXPECT_THROW(make_process_transport(torchrun), Error);
 }
 
+// The first of a host speaks before the ranks have met, and so does everybody of whom no launcher says where it is.
+TEST(Discovery, FirstRankOfHost) {
+  const auto first = [](const Variables& variables) {
+    return first_rank_of_host([&](const char* name) -> const char* {
+      const auto found = variables.find(name);
+      return found == variables.end() ? nullptr : found->second.c_str();
+    });
+  };
+  EXPECT_TRUE(first({}));
+  EXPECT_TRUE(first(kUnderOpenMpi)) << "rank 2 is the first of the second host";
+  Variables second = kUnderOpenMpi;
+  second["OMPI_COMM_WORLD_LOCAL_RANK"] = "1";
+  EXPECT_FALSE(first(second));
+  EXPECT_FALSE(first({{"PMI_RANK", "1"}, {"MPI_LOCALRANKID", "1"}}));
+  EXPECT_TRUE(first({{"PMI_RANK", "1"}, {"PMI_SIZE", "2"}}));
+  EXPECT_TRUE(first({{"LOCAL_RANK", "1"}})) << "left over: nothing says that this is a rank";
+}
+
 TEST(Discovery, SlurmCountsOnlyInAStepWithoutMpi) {
   const Variables batch = {{"SLURM_PROCID", "0"}, {"SLURM_NTASKS", "8"}};
   EXPECT_EQ(discover(0, batch).world_size, 1);

@@ -162,6 +162,10 @@ class BatchEncoder {
   JsonDocumentParser json_;
 };
 
+[[noreturn]] void throw_stopped(const BuildOptions& options) {
+  throw Error(ErrorCode::kCancelled, "interrupted; nothing was written at {}", options.output_folder);
+}
+
 // The workers: each takes the next raw batch, encodes it, waits for its turn and writes it, so the output has the input's order
 // whatever the timing, and at most one batch a thread is in memory.
 class Pipeline {
@@ -253,7 +257,7 @@ class Pipeline {
     totals_.input_bytes = std::max(totals_.input_bytes, file_bytes);
     totals_.input_bytes_total = reader_.file_bytes_total();
     if (progress_ && !progress_(totals_))
-      throw Error(ErrorCode::kCancelled, "building the data was interrupted; nothing was kept");
+      throw_stopped(options_);
   }
 
   const BuildOptions& options_;
@@ -271,7 +275,8 @@ class Pipeline {
   std::pair<uint32_t, uint64_t> smallest_{~0u, ~uint64_t{0}};
 };
 
-ContentHash hash_inputs(const BuildOptions& options, const TokenEncoder& encoder, const std::vector<InputFile>& inputs) {
+ContentHash hash_inputs(const BuildOptions& options, const TokenEncoder& encoder, const std::vector<InputFile>& inputs, const BuildCallback& progress) {
+  constexpr size_t kPieceBytes = size_t{16} << 20;  // a few milliseconds from memory, a moment from a slow disk
   ContentHasher hasher;
   hasher.add_text("orrery data build 1");
   hasher.add_hash(encoder.hash);
@@ -292,7 +297,10 @@ ContentHash hash_inputs(const BuildOptions& options, const TokenEncoder& encoder
     } else {
       const MappedFile file(input.path);
       hasher.add_number(file.bytes().size());
-      hasher.add(file.bytes().data(), file.bytes().size());
+      for (size_t begin = 0; begin < file.bytes().size(); begin += kPieceBytes) {
+        if (progress && !progress({})) throw_stopped(options);
+        hasher.add(file.bytes().data() + begin, std::min(kPieceBytes, file.bytes().size() - begin));
+      }
     }
   }
   return hasher.finish();
@@ -405,7 +413,7 @@ BuildResult build_data(const BuildOptions& given, const TokenEncoder& encoder, c
   options.output_folder = without_trailing_slash(options.output_folder);
   check_options(options, encoder);
   const std::vector<InputFile> inputs = find_inputs(options.inputs);
-  const std::string inputs_hash = hash_inputs(options, encoder, inputs).hex();
+  const std::string inputs_hash = hash_inputs(options, encoder, inputs, progress).hex();
   BuildResult result;
   if (is_up_to_date(options.output_folder, inputs_hash, &result.manifest)) {
     result.was_up_to_date = true;

@@ -44,7 +44,7 @@ struct BuildProgress {
   uint64_t documents = 0;
   uint64_t tokens = 0;
 };
-/// Called from a working thread, never twice at once. False: stop, kCancelled.
+/// Called from a working thread, never twice at once; with zeros while the inputs are hashed. False: stop, kCancelled.
 using BuildCallback = std::function<bool(const BuildProgress&)>;
 
 struct SplitSummary {

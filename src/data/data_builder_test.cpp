@@ -255,12 +255,24 @@ TEST(DataBuilder, WrongPlacesAreRefusedWithTheirNames) {
             }).second,
             2);
   EXPECT_EQ(read_file(directory / "mine/precious"), "x");
-  const BuildCallback stop = [](const BuildProgress&) { return false; };
-  EXPECT_EQ(error_of([&] {
-              build_data({.inputs = {directory / "a.txt"}, .output_folder = directory / "out"}, byte_encoder(), stop);
-            }).second,
-            130);
-  EXPECT_FALSE(std::filesystem::exists(directory / "out"));
+}
+
+// A stop while the inputs are hashed (the first questions, with zeros) and while the shards are written: the message names the folder, and neither it
+// nor the one beside it in which it was made is left.
+TEST(DataBuilder, AStopLeavesNothing) {
+  TemporaryDirectory directory;
+  write_file(directory / "a.txt", "text");
+  for (const bool while_hashing : {true, false}) {
+    const BuildCallback stop = [&](const BuildProgress& progress) { return !while_hashing && progress.documents == 0; };
+    const auto [message, status] = error_of([&] {
+      build_data({.inputs = {directory / "a.txt"}, .output_folder = directory / "out"}, byte_encoder(), stop);
+    });
+    EXPECT_EQ(status, 130);
+    EXPECT_EQ(message, "interrupted; nothing was written at " + (directory / "out"));
+    size_t entries = 0;
+    for ([[maybe_unused]] const auto& entry : std::filesystem::directory_iterator(directory.path())) ++entries;
+    EXPECT_EQ(entries, 1u);
+  }
 }
 
 TEST(PrepareData, MakesSourcesOfEntries) {

@@ -95,7 +95,8 @@ Tokenizer train_tokenizer(const TrainTokenizerOptions& options) {
                                                      .pattern = options.pattern,
                                                      .special_tokens = {kEndOfText, "<|im_start|>", "<|im_end|>"},
                                                      .eos_token = kEndOfText,
-                                                     .pool = &pool});
+                                                     .pool = &pool,
+                                                     .stop_requested = options.stop_requested});
   if (bytes_read == 0)
     throw Error(ErrorCode::kCorruptData, "the {} input files hold no text (first: {})", inputs.size(), inputs[0].description());
   return tokenizer.with_chat_template(kChatMlTemplate);

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "base/stop_signals.h"
 #include "data/data_builder.h"
 #include "tokenizer/tokenizer.h"
 
@@ -26,6 +27,7 @@ struct TrainTokenizerOptions {
   std::string pattern = "gpt2";
   uint64_t text_bytes_max = uint64_t{256} << 20;  // read no more than this; the vocabulary hardly changes beyond
   int num_threads = 2;
+  StopRequested stop_requested;  // kCancelled then
 };
 
 /// A byte-level BPE tokenizer with "<|endoftext|>" (EOS, which ends documents), "<|im_start|>", "<|im_end|>" and a ChatML

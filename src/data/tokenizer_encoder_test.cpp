@@ -57,5 +57,17 @@ TEST(TokenizerEncoder, ATemplateItCannotRenderIsRefused) {
   EXPECT_EQ(error_of([&] { chat_renderer(tokenizer, "other"); }).second, 2);
 }
 
+// Training asks between stretches of text and between merges; a stop at any of these questions ends it.
+TEST(TokenizerEncoder, TrainingStops) {
+  TemporaryDirectory directory;
+  write_file(directory / "a.txt", "abab abab abab cdcd cdcd");
+  for (const int at : {1, 2, 3, 4}) {
+    int asked = 0;
+    const StopRequested stop = [&] { return ++asked == at; };
+    EXPECT_EQ(error_of([&] { train_tokenizer({.inputs = {directory / "a.txt"}, .vocab_size = 264, .num_threads = 1, .stop_requested = stop}); }).second, 130) << at;
+    EXPECT_EQ(asked, at);
+  }
+}
+
 }  // namespace
 }  // namespace orrery

@@ -62,7 +62,6 @@ Admission Engine::submit(GenerationRequest request, uint64_t* id) {
     auto live = std::make_unique<Live>(Live{std::move(request), std::move(sampler), 0, now_seconds(), -1, {}, {}, {}, {}});
     *id = next_id_++;
     submitted_.emplace_back(*id, std::move(live));
-    ++num_live_;
     ++num_waiting_;
   }
   wake_.notify_one();
@@ -80,11 +79,6 @@ void Engine::cancel(uint64_t id) {
 void Engine::drain() {
   const std::lock_guard lock(mutex_);
   draining_ = true;
-}
-
-bool Engine::idle() const {
-  const std::lock_guard lock(mutex_);
-  return num_live_ == 0;
 }
 
 EngineStats Engine::stats() const {
@@ -140,7 +134,6 @@ void Engine::take_commands() {
 
 void Engine::publish() {
   const std::lock_guard lock(mutex_);
-  num_live_ = static_cast<int64_t>(live_.size() + submitted_.size());
   num_waiting_ = scheduler_.num_waiting() + static_cast<int64_t>(submitted_.size());
   stats_.running = scheduler_.num_running();
   stats_.kv_blocks_used = scheduler_.blocks().num_used();

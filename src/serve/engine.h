@@ -93,8 +93,6 @@ class Engine {
   void drain();
   /// Cancels what waits and runs and ends the thread; the other calls stay harmless.
   void stop();
-  /// No request waits or runs.
-  bool idle() const;
 
   EngineStats stats() const;
   int64_t max_context() const { return model_.plan().options.max_context; }
@@ -136,7 +134,7 @@ class Engine {
   std::vector<uint64_t> cancelled_;
   bool stopping_ = false, draining_ = false;
   uint64_t next_id_ = 1;
-  int64_t num_live_ = 0, num_waiting_ = 0;
+  int64_t num_waiting_ = 0;
   EngineStats stats_;
   std::thread thread_;
 };

@@ -78,6 +78,14 @@ GenerationRequest request_of(uint64_t seed) {
   return request;
 }
 
+// What /metrics shows once nothing waits or runs any more, which is a moment after the last answer.
+EngineStats stats_at_rest(const Engine& engine) {
+  while (true) {
+    if (EngineStats stats = engine.stats(); stats.running == 0 && stats.waiting == 0) return stats;
+    std::this_thread::yield();
+  }
+}
+
 constexpr uint64_t kNumSeeds = 100;
 
 std::vector<Answer> alone(bool kv_int8) {
@@ -97,9 +105,9 @@ std::vector<Answer> together(const Conditions& conditions, SchedulerCounters* co
   for (uint64_t seed = 0; seed < kNumSeeds; ++seed) pending.push_back(server.ask(request_of(seed)));
   std::vector<Answer> answers;
   for (auto& answer : pending) answers.push_back(answer.get());
-  while (!server.engine.idle()) std::this_thread::yield();
-  *counters = server.engine.stats().counters;
-  EXPECT_EQ(server.engine.stats().kv_blocks_used, 0);
+  const EngineStats stats = stats_at_rest(server.engine);
+  *counters = stats.counters;
+  EXPECT_EQ(stats.kv_blocks_used, 0);
   return answers;
 }
 
@@ -209,8 +217,7 @@ TEST(Engine, CancelFreesBlocksAndTheQueueIsBounded) {
     const FinishReason finish = answer.get().finish;
     EXPECT_TRUE(finish == FinishReason::kCancelled || finish == FinishReason::kLength);
   }
-  while (!server.engine.idle()) std::this_thread::yield();
-  EXPECT_EQ(server.engine.stats().kv_blocks_used, 0);
+  EXPECT_EQ(stats_at_rest(server.engine).kv_blocks_used, 0);
   server.engine.drain();
   GenerationRequest late = request_of(1);
   late.sink = [](TokenEvent&&) {};

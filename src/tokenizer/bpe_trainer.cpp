@@ -236,6 +236,8 @@ void add_alphabet(const TrainBpeOptions& options, TokenizerSpec* spec, int32_t (
   }
 }
 
+constexpr std::string_view kNothingWritten = "no tokenizer was made";
+
 int32_t special_id(const TrainBpeOptions& options, const std::string& name) {
   if (name.empty()) return -1;
   const auto it = std::find(options.special_tokens.begin(), options.special_tokens.end(), name);
@@ -254,6 +256,7 @@ void learn_merges(PairTable* table, const TrainBpeOptions& options, TokenizerSpe
   int64_t count = 0;
   while (tokens.size() < static_cast<size_t>(options.vocab_size) && table->pop(&key, &count)) {
     if (count < std::max<int64_t>(options.min_frequency, 1)) break;
+    throw_if_stopped(options.stop_requested, kNothingWritten);
     const auto left = static_cast<int32_t>(key >> 32);
     const auto right = static_cast<int32_t>(static_cast<uint32_t>(key));
     std::string token = tokens[static_cast<size_t>(left)] + tokens[static_cast<size_t>(right)];
@@ -290,7 +293,11 @@ Tokenizer train_bpe(const NextChunk& next_chunk, const TrainBpeOptions& options)
   int32_t byte_ids[256];
   add_alphabet(options, &spec, &byte_ids);
   std::vector<Word> words;
-  for (const auto& [text, count] : count_words(next_chunk, PreTokenizer::from_json(spec.pre_tokenizer), options.pool)) {
+  const NextChunk next_or_stop = [&](std::string* chunk) {
+    throw_if_stopped(options.stop_requested, kNothingWritten);
+    return next_chunk(chunk);
+  };
+  for (const auto& [text, count] : count_words(next_or_stop, PreTokenizer::from_json(spec.pre_tokenizer), options.pool)) {
     Word word{{}, count};
     word.ids.reserve(text.size());
     for (const char c : text) word.ids.push_back(byte_ids[static_cast<uint8_t>(c)]);

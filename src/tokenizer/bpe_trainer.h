@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "base/stop_signals.h"
 #include "base/thread_pool.h"
 #include "tokenizer/tokenizer.h"
 
@@ -19,6 +20,7 @@ struct TrainBpeOptions {
   bool add_bos = false;                         // the post-processor puts BOS before every text
   int64_t min_frequency = 2;                    // pairs seen less often are not merged
   ThreadPool* pool = nullptr;                   // counts words in parallel; the result does not depend on it
+  StopRequested stop_requested;                 // asked between stretches of text and between merges
 };
 
 /// The next stretch of text, false at the end. Words do not cross stretches. Called by one thread at a time.
@@ -26,7 +28,7 @@ using NextChunk = std::function<bool(std::string* chunk)>;
 
 /// Deterministic: the most frequent pair first, among equals the smallest ids.
 /// Cost    one pass over the text, then per merge the words that hold the pair.
-/// Errors  kInvalidArgument: unknown pattern, a vocabulary too small for the bytes, BOS/EOS/PAD not special.
+/// Errors  kInvalidArgument: unknown pattern, a vocabulary too small for the bytes, BOS/EOS/PAD not special. kCancelled: a stop was requested.
 Tokenizer train_bpe(const NextChunk& next_chunk, const TrainBpeOptions& options);
 
 }  // namespace orrery

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "base/stop_signals.h"
 #include "base/units.h"
 #include "checkpoint/model_source.h"
 #include "tools/commands.h"
@@ -51,9 +52,11 @@ int run_convert(const Options& options) {
     fmt::print(stderr, "skipped {}: {}\n", skipped.path, skipped.reason);
   fmt::print(stderr, "{}: {}, {} parameters\n", source.path(), model_family_name(source.config().family),
              format_count(static_cast<double>(num_parameters(source.config()))));
+  const StopSignals signals;
+  const StopRequested stop_requested = [&] { return signals.requested() != 0; };
   if (gguf) {
     const BlockType type = gguf_type(options.type, source);
-    write_gguf(source, options.output, type);
+    write_gguf(source, options.output, type, stop_requested);
     fmt::print(stderr, "wrote {} in {}\nnext:  orrery generate {} --prompt \"...\"\n", options.output, block_type_name(type),
                options.output);
     if (source.config().sliding_window != 0) {
@@ -63,6 +66,7 @@ int run_convert(const Options& options) {
     }
   } else {
     HfFolderOptions folder;
+    folder.stop_requested = stop_requested;
     if (!options.type.empty()) folder.dtype = parse_dtype(options.type);
     write_hf_folder(source, options.output, folder);
     fmt::print(stderr, "wrote {}\nnext:  orrery generate {} --prompt \"...\"\n", options.output, options.output);

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/stop_signals.h"
 #include "data/data_builder.h"
 #include "data/input_stream.h"
 #include "data/token_file.h"
@@ -31,11 +32,12 @@ constexpr double kBytesPerMb = 1e6;
 
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
-// A line that is rewritten in place, on a terminal only.
+// A line that is rewritten in place, on a terminal only; and Ctrl-C, which ends what it tells of.
 class ProgressLine {
  public:
   BuildCallback callback() {
     return [this](const BuildProgress& progress) {
+      if (signals_.requested() != 0) return false;
       if (!is_terminal_ || seconds_since(shown_) < 0.2) return true;
       shown_ = Clock::now();
       const double seconds = seconds_since(begin_);
@@ -54,6 +56,7 @@ class ProgressLine {
   double seconds() const { return seconds_since(begin_); }
 
  private:
+  StopSignals signals_;
   bool is_terminal_ = ::isatty(STDERR_FILENO) != 0;
   Clock::time_point begin_ = Clock::now();
   Clock::time_point shown_ = begin_;
@@ -162,7 +165,11 @@ int run_tokenizer(const TokenizerCommand& command) {
   if (std::filesystem::exists(std::filesystem::path(command.output) / "tokenizer.json"))
     throw Error(ErrorCode::kInvalidArgument, "{}/tokenizer.json exists; remove it or name another folder", command.output);
   const Clock::time_point begin = Clock::now();
-  const Tokenizer tokenizer = train_tokenizer(command.train);
+  // Both files are there or neither: a signal that comes while they are written comes too late.
+  const StopSignals signals;
+  TrainTokenizerOptions train = command.train;
+  train.stop_requested = [&] { return signals.requested() != 0; };
+  const Tokenizer tokenizer = train_tokenizer(train);
   std::error_code error;
   std::filesystem::create_directories(command.output, error);
   if (error) throw_io_error(error.value(), fmt::format("cannot create {}", command.output));

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/stop_signals.h"
 #include "data/data_builder.h"
 #include "data/multiple_choice.h"
 #include "data/tokenizer_encoder.h"
@@ -30,7 +31,7 @@ struct Options {
   bool json = false;
 };
 
-// Shards of the text that is evaluated, gone when the command ends.
+// Shards of the text that is evaluated, gone when the command ends, by Ctrl-C too.
 class TemporaryFolder {
  public:
   TemporaryFolder() {
@@ -90,6 +91,8 @@ int evaluate_loss(const ModelSource& source, const Options& options, const Token
   const int64_t seq_len = options.seq_len > 0 ? options.seq_len : std::min<int64_t>(source.config().max_seq_len, 2048);
   check_seq_len(source, seq_len);
   std::unique_ptr<Dataset> dataset;
+  const StopSignals signals;
+  const auto check_stop = [&] { throw_if_stopped([&] { return signals.requested() != 0; }, "the text was not evaluated"); };
   std::optional<TemporaryFolder> temporary;
   if (options.data.empty()) {
     dataset = run_validation(options.model);
@@ -98,7 +101,10 @@ int evaluate_loss(const ModelSource& source, const Options& options, const Token
     PrepareOptions prepare;
     for (const std::string& path : options.data) prepare.train.push_back({path});
     prepare.cache_folder = temporary->path().string();
-    const PreparedData prepared = prepare_data(prepare, encoder);
+    const PreparedData prepared = prepare_data(prepare, encoder, [&](const BuildProgress&) {
+      check_stop();
+      return true;
+    });
     Dataset::Options data_options;
     data_options.seq_len = static_cast<int>(seq_len);
     data_options.vocab_size = static_cast<uint32_t>(source.config().vocab_size);
@@ -106,7 +112,10 @@ int evaluate_loss(const ModelSource& source, const Options& options, const Token
     dataset = std::make_unique<Dataset>(prepared.train, data_options);
   }
   Evaluator evaluator = make_evaluator(source, options, dataset->seq_len(), dataset->max_segments_per_sample());
-  const Evaluator::Loss loss = evaluator.evaluate(*dataset, progress_line);
+  const Evaluator::Loss loss = evaluator.evaluate(*dataset, [&](int64_t done, int64_t total) {
+    check_stop();
+    progress_line(done, total);
+  });
   if (loss.num_tokens == 0) throw Error(ErrorCode::kInvalidArgument, "the text holds no token that follows another; there is nothing to score");
   if (options.json)
     fmt::print("{}\n", nlohmann::json{{"model", source.path()}, {"loss", loss.mean()}, {"perplexity", std::exp(loss.mean())}, {"tokens", loss.num_tokens}}.dump());

@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/nearest_name.h"
 #include "base/version.h"
+#include "comm/discovery.h"
 #include "tools/commands.h"
 
 namespace orrery {
@@ -96,6 +97,10 @@ std::string unknown_argument_message(CLI::App& app) {
 
 int report_usage_error(CLI::App& app, const CLI::ParseError& error) {
   if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
+  if (!first_rank_of_host()) {  // all ranks of a host have one command line
+    let_first_rank_speak();
+    return kUsageStatus;
+  }
   std::string message = unknown_argument_message(app);
   if (message.empty()) {
     CLI::App* command = innermost_command(app);

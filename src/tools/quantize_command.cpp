@@ -12,6 +12,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "base/stop_signals.h"
 #include "base/thread_pool.h"
 #include "base/units.h"
 #include "checkpoint/model_source.h"
@@ -127,7 +128,11 @@ int run_quantize(const Options& options) {
   write.file_type = recipe.file_type;
   write.pool = &pool;
   write.on_piece = [&](const GgufSpec& spec, std::span<const float> values, std::span<const std::byte> encoded) { loss.add(spec, values, encoded); };
-  write_gguf(source, options.output, write);
+  {
+    const StopSignals signals;
+    write.stop_requested = [&] { return signals.requested() != 0; };
+    write_gguf(source, options.output, write);
+  }
   for (const auto& [name, total] : loss.totals())
     fmt::print(stderr, "{:<5} {:>4} tensors {:>9} weights {:>10}  relative error {:.4f}\n", name, total.tensors, format_count(static_cast<double>(total.elements)),
                format_bytes(static_cast<double>(total.bytes)), total.relative());

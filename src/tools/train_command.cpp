@@ -36,8 +36,8 @@ void add_train_command(CLI::App& app, int& exit_code) {
       "  orrery train run.toml --hosts node1,node2  one on each of two machines\n"
       "The first Ctrl-C saves a checkpoint and stops, the second stops at once.\n");
   command->callback([options, &exit_code] {
-    const RunConfig config = load_run_config(options->path, options->overrides);
-    exit_code = options->hosts.empty() ? train_run(config, options->train) : launch_on_hosts(options->hosts, process_arguments(), config.checkpoint.dir);
+    const LoadRunConfig load = [&] { return load_run_config(options->path, options->overrides); };
+    exit_code = options->hosts.empty() ? train_run(load, options->train) : launch_on_hosts(options->hosts, process_arguments(), load().checkpoint.dir);
   });
 }
 

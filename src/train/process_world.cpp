@@ -28,13 +28,39 @@ constexpr int64_t kMeetMs = 300'000;
 
 fs::path flight_folder(const std::string& folder) { return fs::path(folder) / "flight"; }
 
+// Collective. Where a rank of `group` has a failure, the first of them prints it and all throw.
+void throw_first(Communicator& group, std::string_view what, int64_t timeout_ms, const std::optional<Error>& failure) {
+  CommLabel label(what);
+  label.timeout_ms = timeout_ms;
+  const int32_t mine = failure ? static_cast<int32_t>(failure->code()) : kNoError;
+  std::vector<int32_t> codes(static_cast<size_t>(group.size()));
+  group.all_gather(std::as_bytes(std::span(&mine, 1)), std::as_writable_bytes(std::span(codes)), label);
+  const auto first = std::find_if(codes.begin(), codes.end(), [](int32_t code) { return code != kNoError; });
+  if (first == codes.end()) return;
+  const auto failing = static_cast<int>(first - codes.begin());
+  if (failing == group.rank()) {
+    if (failing == 0) fmt::print(stderr, "error: {}\n", failure->what());
+    else fmt::print(stderr, "error: rank {}: {}\n", failing, failure->what());
+  }
+  throw AgreedError(static_cast<ErrorCode>(*first), fmt::format("rank {} could not {}", failing, what));
+}
+
 }  // namespace
 
-std::unique_ptr<ProcessWorld> ProcessWorld::join(const RankEnvironment& ranks, const std::string& folder, const WorldDeadlines& deadlines, int64_t num_parts) {
+void before_meeting(const std::function<void()>& body) {
+  try {
+    body();
+  } catch (const Error& error) {
+    if (first_rank_of_host()) throw;
+    let_first_rank_speak();
+    throw AgreedError(error.code(), error.what());
+  }
+}
+
+std::unique_ptr<ProcessWorld> ProcessWorld::join(const RankEnvironment& ranks, const WorldStart& start) {
   std::unique_ptr<ProcessWorld> world(new ProcessWorld);
   world->environment_ = ranks;
-  world->deadlines_ = deadlines;
-  world->flight_folder_ = flight_folder(folder).string();
+  world->deadlines_ = start.deadlines;
   std::unique_ptr<Transport> transport;
   {
     Watchdog watchdog(1000, [&ranks] {
@@ -42,19 +68,29 @@ std::unique_ptr<ProcessWorld> ProcessWorld::join(const RankEnvironment& ranks, c
                               kMeetMs / 1000));
     });
     const Watchdog::Guard guard(watchdog, monotonic_ns() + kMeetMs * 1'000'000);
-    transport = make_process_transport(ranks);
+    before_meeting([&] { transport = make_process_transport(ranks); });
   }
-  std::error_code failure;
-  fs::create_directories(world->flight_folder_, failure);
-  if (failure) throw Error(ErrorCode::kIo, "rank {}: cannot make {}: {}; choose another checkpoint.dir", ranks.rank, world->flight_folder_, failure.message());
+  std::optional<Error> failure = start.failure;
   CommOptions options;
-  options.timeout_ms = deadlines.step_ms;
-  options.flight_path = world->flight_folder_ + "/rank";
+  options.timeout_ms = start.deadlines.step_ms;
   options.on_stuck = end_process;
+  if (!failure) {
+    world->flight_folder_ = flight_folder(start.folder).string();
+    std::error_code refused;
+    fs::create_directories(world->flight_folder_, refused);
+    if (refused) failure = Error(ErrorCode::kIo, "cannot make {}: {}; choose another checkpoint.dir", world->flight_folder_, refused.message());
+    else options.flight_path = world->flight_folder_ + "/rank";
+  }
   world->world_ = std::make_unique<Communicator>(std::move(transport), options);
   world->world_->set_activity("start");
+  try {
+    throw_first(*world->world_, "take part in the run", 0, failure);
+  } catch (const AgreedError&) {
+    world->drop_flight_records(*world->world_, 0);
+    throw;
+  }
   // A number of processes that the layout does not divide is refused with the layout.
-  const auto parts = static_cast<int>(ranks.world_size % num_parts == 0 ? num_parts : 1);
+  const auto parts = static_cast<int>(ranks.world_size % start.num_parts == 0 ? start.num_parts : 1);
   const int place = ranks.rank % parts * (ranks.world_size / parts) + ranks.rank / parts;
   for (std::unique_ptr<Communicator>* group : {&world->steps_, &world->control_, &world->saves_}) *group = world->world_->split(0, place, "start");
   return world;
@@ -65,6 +101,7 @@ ProcessWorld::~ProcessWorld() {
   control_.reset();
   saves_.reset();
   world_.reset();
+  if (flight_folder_.empty()) return;
   std::error_code ignored;
   fs::remove(flight_folder_, ignored);  // the last one out; with records of a failure inside it stays
 }
@@ -88,28 +125,20 @@ std::vector<std::string> ProcessWorld::gather_text(std::string_view mine, std::s
   return texts;
 }
 
-// Collective. Throws on every rank when one has an error; `message` is this rank's.
-void ProcessWorld::throw_first(std::string_view what, int64_t timeout_ms, int code, const std::string& message) {
-  const std::vector<int32_t> codes = gather<int32_t>(code, what, timeout_ms);
-  const auto first = std::find_if(codes.begin(), codes.end(), [](int32_t other) { return other != kNoError; });
-  if (first == codes.end()) return;
-  agreed_ = true;
-  const auto failing = static_cast<int>(first - codes.begin());
-  if (failing == rank()) fmt::print(stderr, "error: {}\n", message);
-  throw AgreedError(static_cast<ErrorCode>(*first), fmt::format("rank {} could not {}", failing, what));
-}
-
 void ProcessWorld::together(std::string_view what, int64_t timeout_ms, const std::function<void()>& body) {
-  int code = kNoError;
-  std::string message;
+  std::optional<Error> failure;
   control_->set_activity(what);
   try {
     body();
   } catch (const Error& error) {
-    code = static_cast<int>(error.code());
-    message = rank() == 0 ? error.what() : fmt::format("rank {}: {}", rank(), error.what());
+    failure = error;
   }
-  throw_first(what, timeout_ms, code, message);
+  try {
+    throw_first(*control_, what, timeout_ms, failure);
+  } catch (const AgreedError&) {
+    agreed_ = true;
+    throw;
+  }
 }
 
 std::string ProcessWorld::from_first_rank(std::string_view what, int64_t timeout_ms, const std::function<std::string()>& body) {
@@ -143,11 +172,16 @@ void ProcessWorld::meet_at_end(int status) {
   CommLabel end("end");
   end.timeout_ms = deadlines_.save_ms;
   control_->barrier(end);
-  if (status == 0) return;
+  if (status != 0) drop_flight_records(*control_, deadlines_.save_ms);
+}
+
+void ProcessWorld::drop_flight_records(Communicator& group, int64_t timeout_ms) {
+  CommLabel end("end");
+  end.timeout_ms = timeout_ms;
   world_->drop_flight_file();
-  control_->barrier(end);
+  group.barrier(end);
   std::error_code ignored;
-  fs::remove(flight_folder_, ignored);
+  if (!flight_folder_.empty()) fs::remove(flight_folder_, ignored);
 }
 
 void ProcessWorld::leave(std::string_view reason) {

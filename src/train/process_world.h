@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -23,13 +24,20 @@ struct WorldDeadlines {
   int64_t prepare_ms = 86'400'000;
 };
 
+/// What a process knows of the run when it meets the others.
+struct WorldStart {
+  std::string folder;  // flight records lie in its flight/ while the processes run, and after a failure
+  WorldDeadlines deadlines;
+  int64_t num_parts = 1;         // neighbours, which a launcher puts on one machine, that share their layers
+  std::optional<Error> failure;  // why this process cannot take part, as a run file that its host lacks
+};
+
 class ProcessWorld {
  public:
-  /// Meets the others. Flight records lie in `folder`/flight while the processes run, and after a failure. `num_parts` neighbours, which a
-  /// launcher puts on one machine, share their layers: a slice of the world (TrainingPlanOptions) is every `num_parts`-th process.
-  /// Collective. A rank whose process or MPI library does not come back, here, in any call or at the end, is reported by a watchdog, which ends this process
-  /// (exit status 5). Errors: make_process_transport's.
-  static std::unique_ptr<ProcessWorld> join(const RankEnvironment& ranks, const std::string& folder, const WorldDeadlines& deadlines, int64_t num_parts);
+  /// Meets the others. A slice of the world (TrainingPlanOptions) is every `num_parts`-th process. Collective.
+  /// A rank whose process or MPI library does not come back, here, in any call or at the end, is reported by a watchdog, which ends this process
+  /// (exit status 5). Errors: make_process_transport's, of which before_meeting() makes an AgreedError on some; an AgreedError where one rank has a `failure`.
+  static std::unique_ptr<ProcessWorld> join(const RankEnvironment& ranks, const WorldStart& start);
   ~ProcessWorld();
 
   /// In the order of the plans.
@@ -73,7 +81,7 @@ class ProcessWorld {
  private:
   ProcessWorld() = default;
   void gather_bytes(std::span<const std::byte> mine, std::span<std::byte> all, std::string_view what, int64_t timeout_ms);
-  void throw_first(std::string_view what, int64_t timeout_ms, int code, const std::string& message);
+  void drop_flight_records(Communicator& group, int64_t timeout_ms);
 
   RankEnvironment environment_;
   WorldDeadlines deadlines_;
@@ -82,11 +90,14 @@ class ProcessWorld {
   std::unique_ptr<Communicator> world_, steps_, control_, saves_;
 };
 
-/// An error that has been printed by the rank that had it: what is left is to end with its exit status.
+/// An error that another rank tells, or that has been printed by the rank that had it: what is left is to end with its exit status.
 class AgreedError : public Error {
  public:
   using Error::Error;
 };
+
+/// Runs what comes before the ranks can meet and agree. An Error in it is thrown on the first rank of this host, and an AgreedError on its others.
+void before_meeting(const std::function<void()>& body);
 
 /// What a world of processes left in `folder`/flight when all ended without a word (a launcher that kills the survivors of a death), as a
 /// report of who was missing; the records are removed. Empty: nothing was left.

@@ -6,7 +6,6 @@
 #include <unistd.h>
 
 #include <cmath>
-#include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -14,7 +13,6 @@
 
 #include "train/loss_plot.h"
 #include "train/progress.h"
-#include "train/signals.h"
 #include "train/step_report.h"
 #include "train/tensorboard.h"
 
@@ -198,18 +196,6 @@ TEST(Progress, MetricsOfAKilledRunAreCutAtTheCheckpoint) {
   EXPECT_EQ(curve.train[2].loss, 7.0);
   EXPECT_EQ(curve.train[3].loss, 1.0);
   EXPECT_NE(read_file(folder.path + "/loss.svg").find("<svg"), std::string::npos);
-}
-
-TEST(StopSignals, TheFirstAsksAndTheSecondExits) {
-  {
-    const StopSignals signals;
-    EXPECT_EQ(signals.requested(), 0);
-    std::raise(SIGTERM);
-    EXPECT_EQ(signals.requested(), SIGTERM);
-    EXPECT_EXIT(std::raise(SIGINT), testing::ExitedWithCode(130), "");
-  }
-  const StopSignals again;
-  EXPECT_EQ(again.requested(), 0);
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include <optional>
 
 #include "base/error.h"
+#include "base/stop_signals.h"
 #include "base/units.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/checkpoint_writer.h"
@@ -27,7 +28,6 @@
 #include "train/run_budget.h"
 #include "train/run_setup.h"
 #include "train/shared_save.h"
-#include "train/signals.h"
 
 namespace orrery {
 namespace {
@@ -350,7 +350,7 @@ Trainer::StepEdge Trainer::step_edge(int64_t step, bool stopping, bool save_due)
 }
 
 int Trainer::loop(int64_t first_step) {
-  StopSignals signals(leads_);
+  const StopSignals signals(leads_ ? "\nstopping after this step with a checkpoint; once more to stop now\n" : "");
   ranks_.start_data(*setup_.train, first_step);
   const TrainSection& train = setup_.config.train;
   const CheckpointSection& checkpoint = setup_.config.checkpoint;
@@ -445,21 +445,35 @@ void Trainer::print_next() const {
              setup_.folder);
 }
 
-int train_in_world(const RunConfig& config, const TrainOptions& options, const RankEnvironment& environment) {
-  const std::string folder = config.checkpoint.dir;
+void make_run_folder(const fs::path& folder) {
+  std::error_code failure;
+  fs::create_directories(folder, failure);
+  if (failure) throw Error(ErrorCode::kIo, "cannot make the run's folder {}: {}; choose another checkpoint.dir", folder.string(), failure.message());
+}
+
+int train_in_world(const LoadRunConfig& load, const TrainOptions& options, const RankEnvironment& environment) {
   const bool leads = environment.rank == 0;
-  // Before anyone makes new records; meeting the others is after it for all.
-  if (leads)
-    if (const std::string report = take_post_mortem(folder); !report.empty()) fmt::print(stderr, "the last run here lost a rank; its records say: {}\n", report);
-  WorldDeadlines deadlines;
-  deadlines.step_ms = config.parallel.timeout_seconds * 1000;
-  const auto world = ProcessWorld::join(environment, folder, deadlines, config.parallel.tensor_parallel_size * config.parallel.context_parallel_size);
+  RunConfig config;
+  WorldStart start;
+  try {
+    config = load();
+    start.folder = config.checkpoint.dir;
+    make_run_folder(start.folder);
+    start.deadlines.step_ms = config.parallel.timeout_seconds * 1000;
+    start.num_parts = config.parallel.tensor_parallel_size * config.parallel.context_parallel_size;
+    // Before anyone makes new records; meeting the others is after it for all.
+    if (leads)
+      if (const std::string report = take_post_mortem(start.folder); !report.empty()) fmt::print(stderr, "the last run here lost a rank; its records say: {}\n", report);
+  } catch (const Error& error) {
+    start.failure = error;  // of this host alone, perhaps: it is told when all have met
+  }
+  const auto world = ProcessWorld::join(environment, start);
   const SetupNote note = [](std::string_view line) { fmt::print(stderr, "{}\n", line); };
   int status = 0;
   try {
     std::optional<DirectoryLock> lock;
     world->together("lock the run's folder", 0, [&] {
-      if (leads) lock.emplace(folder);
+      if (leads) lock.emplace(start.folder);
     });
     if (leads)
       note(fmt::format("ranks     {} processes by {}, over {}; {:.1f} MiB in each for messages, beside the arena", world->size(), environment.source, world->transport_name(),
@@ -482,14 +496,17 @@ int train_in_world(const RunConfig& config, const TrainOptions& options, const R
 
 }  // namespace
 
-int train_run(const RunConfig& config, const TrainOptions& options) {
-  const fs::path folder = config.checkpoint.dir;
-  std::error_code failure;
-  fs::create_directories(folder, failure);
-  if (failure) throw Error(ErrorCode::kIo, "cannot make the run's folder {}: {}; choose another checkpoint.dir", folder.string(), failure.message());
-  const RankEnvironment environment = discover_ranks(options.num_ranks);
-  if (environment.kind == RankKind::kProcess && environment.world_size > 1) return train_in_world(config, options, environment);
-  const DirectoryLock lock(folder.string());
+int train_run(const LoadRunConfig& load, const TrainOptions& options) {
+  RankEnvironment environment;
+  try {
+    before_meeting([&] { environment = discover_ranks(options.num_ranks); });
+    if (environment.kind == RankKind::kProcess && environment.world_size > 1) return train_in_world(load, options, environment);
+  } catch (const AgreedError& error) {
+    return exit_status(error.code());
+  }
+  const RunConfig config = load();
+  make_run_folder(config.checkpoint.dir);
+  const DirectoryLock lock(config.checkpoint.dir);
   const SetupNote note = [](std::string_view line) { fmt::print(stderr, "{}\n", line); };
   RunSetup setup = prepare_run(config, {options.num_threads, environment.world_size}, note);
   const LayoutChoice choice = choose_layout(setup, options.num_ranks > 0 || environment.kind == RankKind::kProcess, note);

@@ -1,6 +1,7 @@
 // A training run from its first step, or its newest good checkpoint, to its last: steps, validation, reports, saves, stop signals.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -17,10 +18,13 @@ struct TrainOptions {
   bool op_table = false;  // print where the time went, op by op
 };
 
-/// Runs `config` to its end. Under a launcher of several processes this one is a rank of the run; rank 0 prepares the data, speaks and
+/// Reads the run file: in a run of several processes what is wrong with it on any host is told once.
+using LoadRunConfig = std::function<RunConfig()>;
+
+/// Runs what `load` gives to its end. Under a launcher of several processes this one is a rank of the run; rank 0 prepares the data, speaks and
 /// writes. Returns the exit status: 0, or 130 after a stop signal (the state is saved), or that of an error which another rank tells.
-/// Errors: kInvalidConfig: the folder holds a run with another numerics key. kInvalidArgument: another process trains there.
+/// Errors: those of `load`. kInvalidConfig: the folder holds a run with another numerics key. kInvalidArgument: another process trains there.
 /// kPeerLost, kTimeout: a rank was lost or is late; the message names it.
-int train_run(const RunConfig& config, const TrainOptions& options);
+int train_run(const LoadRunConfig& load, const TrainOptions& options);
 
 }  // namespace orrery

@@ -214,6 +214,21 @@ def errors(bench, name, launcher):
     run, log = bench.train([*launcher, "-n", "2"], "--set", "data.train=['missing.txt']", status=4)
     check(log.count("missing.txt") == 1 and log.count("error: ") == 1, f"{name}: one message for all ranks", log)
     check(not os.path.exists(os.path.join(bench.folder, run, "flight")), f"{name}: flight records of a refused run stay")
+    # Before the ranks have met: a wrong run file, wrong options, another number of ranks than the launcher's.
+    for arguments, words in ((["--set", "train.stesp=3"], "stesp"), (["--bogus"], "--bogus"), (["--ranks", "3"], "--ranks says 3"), (["--set", "checkpoint.dir=run.toml/x"], "run.toml/x")):
+        job, run = bench.start([*launcher, "-n", "4"], *arguments)
+        status, log = job.finish()
+        check(status in (2, 3) and log.count("error: ") == 1 and log.count(words) <= 2, f"{name}: {arguments}: status {status}, one message for all ranks", log)
+        check(not os.path.exists(os.path.join(bench.folder, run, "flight")), f"{name}: {arguments}: flight records stay")
+    # A run file that one rank alone lacks is told by that rank; the others, whose file is good, leave with its status.
+    on_one = os.path.join(bench.folder, "lacks-it")
+    with open(on_one, "w") as script:
+        script.write(f'#!/bin/sh\n[ "$OMPI_COMM_WORLD_RANK$PMI_RANK" = 2 ] && cd /\nexec {orrery} "$@"\n')
+    os.chmod(on_one, 0o755)
+    job, run = bench.start([*launcher, "-n", "4"], program=on_one)
+    status, log = job.finish()
+    check(status == 4 and log.count("error: ") == 1 and "error: rank 2: " in log and "run.toml" in log, f"{name}: a file that rank 2 lacks: status {status}", log)
+    check(not os.path.exists(os.path.join(bench.folder, run, "flight")), f"{name}: flight records stay where a rank lacks a file")
 
 
 def faults(bench, name, launcher):

@@ -1,4 +1,4 @@
-#include "train/signals.h"
+#include "base/stop_signals.h"
 
 #include <unistd.h>
 
@@ -14,7 +14,8 @@ namespace {
 constexpr int kInterruptedStatus = 130;
 
 std::atomic<int> first_signal{0}, num_urgent{0};  // urgent: all but SIGUSR1
-std::atomic<bool> installed{false}, answers{true};
+std::atomic<bool> installed{false};
+std::string_view answer_text;  // written before the handlers are there, read by them
 struct sigaction previous_interrupt, previous_terminate, previous_user, previous_pipe;
 
 /// Only async-signal-safe calls here.
@@ -22,21 +23,20 @@ void on_stop_signal(int signal_number) {
   const int saved_errno = errno;
   if (signal_number != SIGUSR1 && num_urgent.fetch_add(1) > 0) ::_exit(kInterruptedStatus);
   int expected = 0;
-  if (first_signal.compare_exchange_strong(expected, signal_number) && answers) {
-    constexpr char kText[] = "\nstopping after this step with a checkpoint; once more to stop now\n";
-    [[maybe_unused]] const ssize_t ignored = ::write(STDERR_FILENO, kText, sizeof(kText) - 1);
+  if (first_signal.compare_exchange_strong(expected, signal_number) && !answer_text.empty()) {
+    [[maybe_unused]] const ssize_t ignored = ::write(STDERR_FILENO, answer_text.data(), answer_text.size());
   }
   errno = saved_errno;
 }
 
 }  // namespace
 
-StopSignals::StopSignals(bool speaks) {
+StopSignals::StopSignals(std::string_view answer) {
   ORRERY_CHECK(!installed.exchange(true));
   static_assert(std::atomic<int>::is_always_lock_free);
   first_signal = 0;
   num_urgent = 0;
-  answers = speaks;
+  answer_text = answer;
   struct sigaction action = {};
   action.sa_handler = on_stop_signal;
   // Interrupted reads and writes go on by themselves: a save must not fail because somebody wants one.
@@ -58,5 +58,9 @@ StopSignals::~StopSignals() {
 }
 
 int StopSignals::requested() const { return first_signal.load(std::memory_order_relaxed); }
+
+void throw_if_stopped(const StopRequested& stop_requested, std::string_view outcome) {
+  if (stop_requested && stop_requested()) throw Error(ErrorCode::kCancelled, "interrupted; {}", outcome);
+}
 
 }  // namespace orrery
