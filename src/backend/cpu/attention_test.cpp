@@ -198,8 +198,10 @@ TEST_P(AttentionTest, DecodedAloneOrInAChunkTheBitsAreEqual) {
   const Arithmetic arithmetic = dtype == DType::kBF16 ? Arithmetic::kDp2 : Arithmetic::kFma1;
   const Machine machine{cpu_features().best_isa(), 2, arithmetic, true};
   const KernelContext context{&pool_of(2), machine.isa, arithmetic, true};
-  if (paged_decode(context, dtype, dtype, 64) == nullptr) GTEST_SKIP() << "no decode kernel on this processor";
-  for (DType cache_dtype : {dtype, DType::kI8})
+  int num_kernels = 0;
+  for (DType cache_dtype : {dtype, DType::kI8}) {
+    if (paged_decode(context, dtype, cache_dtype, 64) == nullptr) continue;
+    ++num_kernels;
     for (AttentionAttributes a : {heads(9, 3, 64), heads(4, 1, 256), heads(5, 1, 32, 70), heads(6, 3, 128), heads(7, 1, 96)}) {
       a.block_tokens = 16;
       const int64_t T = 211, N = a.num_heads * a.head_dim, K = a.num_kv_heads * a.head_dim, max_blocks = 14;
@@ -221,6 +223,26 @@ TEST_P(AttentionTest, DecodedAloneOrInAChunkTheBitsAreEqual) {
       EXPECT_TRUE(alone.same_bits(whole)) << a.num_heads << " heads of " << a.head_dim;
       EXPECT_TRUE(by_three.same_bits(whole)) << a.num_heads << " heads of " << a.head_dim;
     }
+  }
+  if (num_kernels == 0) GTEST_SKIP() << "no decode kernel on this processor";
+}
+
+// Which decode kernels need vdpbf16ps: that of bf16 alone. The others are those that DecodedAloneOrInAChunkTheBitsAreEqual runs.
+TEST(PagedDecodeTest, OnlyBf16NeedsItsInstruction) {
+  if (!cpu_features().avx512) GTEST_SKIP() << "no AVX-512 here: there are no decode kernels";
+  CpuFeatures with = cpu_features(), without = with;
+  with.avx512_bf16 = true;
+  without.avx512_bf16 = false;
+  for (Arithmetic arithmetic : {Arithmetic::kDp2, Arithmetic::kFma1}) {
+    const KernelContext context{&pool_of(1), VectorIsa::kAvx512, arithmetic, true};
+    for (const CpuFeatures& features : {with, without}) {
+      EXPECT_EQ(paged_decode(context, DType::kF32, DType::kF32, 64, features), kPagedDecodeF32);
+      EXPECT_EQ(paged_decode(context, DType::kF32, DType::kI8, 64, features), kPagedDecodeInt8F32);
+      EXPECT_EQ(paged_decode(context, DType::kBF16, DType::kI8, 64, features), kPagedDecodeInt8Bf16);
+    }
+    EXPECT_EQ(paged_decode(context, DType::kBF16, DType::kBF16, 64, with), arithmetic == Arithmetic::kDp2 ? kPagedDecodeBf16 : nullptr);
+    EXPECT_EQ(paged_decode(context, DType::kBF16, DType::kBF16, 64, without), nullptr);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Types, AttentionTest, testing::ValuesIn(kComputeTypes),

@@ -11,11 +11,11 @@ namespace orrery {
 /// Query rows of one sequence up to which the decode kernel is taken, row by row.
 constexpr int64_t kDecodeRows = 4;
 
-/// For queries of `dtype` and a cache of `cache_dtype`. Null where this processor, arithmetic or head has none: bf16 as vdpbf16ps sums it (kDp2,
-/// native), f32, and a cache in 8 bits for both; head_dim a multiple of 32, at most 256. task.num_queries must be 1.
+/// For queries of `dtype` and a cache of `cache_dtype`. Null where the processor, arithmetic or head has none: f32, and a cache in 8 bits for both dtypes,
+/// with AVX-512; bf16 where vdpbf16ps is there too and sums it (kDp2, native); head_dim a multiple of 32, at most 256. task.num_queries must be 1.
 /// task.scratch: paged_decode_scratch_bytes of as many heads as the task has.
 using PagedDecode = void (*)(const PagedTask& task);
-PagedDecode paged_decode(const KernelContext& context, DType dtype, DType cache_dtype, int64_t head_dim);
+PagedDecode paged_decode(const KernelContext& context, DType dtype, DType cache_dtype, int64_t head_dim, const CpuFeatures& features = cpu_features());
 
 /// A multiple of 64: of each query head what has been summed, and the query's codes.
 constexpr int64_t kPagedDecodeMaxHead = 256;
