@@ -390,8 +390,9 @@ struct PagedColumns {
   int64_t first_column, columns, wide;  // wide: with those that fill up the last sixteen
   int64_t first_block, last_block, first_unmasked, last_unmasked;  // of keys, inclusive; all columns see all keys of the unmasked ones
 
-  // `rows`: scratch of [64, Hp].
-  void begin(const PagedTask& t, int64_t begin_column, int64_t num_columns, int64_t Hp, T* rows) {
+  // `rows`: scratch of [64, Hp]. read_query(c, query, row) makes a query of H numbers the row of column c, with zeros up to Hp.
+  template <typename ReadQuery>
+  ORRERY_MEMBER void begin(const PagedTask& t, int64_t begin_column, int64_t num_columns, int64_t Hp, T* rows, ReadQuery&& read_query) {
     const int64_t H = t.head_dim;
     first_column = begin_column;
     columns = smaller(B, num_columns - first_column);
@@ -406,7 +407,7 @@ struct PagedColumns {
       most_first = larger(most_first, lowest);
       least_last = smaller(least_last, position);
       most_last = larger(most_last, position);
-      copy_rows(static_cast<const T*>(t.q) + row * t.q_stride + column % t.group * H, 0, 1, H, 1, Hp, rows + c * Hp);
+      read_query(c, static_cast<const T*>(t.q) + row * t.q_stride + column % t.group * H, rows + c * Hp);
     }
     pack_transposed(rows, Hp, wide, Hp, wide, Hp, q_packed);
     statistics.reset();
@@ -450,11 +451,32 @@ struct PagedColumns {
   }
 };
 
-// The order of every sum is that of forward(), with key blocks anchored at position 0, and does not depend on how many columns there are. A block of
-// keys is gathered and transposed once for kPagedColumnBlocks blocks of columns.
+// A block of keys is gathered once for kPagedColumnBlocks blocks of columns: begin(block, column), gather(first_key, rows), add(block, j).
+template <typename Columns, typename Begin, typename Gather, typename Add>
+ORRERY_INLINE void fold_keys(const PagedTask& t, Columns (&blocks)[kPagedColumnBlocks], Begin&& begin, Gather&& gather, Add&& add) {
+  const int64_t num_columns = t.num_queries * t.group;
+  t.tile->begin_thread();
+  for (int64_t column = 0; column < num_columns;) {
+    int64_t count = 0, first_block = t.context, last_block = 0;
+    for (; count < kPagedColumnBlocks && column < num_columns; ++count, column += B) {
+      begin(blocks[count], column);
+      first_block = smaller(first_block, blocks[count].first_block);
+      last_block = larger(last_block, blocks[count].last_block);
+    }
+    for (int64_t j = first_block; j <= last_block; ++j) {
+      gather(j * B, smaller(B, t.context - j * B));
+      for (int64_t i = 0; i < count; ++i)
+        if (blocks[i].first_block <= j && j <= blocks[i].last_block) add(blocks[i], j);
+    }
+    for (int64_t i = 0; i < count; ++i) blocks[i].finish(t);
+  }
+  t.tile->end_thread();
+}
+
+// The order of every sum is that of forward(), with key blocks anchored at position 0, and does not depend on how many columns there are.
 template <typename T>
 void paged(const PagedTask& t) {
-  const int64_t Hp = padded(t.head_dim, 32), num_columns = t.num_queries * t.group;
+  const int64_t H = t.head_dim, Hp = padded(H, 32), num_columns = t.num_queries * t.group;
   Scratch scratch{t.scratch};
   T* k_rows = scratch.take<T>(B * Hp);
   T* v_rows = scratch.take<T>(B * Hp);
@@ -466,25 +488,15 @@ void paged(const PagedTask& t) {
     block.q_packed = scratch.take<T>(B * Hp);
     block.o_transposed = scratch.take<float>(B * Hp);
   }
-  t.tile->begin_thread();
-  for (int64_t column = 0; column < num_columns;) {
-    int64_t count = 0, first_block = t.context, last_block = 0;
-    for (; count < kPagedColumnBlocks && column < num_columns; ++count, column += B) {
-      blocks[count].begin(t, column, num_columns, Hp, k_rows);
-      first_block = smaller(first_block, blocks[count].first_block);
-      last_block = larger(last_block, blocks[count].last_block);
-    }
-    for (int64_t j = first_block; j <= last_block; ++j) {
-      const int64_t rows = smaller(B, t.context - j * B);
-      gather_cache(t, t.v_cache, j * B, rows, Hp, v_rows);
-      transpose_rows(v_rows, Hp, B, Hp, B, Hp, v_transposed, B);
-      gather_cache(t, t.k_cache, j * B, rows, Hp, k_rows);
-      for (int64_t i = 0; i < count; ++i)
-        if (blocks[i].first_block <= j && j <= blocks[i].last_block) blocks[i].add(t, j, Hp, k_rows, v_transposed, scores, p_packed);
-    }
-    for (int64_t i = 0; i < count; ++i) blocks[i].finish(t);
-  }
-  t.tile->end_thread();
+  const auto begin = [&](PagedColumns<T>& block, int64_t column) {
+    block.begin(t, column, num_columns, Hp, k_rows, [&](int64_t, const T* query, T* row) { copy_rows(query, 0, 1, H, 1, Hp, row); });
+  };
+  const auto gather = [&](int64_t first_key, int64_t rows) {
+    gather_cache(t, t.v_cache, first_key, rows, Hp, v_rows);
+    transpose_rows(v_rows, Hp, B, Hp, B, Hp, v_transposed, B);
+    gather_cache(t, t.k_cache, first_key, rows, Hp, k_rows);
+  };
+  fold_keys(t, blocks, begin, gather, [&](PagedColumns<T>& block, int64_t j) { block.add(t, j, Hp, k_rows, v_transposed, scores, p_packed); });
 }
 
 #include "backend/cpu/paged_int8.inl"

@@ -18,7 +18,7 @@ constexpr float kInt8Most = 127.0f, kInt16Most = 32767.0f;
 /// Scratch bytes of the block kernel, a multiple of 64.
 constexpr int64_t paged_int8_scratch_bytes(int64_t head_dim, int64_t element_bytes) {
   const int64_t B = kAttentionBlock, Hp = pad_to(head_dim, 32);
-  return (3 * B * Hp + 2 * B * B) * element_bytes + (3 * B * B + 3 * B * Hp) * 4;
+  return (2 * B * Hp + 2 * B * B) * element_bytes + (B * B + 2 * B * Hp) * 4 + kPagedColumnBlocks * B * Hp * (element_bytes + 4);
 }
 
 }  // namespace orrery

@@ -41,107 +41,105 @@ ORRERY_INLINE void gather_codes(const PagedTask& t, const void* cache, int64_t f
   }
 }
 
-// In place, for 16 columns: w[s] = p[s] * scale[s] becomes the upper and the lower part of its code; returns the unit of the codes.
-ORRERY_INLINE F32x16 weigh_column(float* p, float* upper, const float (&scales)[B]) {
+// For 16 columns: the codes of w[s] = p[s] * scale[s], their upper and lower part as panels of [64, 16]; returns the codes' unit. p is lost.
+template <typename T>
+ORRERY_INLINE F32x16 weigh_columns(float (&p)[B * kLanes], const float (&scales)[B], T* upper, T* lower) {
   F32x16 top = zero(), poison = zero();
   for (int64_t s = 0; s < B; ++s) {
-    const F32x16 w = load(p + s * B) * splat(scales[s]);
+    const F32x16 w = load(p + s * kLanes) * splat(scales[s]);
     top = max(top, w);
     poison = fma(w, zero(), poison);
-    store(p + s * B, w);
+    store(p + s * kLanes, w);
   }
   const F32x16 inverse = select(zero() < top, splat(kInt16Most) / top, zero());
-  for (int64_t s = 0; s < B; ++s) {
-    const I32x16 code = to_i32(load(p + s * B) * inverse);
-    store(upper + s * B, to_f32(shift_right<8>(code)));
-    store(p + s * B, to_f32(code & splat_i32(255)));
+  for (int64_t s = 0; s < B; s += 2) {
+    const I32x16 even = to_i32(load(p + s * kLanes) * inverse), odd = to_i32(load(p + (s + 1) * kLanes) * inverse);
+    store_panel_pair(upper, s, to_f32(shift_right<8>(even)), to_f32(shift_right<8>(odd)));
+    store_panel_pair(lower, s, to_f32(even & splat_i32(255)), to_f32(odd & splat_i32(255)));
   }
   return top / splat(kInt16Most) + poison;
 }
 
-// Columns as in paged().
+// What column blocks share: a block of keys and values, and what is made of it.
 template <typename T>
-void paged_int8(const PagedTask& t) {
-  const int64_t H = t.head_dim, Hp = padded(H, 32), num_columns = t.num_queries * t.group;
-  Scratch scratch{t.scratch};
-  T* rows_of_block = scratch.take<T>(B * Hp);
-  T* v_packed = scratch.take<T>(B * Hp);
-  T* q_packed = scratch.take<T>(B * Hp);
-  T* p_upper = scratch.take<T>(B * B);
-  T* p_lower = scratch.take<T>(B * B);
-  float* scores = scratch.take<float>(B * B);
-  float* p_transposed = scratch.take<float>(B * B);
-  float* turned = scratch.take<float>(B * B);
-  float* o = scratch.take<float>(B * Hp);
-  float* o_upper = scratch.take<float>(B * Hp);
-  float* o_lower = scratch.take<float>(B * Hp);
-  const float scale = t.scale * kLog2E;
-  alignas(64) int8_t codes[kKvInt8HeadMost];
-  t.tile->begin_thread();
-  for (int64_t first_column = 0; first_column < num_columns; first_column += B) {
-    const int64_t columns = smaller(B, num_columns - first_column), wide = padded(columns, 16), tall = padded(columns, 32);
-    alignas(64) float last[B], first[B], shrinks[B], units[B], q_scales[B], k_scales[B], v_scales[B];
-    int64_t first_key = t.context;
-    for (int64_t c = 0; c < wide; ++c) {
-      const int64_t column = smaller(first_column + c, num_columns - 1), row = column / t.group;
-      const int64_t position = t.context - t.num_queries + row;
-      const int64_t lowest = t.window > 0 ? larger(0, position - t.window + 1) : 0;
-      last[c] = static_cast<float>(position);
-      first[c] = static_cast<float>(lowest);
-      first_key = smaller(first_key, lowest);
-      q_scales[c] = quantize_head(static_cast<const T*>(t.q) + row * t.q_stride + column % t.group * H, H, codes);
-      widen_codes(codes, H, Hp, rows_of_block + c * Hp);
-    }
-    pack_transposed(rows_of_block, Hp, wide, Hp, wide, Hp, q_packed);
-    Statistics statistics;
-    statistics.reset();
-    for (int64_t i = 0; i < B * Hp; i += kLanes) store(o + i, zero());
-    const int64_t first_block = first_key / B, last_block = static_cast<int64_t>(last[wide - 1]) / B;
-    for (int64_t j = first_block; j <= last_block; ++j) {
-      const int64_t rows = smaller(B, t.context - j * B);
-      gather_codes(t, t.v_cache, j * B, rows, Hp, rows_of_block, v_scales);
-      pack_rows(rows_of_block, Hp, B, Hp, B, Hp, v_packed);
-      gather_codes(t, t.k_cache, j * B, rows, Hp, rows_of_block, k_scales);
-      product(t.tile, B, wide, Hp, rows_of_block, Hp, q_packed, 16 * Hp, scores, B, false);
-      for (int64_t c = 0; c < wide; c += kLanes) {
-        const F32x16 of_queries = load(q_scales + c);
-        for (int64_t s = 0; s < B; ++s) store(scores + s * B + c, load(scores + s * B + c) * (of_queries * splat(k_scales[s])));
-        const auto emit = [&](int64_t s, F32x16 even, F32x16 odd) {
-          store(p_transposed + s * B + c, even);
-          store(p_transposed + (s + 1) * B + c, odd);
-        };
-        const int64_t v = c / kLanes;
-        store(shrinks + c, softmax_block<true>(scores + c, B, j * B, scale, load(first + c), load(last + c), statistics.maximum[v], statistics.sum[v], emit));
-        store(units + c, weigh_column(p_transposed + c, scores + c, v_scales));
-      }
-      for (int64_t c = wide; c < tall; c += kLanes)
-        for (int64_t s = 0; s < B; ++s) {
-          store(p_transposed + s * B + c, zero());
-          store(scores + s * B + c, zero());
-        }
-      const auto as_rows = [&](const float* from, T* to) {
-        transpose_rows(from, B, B, tall, B, tall, turned, B);
-        for (int64_t i = 0; i < tall * B; i += kLanes) store_number(to + i, load(turned + i));
+struct Int8Block {
+  T *k_rows, *v_transposed;        // [64, Hp], [Hp, 64]
+  T *p_upper, *p_lower;            // panels of [64, 64]
+  float* scores;                   // [64, 64]
+  float *sums_upper, *sums_lower;  // [Hp, 64]
+  alignas(64) float k_scales[B], v_scales[B];
+};
+
+template <typename T>
+struct Int8Columns : PagedColumns<T> {
+  alignas(64) float q_scales[B];
+
+  // `o_transposed` starts from zeros: each block is added by the same FMA.
+  void begin_columns(const PagedTask& t, int64_t column, int64_t Hp, T* rows) {
+    this->begin(t, column, t.num_queries * t.group, Hp, rows, [&](int64_t c, const T* query, T* row) {
+      alignas(64) int8_t codes[kKvInt8HeadMost];
+      q_scales[c] = quantize_head(query, t.head_dim, codes);
+      widen_codes(codes, t.head_dim, Hp, row);
+    });
+    for (int64_t i = 0; i < B * Hp; i += kLanes) store(this->o_transposed + i, zero());
+  }
+
+  void add(const PagedTask& t, int64_t j, int64_t Hp, const Int8Block<T>& block) {
+    const float scale = t.scale * kLog2E;
+    const int64_t num_columns = this->wide;
+    float* scores = block.scores;
+    alignas(64) float shrinks[B], units[B];
+    product(t.tile, B, num_columns, Hp, block.k_rows, Hp, this->q_packed, kLanes * Hp, scores, B, false);
+    const bool masked = j < this->first_unmasked || j > this->last_unmasked;
+    for (int64_t c = 0; c < num_columns; c += kLanes) {
+      const F32x16 of_queries = load(q_scales + c), lowest = load(this->first + c), highest = load(this->last + c);
+      for (int64_t s = 0; s < B; ++s) store(scores + s * B + c, load(scores + s * B + c) * (of_queries * splat(block.k_scales[s])));
+      alignas(64) float p[B * kLanes];
+      const auto emit = [&](int64_t s, F32x16 even, F32x16 odd) {
+        store(p + s * kLanes, even);
+        store(p + (s + 1) * kLanes, odd);
       };
-      as_rows(scores, p_upper);
-      as_rows(p_transposed, p_lower);
-      product(t.tile, tall, Hp, B, p_upper, B, v_packed, 16 * B, o_upper, Hp, false);
-      product(t.tile, tall, Hp, B, p_lower, B, v_packed, 16 * B, o_lower, Hp, false);
-      for (int64_t c = 0; c < columns; ++c)
-        for (int64_t h = c * Hp; h < (c + 1) * Hp; h += kLanes) {
-          const F32x16 sum = fma(splat(256.0f), load(o_upper + h), load(o_lower + h));
-          store(o + h, fma(sum, splat(units[c]), load(o + h) * splat(shrinks[c])));
-        }
+      F32x16 &maximum = this->statistics.maximum[c / kLanes], &sum = this->statistics.sum[c / kLanes];
+      store(shrinks + c, masked ? softmax_block<true>(scores + c, B, j * B, scale, lowest, highest, maximum, sum, emit)
+                                : softmax_block<false>(scores + c, B, j * B, scale, lowest, highest, maximum, sum, emit));
+      store(units + c, weigh_columns(p, block.v_scales, block.p_upper + c * B, block.p_lower + c * B));
     }
-    alignas(64) float inverse[B];
-    for (int64_t c = 0; c < wide; c += kLanes) store(inverse + c, splat(1.0f) / statistics.sum[c / kLanes]);
-    for (int64_t c = 0; c < columns; ++c) {
-      const int64_t column = first_column + c;
-      T* out = static_cast<T*>(t.o) + column / t.group * t.o_stride + column % t.group * H;
-      for_lanes(H, [&](int64_t h, int64_t n) { store_n(out + h, load_n(o + c * Hp + h, n) * splat(inverse[c]), n); });
+    product(t.tile, Hp, num_columns, B, block.v_transposed, B, block.p_upper, kLanes * B, block.sums_upper, B, false);
+    product(t.tile, Hp, num_columns, B, block.v_transposed, B, block.p_lower, kLanes * B, block.sums_lower, B, false);
+    for (int64_t c = 0; c < num_columns; c += kLanes) {
+      const F32x16 unit = load(units + c), shrink = load(shrinks + c);
+      for (int64_t at = c; at < Hp * B; at += B) {
+        const F32x16 sum = fma(splat(256.0f), load(block.sums_upper + at), load(block.sums_lower + at));
+        store(this->o_transposed + at, fma(sum, unit, load(this->o_transposed + at) * shrink));
+      }
     }
   }
-  t.tile->end_thread();
+};
+
+template <typename T>
+void paged_int8(const PagedTask& t) {
+  const int64_t Hp = padded(t.head_dim, 32);
+  Scratch scratch{t.scratch};
+  Int8Block<T> block;
+  block.k_rows = scratch.take<T>(B * Hp);
+  block.v_transposed = scratch.take<T>(B * Hp);
+  block.p_upper = scratch.take<T>(B * B);
+  block.p_lower = scratch.take<T>(B * B);
+  block.scores = scratch.take<float>(B * B);
+  block.sums_upper = scratch.take<float>(B * Hp);
+  block.sums_lower = scratch.take<float>(B * Hp);
+  Int8Columns<T> columns[kPagedColumnBlocks];
+  for (Int8Columns<T>& part : columns) {
+    part.q_packed = scratch.take<T>(B * Hp);
+    part.o_transposed = scratch.take<float>(B * Hp);
+  }
+  const auto begin = [&](Int8Columns<T>& part, int64_t column) { part.begin_columns(t, column, Hp, block.k_rows); };
+  const auto gather = [&](int64_t first_key, int64_t rows) {
+    gather_codes(t, t.v_cache, first_key, rows, Hp, block.k_rows, block.v_scales);
+    transpose_rows(block.k_rows, Hp, B, Hp, B, Hp, block.v_transposed, B);
+    gather_codes(t, t.k_cache, first_key, rows, Hp, block.k_rows, block.k_scales);
+  };
+  fold_keys(t, columns, begin, gather, [&](Int8Columns<T>& part, int64_t j) { part.add(t, j, Hp, block); });
 }
 
 template <typename T>
