@@ -24,8 +24,8 @@ say "this machine"
 
 say "the plan"
 "$orrery" plan "$folder/llama-11m.toml" "${settings[@]}" | tee "$folder/plan.txt"
-# By the plan's time of a step: as many steps as this machine does in three minutes, 1,000 at most; 400 are the least that read as English.
-steps=$(awk '$1 == "time" && $2 > 0 { steps = int(180 / $2 / 50) * 50 } END { print (!steps || steps > 1000 ? 1000 : steps < 400 ? 400 : steps) }' "$folder/plan.txt")
+# By the plan's time of a step: as many steps as this machine does in four minutes, 1,000 at most; 400 are the least that read as English.
+steps=$(awk '$1 == "time" && $2 > 0 { steps = int(230 / $2 / 50) * 50 } END { print (!steps || steps > 1000 ? 1000 : steps < 400 ? 400 : steps) }' "$folder/plan.txt")
 settings+=(--set "train.steps=$steps" --set "train.eval_every=$((steps / 2))" --set "checkpoint.every_steps=$((steps / 5))")
 echo "this machine's share: $steps steps" >&2
 

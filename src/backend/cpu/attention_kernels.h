@@ -58,8 +58,8 @@ struct PagedTask {
   int64_t q_stride = 0;
   void* o = nullptr;
   int64_t o_stride = 0;
-  const void *k_cache = nullptr, *v_cache = nullptr;  // column of the first kv head in block 0
-  int64_t token_stride = 0;                           // elements of the cache from one slot to the next
+  const void *k_cache = nullptr, *v_cache = nullptr;  // in block 0: the first kv head's first tile, and its column (kv_format.h)
+  int64_t token_stride = 0;                           // elements of the cache, of a slot; a key tile every kKeyTileTokens of them
   int64_t block_tokens = 0;
   const int32_t* block_table = nullptr;  // of this sequence
   const PagedTask* next = nullptr;       // what this thread does afterwards: its first keys and values may be fetched ahead

@@ -4,6 +4,7 @@
 //         anchored at the segment start, all sums go in the order of blocks on one thread.
 #include "backend/cpu/attention_kernels.h"
 #include "backend/cpu/int8_rows.h"
+#include "backend/cpu/paged_cache.h"
 #include "backend/cpu/transpose.h"
 #include "backend/cpu/vector_math.h"
 
@@ -365,16 +366,21 @@ void backward(const AttentionTask& t) {
   store_rows(dv, Hp, keys, H, static_cast<T*>(t.dv), t.dv_stride);
 }
 
-// Copies 64 keys or values of one kv head from their cache blocks.
+// 64 keys of one kv head, from `first_key` on, as rows; zeros from `rows` on.
 template <typename T>
-ORRERY_INLINE void gather_cache(const PagedTask& t, const void* cache, int64_t first_key, int64_t rows, int64_t Hp, T* out) {
+ORRERY_INLINE void gather_keys(const PagedTask& t, int64_t first_key, int64_t rows, int64_t Hp, T* out) {
+  constexpr int64_t kPerWord = 4 / sizeof(T);
+  for (int64_t s = 0; s < rows; s += kKeyTileTokens) rows_of_tile(cached<T>(t, t.k_cache, first_key + s), t.head_dim / kPerWord, out + s * Hp, Hp / kPerWord);
+  copy_rows(out, Hp, 0, 0, B - rows, Hp, out + rows * Hp);
+}
+
+// 64 values of one kv head.
+template <typename T>
+ORRERY_INLINE void gather_values(const PagedTask& t, int64_t first_key, int64_t rows, int64_t Hp, T* out) {
   int64_t s = 0;
   while (s < rows) {
-    const int64_t position = first_key + s, block = t.block_table[position / t.block_tokens],
-                  offset = position % t.block_tokens;
-    const int64_t count = smaller(rows - s, t.block_tokens - offset);
-    copy_rows(static_cast<const T*>(cache) + (block * t.block_tokens + offset) * t.token_stride, t.token_stride, count,
-              t.head_dim, count, Hp, out + s * Hp);
+    const int64_t count = smaller(rows - s, t.block_tokens - (first_key + s) % t.block_tokens);
+    copy_rows(cached<T>(t, t.v_cache, first_key + s), t.token_stride, count, t.head_dim, count, Hp, out + s * Hp);
     s += count;
   }
   copy_rows(out, Hp, 0, 0, B - rows, Hp, out + rows * Hp);
@@ -492,9 +498,9 @@ void paged(const PagedTask& t) {
     block.begin(t, column, num_columns, Hp, k_rows, [&](int64_t, const T* query, T* row) { copy_rows(query, 0, 1, H, 1, Hp, row); });
   };
   const auto gather = [&](int64_t first_key, int64_t rows) {
-    gather_cache(t, t.v_cache, first_key, rows, Hp, v_rows);
+    gather_values(t, first_key, rows, Hp, v_rows);
     transpose_rows(v_rows, Hp, B, Hp, B, Hp, v_transposed, B);
-    gather_cache(t, t.k_cache, first_key, rows, Hp, k_rows);
+    gather_keys(t, first_key, rows, Hp, k_rows);
   };
   fold_keys(t, blocks, begin, gather, [&](PagedColumns<T>& block, int64_t j) { block.add(t, j, Hp, k_rows, v_transposed, scores, p_packed); });
 }

@@ -110,11 +110,25 @@ TEST_P(AttentionTest, StridesAndNeighboursDoNotMatter) {
 Tensor empty_cache(DType dtype, const AttentionAttributes& a, int64_t num_blocks) {
   const int64_t head_bytes = dtype == DType::kI8 ? kv_int8_head_bytes(a.head_dim) : a.head_dim * dtype_bytes(dtype);
   Tensor cache(dtype, {num_blocks, a.block_tokens, a.num_kv_heads * head_bytes / dtype_bytes(dtype)});
-  std::memset(cache.data(), 0, static_cast<size_t>(cache.size() * dtype_bytes(dtype)));
+  std::memset(cache.data(), 0xFF, static_cast<size_t>(cache.size() * dtype_bytes(dtype)));
   return cache;
 }
 
-// The numbers that a cache stands for.
+// Keys as values lie: word w of the key in place s of a tile stands at [w][s].
+Tensor keys_in_rows(const Tensor& cache, const AttentionAttributes& a) {
+  const Tensor rows(cache.dtype(), cache.dims());
+  const int64_t slots = cache.dims()[0] * cache.dims()[1], words = cache.dims()[2] * dtype_bytes(cache.dtype()) / 4 / a.num_kv_heads;
+  const auto* from = reinterpret_cast<const uint32_t*>(cache.data());
+  auto* to = reinterpret_cast<uint32_t*>(rows.data());
+  for (int64_t tile = 0; tile < slots / kKeyTileTokens; ++tile)
+    for (int64_t head = 0; head < a.num_kv_heads; ++head)
+      for (int64_t w = 0; w < words; ++w)
+        for (int64_t s = 0; s < kKeyTileTokens; ++s)
+          to[((tile * kKeyTileTokens + s) * a.num_kv_heads + head) * words + w] = from[((tile * a.num_kv_heads + head) * words + w) * kKeyTileTokens + s];
+  return rows;
+}
+
+// The numbers that rows of a cache stand for.
 Array cached_numbers(const Tensor& cache, const AttentionAttributes& a) {
   if (cache.dtype() != DType::kI8) return cache.array();
   const int64_t head_bytes = kv_int8_head_bytes(a.head_dim);
@@ -145,10 +159,10 @@ TEST_P(AttentionTest, PagedFollowsTheReferenceAndIgnoresChunks) {
   const DType dtype = GetParam();
   for (DType cache_dtype : {dtype, DType::kI8})
     for (const AttentionAttributes& base : {heads(4, 2, 64), heads(3, 1, 20), heads(2, 2, 32, 40)})
-      for (int64_t block_tokens : {16, 5}) {
+      for (int64_t block_tokens : {16, 48}) {
         AttentionAttributes a = base;
         a.block_tokens = block_tokens;
-        const int64_t N = a.num_heads, K = a.num_kv_heads, H = a.head_dim, max_blocks = 40, num_blocks = 90;
+        const int64_t N = a.num_heads, K = a.num_kv_heads, H = a.head_dim, max_blocks = 10, num_blocks = 31;
         const Ids context_lens = {130, 1, 77}, new_rows = {130, 1, 3};
         Tensor table(DType::kI32, {3, max_blocks});
         for (int64_t i = 0; i < table.size(); ++i) table.set(i, static_cast<double>((i * 7 + 3) % num_blocks));
@@ -169,7 +183,7 @@ TEST_P(AttentionTest, PagedFollowsTheReferenceAndIgnoresChunks) {
         run_everywhere(OpKind::kPagedAttention, dtype, a, inputs, o, nullptr,
                        dtype == DType::kBF16 ? Arithmetic::kAmx32 : Arithmetic::kFma1);
         const bool int8 = cache_dtype == DType::kI8;
-        const Array expected = reference::paged_attention(int8 ? in_eight_bits(q.array(), H) : q.array(), cached_numbers(caches[0], a), cached_numbers(caches[1], a), table.id_vector(),
+        const Array expected = reference::paged_attention(int8 ? in_eight_bits(q.array(), H) : q.array(), cached_numbers(keys_in_rows(caches[0], a), a), cached_numbers(caches[1], a), table.id_vector(),
                                                           context_lens, cu, a);
         // In 8 bits the code of each of 130 weights is off by at most half of 1 / 32767 of the largest.
         const double f32_steps = 256 + (int8 ? 130 * 0.5 / 32767 / unit_roundoff(DType::kF32) : 0);
@@ -192,57 +206,94 @@ TEST_P(AttentionTest, PagedFollowsTheReferenceAndIgnoresChunks) {
       }
 }
 
+// A sequence of 211 tokens whose cache blocks are out of order.
+struct CachedSequence {
+  static constexpr int64_t kTokens = 211, kBlocks = 14;
+
+  AttentionAttributes a;
+  Tensor table{DType::kI32, {1, kBlocks}}, q, k_cache, v_cache;
+
+  CachedSequence(const Machine& machine, DType dtype, DType cache_dtype, const AttentionAttributes& attributes) : a(attributes) {
+    a.block_tokens = 16;
+    Tensor slots(DType::kI32, {kTokens});
+    for (int64_t i = 0; i < kBlocks; ++i) table.set(i, static_cast<double>((i * 5 + 3) % kBlocks));
+    for (int64_t t = 0; t < kTokens; ++t) slots.set(t, table.get(t / 16) * 16 + static_cast<double>(t % 16));
+    const Tensor k = Tensor::random(dtype, {kTokens, a.num_kv_heads * a.head_dim}, 31), v = Tensor::random(dtype, {kTokens, a.num_kv_heads * a.head_dim}, 32);
+    q = Tensor::random(dtype, {kTokens, a.num_heads * a.head_dim}, 33);
+    k_cache = empty_cache(cache_dtype, a, kBlocks), v_cache = empty_cache(cache_dtype, a, kBlocks);
+    run_views(OpKind::kKvWrite, dtype, machine, a, {k.view(), v.view(), slots.view()}, {k_cache.view(), v_cache.view()});
+  }
+};
+
+const std::vector<AttentionAttributes> kDecodedShapes = {heads(9, 3, 64), heads(4, 1, 256), heads(5, 1, 32, 70), heads(6, 3, 128), heads(7, 1, 96)};
+
 // The kernel for one query row gives the block kernel's bits, whatever the group, the head, the window and the cache's blocks.
 TEST_P(AttentionTest, DecodedAloneOrInAChunkTheBitsAreEqual) {
   const DType dtype = GetParam();
-  const Arithmetic arithmetic = dtype == DType::kBF16 ? Arithmetic::kDp2 : Arithmetic::kFma1;
-  const Machine machine{cpu_features().best_isa(), 2, arithmetic, true};
-  const KernelContext context{&pool_of(2), machine.isa, arithmetic, true};
   int num_kernels = 0;
-  for (DType cache_dtype : {dtype, DType::kI8}) {
-    if (paged_decode(context, dtype, cache_dtype, 64) == nullptr) continue;
-    ++num_kernels;
-    for (AttentionAttributes a : {heads(9, 3, 64), heads(4, 1, 256), heads(5, 1, 32, 70), heads(6, 3, 128), heads(7, 1, 96)}) {
-      a.block_tokens = 16;
-      const int64_t T = 211, N = a.num_heads * a.head_dim, K = a.num_kv_heads * a.head_dim, max_blocks = 14;
-      Tensor table(DType::kI32, {1, max_blocks}), slots(DType::kI32, {T});
-      for (int64_t i = 0; i < max_blocks; ++i) table.set(i, static_cast<double>((i * 5 + 3) % max_blocks));
-      for (int64_t t = 0; t < T; ++t) slots.set(t, table.get(t / 16) * 16 + static_cast<double>(t % 16));
-      const Tensor k = Tensor::random(dtype, {T, K}, 31), v = Tensor::random(dtype, {T, K}, 32), q = Tensor::random(dtype, {T, N}, 33);
-      const Tensor k_cache = empty_cache(cache_dtype, a, max_blocks), v_cache = empty_cache(cache_dtype, a, max_blocks);
-      run_views(OpKind::kKvWrite, dtype, machine, a, {k.view(), v.view(), slots.view()}, {k_cache.view(), v_cache.view()});
-      const auto attend = [&](int64_t begin, int64_t end, const Tensor& o) {
-        const Tensor length = Tensor::ids({static_cast<int32_t>(end)}), ends = Tensor::ids({0, static_cast<int32_t>(end - begin)});
-        run_views(OpKind::kPagedAttention, dtype, machine, a, {q.rows(begin, end), k_cache.view(), v_cache.view(), table.view(), length.view(), ends.view()},
-                  {o.rows(begin, end)});
-      };
-      const Tensor whole(dtype, {T, N}), alone(dtype, {T, N}), by_three(dtype, {T, N});
-      attend(0, T, whole);
-      for (int64_t t = 0; t < T; ++t) attend(t, t + 1, alone);
-      for (int64_t t = 0; t < T; t += 3) attend(t, std::min(T, t + 3), by_three);
-      EXPECT_TRUE(alone.same_bits(whole)) << a.num_heads << " heads of " << a.head_dim;
-      EXPECT_TRUE(by_three.same_bits(whole)) << a.num_heads << " heads of " << a.head_dim;
+  for (const auto& [arithmetic, native] : {std::pair(Arithmetic::kDp2, true), std::pair(Arithmetic::kDp2, false), std::pair(Arithmetic::kFma1, true)})
+    for (DType cache_dtype : {dtype, DType::kI8}) {
+      const Machine machine{cpu_features().best_isa(), 2, arithmetic, native};
+      if (paged_decode({&pool_of(2), machine.isa, arithmetic, native}, dtype, cache_dtype, 64) == nullptr) continue;
+      ++num_kernels;
+      for (const AttentionAttributes& shape : kDecodedShapes) {
+        const CachedSequence sequence(machine, dtype, cache_dtype, shape);
+        const int64_t T = CachedSequence::kTokens, N = shape.num_heads * shape.head_dim;
+        const auto attend = [&](int64_t begin, int64_t end, const Tensor& o) {
+          const Tensor length = Tensor::ids({static_cast<int32_t>(end)}), ends = Tensor::ids({0, static_cast<int32_t>(end - begin)});
+          run_views(OpKind::kPagedAttention, dtype, machine, sequence.a,
+                    {sequence.q.rows(begin, end), sequence.k_cache.view(), sequence.v_cache.view(), sequence.table.view(), length.view(), ends.view()}, {o.rows(begin, end)});
+        };
+        const Tensor whole(dtype, {T, N}), alone(dtype, {T, N}), by_three(dtype, {T, N});
+        attend(0, T, whole);
+        for (int64_t t = 0; t < T; ++t) attend(t, t + 1, alone);
+        for (int64_t t = 0; t < T; t += 3) attend(t, std::min(T, t + 3), by_three);
+        EXPECT_TRUE(alone.same_bits(whole)) << shape.num_heads << " heads of " << shape.head_dim;
+        EXPECT_TRUE(by_three.same_bits(whole)) << shape.num_heads << " heads of " << shape.head_dim;
+      }
     }
-  }
   if (num_kernels == 0) GTEST_SKIP() << "no decode kernel on this processor";
 }
 
-// Which decode kernels need vdpbf16ps: that of bf16 alone. The others are those that DecodedAloneOrInAChunkTheBitsAreEqual runs.
-TEST(PagedDecodeTest, OnlyBf16NeedsItsInstruction) {
-  if (!cpu_features().avx512) GTEST_SKIP() << "no AVX-512 here: there are no decode kernels";
-  CpuFeatures with = cpu_features(), without = with;
-  with.avx512_bf16 = true;
-  without.avx512_bf16 = false;
-  for (Arithmetic arithmetic : {Arithmetic::kDp2, Arithmetic::kFma1}) {
-    const KernelContext context{&pool_of(1), VectorIsa::kAvx512, arithmetic, true};
-    for (const CpuFeatures& features : {with, without}) {
-      EXPECT_EQ(paged_decode(context, DType::kF32, DType::kF32, 64, features), kPagedDecodeF32);
-      EXPECT_EQ(paged_decode(context, DType::kF32, DType::kI8, 64, features), kPagedDecodeInt8F32);
-      EXPECT_EQ(paged_decode(context, DType::kBF16, DType::kI8, 64, features), kPagedDecodeInt8Bf16);
+// The two kernels for dp2, of which the op takes the faster one.
+TEST(PagedDecodeTest, Vdpbf16psGivesTheBitsOfFmas) {
+  if (!cpu_features().avx512_bf16) GTEST_SKIP() << "no vdpbf16ps here: its decode kernel was not compared";
+  const Machine machine{VectorIsa::kAvx512, 1, Arithmetic::kDp2, true};
+  for (const AttentionAttributes& shape : kDecodedShapes) {
+    const CachedSequence sequence(machine, DType::kBF16, DType::kBF16, shape);
+    const int64_t N = shape.num_heads * shape.head_dim;
+    std::vector<std::byte> scratch(static_cast<size_t>(paged_decode_scratch_bytes(shape.num_heads, shape.head_dim)) + 64);
+    PagedTask task;
+    task.num_queries = 1, task.num_kv_heads = shape.num_kv_heads, task.head_dim = shape.head_dim, task.group = shape.num_heads / shape.num_kv_heads;
+    task.window = shape.window, task.scale = static_cast<float>(shape.scale);
+    task.q_stride = task.o_stride = N;
+    task.k_cache = sequence.k_cache.data(), task.v_cache = sequence.v_cache.data(), task.token_stride = shape.num_kv_heads * shape.head_dim;
+    task.block_tokens = 16, task.block_table = sequence.table.as<int32_t>();
+    task.scratch = scratch.data() + (64 - reinterpret_cast<uintptr_t>(scratch.data()) % 64) % 64;
+    for (task.context = 1; task.context <= CachedSequence::kTokens; ++task.context) {
+      const Tensor by_dots(DType::kBF16, {1, N}), by_fmas(DType::kBF16, {1, N});
+      task.q = sequence.q.rows(task.context - 1, task.context).data;
+      task.o = by_dots.data(), kPagedDecodeDp2(task);
+      task.o = by_fmas.data(), kPagedDecodeDp2ByFma(task);
+      ASSERT_TRUE(by_dots.same_bits(by_fmas)) << shape.num_heads << " heads of " << shape.head_dim << ", " << task.context << " keys";
     }
-    EXPECT_EQ(paged_decode(context, DType::kBF16, DType::kBF16, 64, with), arithmetic == Arithmetic::kDp2 ? kPagedDecodeBf16 : nullptr);
-    EXPECT_EQ(paged_decode(context, DType::kBF16, DType::kBF16, 64, without), nullptr);
   }
+}
+
+// Only amx32, whose sums are not made word by word, does without.
+TEST(PagedDecodeTest, EveryOtherArithmeticHasAKernel) {
+  if (!cpu_features().avx512) GTEST_SKIP() << "no AVX-512 here: there are no decode kernels";
+  for (Arithmetic arithmetic : {Arithmetic::kAmx32, Arithmetic::kDp2, Arithmetic::kFma1})
+    for (bool native : {true, false}) {
+      const KernelContext context{&pool_of(1), VectorIsa::kAvx512, arithmetic, native};
+      EXPECT_EQ(paged_decode(context, DType::kF32, DType::kF32, 64), kPagedDecodeF32);
+      EXPECT_EQ(paged_decode(context, DType::kF32, DType::kI8, 64), kPagedDecodeInt8F32);
+      EXPECT_EQ(paged_decode(context, DType::kBF16, DType::kI8, 64), kPagedDecodeInt8Bf16);
+      const PagedDecode bf16 = paged_decode(context, DType::kBF16, DType::kBF16, 64);
+      if (arithmetic == Arithmetic::kAmx32) EXPECT_EQ(bf16, nullptr);
+      else if (arithmetic == Arithmetic::kFma1) EXPECT_EQ(bf16, kPagedDecodeFma1);
+      else EXPECT_TRUE(bf16 == kPagedDecodeDp2ByFma || (native && cpu_features().avx512_bf16 && bf16 == kPagedDecodeDp2));
+    }
 }
 
 INSTANTIATE_TEST_SUITE_P(Types, AttentionTest, testing::ValuesIn(kComputeTypes),

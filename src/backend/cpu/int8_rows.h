@@ -27,7 +27,7 @@ ORRERY_INLINE float quantize_head(const T* x, int64_t H, int8_t* codes) {
 
 ORRERY_INLINE float scale_of_head(const int8_t* codes, int64_t H) {
   float scale;
-  __builtin_memcpy(&scale, codes + H, 4);
+  __builtin_memcpy(&scale, codes + kv_int8_head_bytes(H) - 4, 4);
   return scale;
 }
 

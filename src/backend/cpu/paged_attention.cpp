@@ -26,28 +26,34 @@ void run_kv_write(const KernelContext& context, const OpCall& call) {
   const auto& a = call.attribute<AttentionAttributes>();
   const TensorView &k = call.in(0), &v = call.in(1), &slots = call.in(2), &k_cache = call.out(0), &v_cache = call.out(1);
   const int64_t row_bytes = cached_row_bytes(a, k_cache.dtype), num_slots = k_cache.dims[0] * k_cache.dims[1];
+  const int64_t head_bytes = row_bytes / a.num_kv_heads;
   const bool int8 = k_cache.dtype == DType::kI8;
+  ORRERY_CHECK(k_cache.dims[1] % kKeyTileTokens == 0 && head_bytes % 4 == 0, "kv_write: blocks of {}, heads of {} bytes", k_cache.dims[1], head_bytes);
   ORRERY_CHECK(k_cache.num_dims == 3 && k_cache.dims[2] * dtype_bytes(k_cache.dtype) == row_bytes && (int8 || k_cache.dtype == k.dtype) && k.row_width() == a.num_kv_heads * a.head_dim,
                "kv_write of {} to {}", k.row_width(), k_cache.dims[2]);
   ORRERY_CHECK(k_cache.contiguous() && v_cache.contiguous() && v.row_width() == k.row_width(), "kv_write: caches");
   const int32_t* slot = slots.as<int32_t>();
   const AttentionKernels& kernels = attention_kernels(context.isa, k.dtype);
-  const auto write = [&](const TensorView& from, int64_t row, const TensorView& cache) {
-    std::byte* to = cache.data + slot[row] * row_bytes;
-    if (!int8) {
-      std::memcpy(to, row_at(from, row), row_bytes);
-      return;
-    }
-    for (int64_t head = 0; head < a.num_kv_heads; ++head, to += kv_int8_head_bytes(a.head_dim)) {
-      const float scale = kernels.quantize_head(row_at(from, row) + head * a.head_dim * dtype_bytes(from.dtype), a.head_dim, reinterpret_cast<int8_t*>(to));
-      std::memcpy(to + a.head_dim, &scale, sizeof scale);
-    }
+  // A head as the cache has it, in `codes` where that is not how it comes.
+  const auto stored_head = [&](const TensorView& from, int64_t row, int64_t head, std::byte* codes) -> const std::byte* {
+    const std::byte* numbers = row_at(from, row) + head * a.head_dim * dtype_bytes(from.dtype);
+    if (!int8) return numbers;
+    const float scale = kernels.quantize_head(numbers, a.head_dim, reinterpret_cast<int8_t*>(codes));
+    std::memcpy(codes + head_bytes - sizeof scale, &scale, sizeof scale);
+    return codes;
   };
   parallel_rows(*context.pool, k.rows(), 2 * row_bytes, [&](int64_t begin, int64_t end) {
+    std::byte codes[kv_int8_head_bytes(kKvInt8HeadMost)] = {};
     for (int64_t row = begin; row < end; ++row) {
       ORRERY_CHECK(slot[row] >= 0 && slot[row] < num_slots, "slot {} of {}", slot[row], num_slots);
-      write(k, row, k_cache);
-      write(v, row, v_cache);
+      const int64_t lane = slot[row] % kKeyTileTokens;
+      std::byte* key = k_cache.data + (slot[row] - lane) * row_bytes + 4 * lane;
+      std::byte* value = v_cache.data + slot[row] * row_bytes;
+      for (int64_t head = 0; head < a.num_kv_heads; ++head, key += kKeyTileTokens * head_bytes, value += head_bytes) {
+        const std::byte* words = stored_head(k, row, head, codes);
+        for (int64_t at = 0; at < head_bytes; at += 4) std::memcpy(key + kKeyTileTokens * at, words + at, 4);
+        std::memcpy(value, stored_head(v, row, head, codes), static_cast<size_t>(head_bytes));
+      }
     }
   });
 }
@@ -85,7 +91,7 @@ void run_paged_attention(const KernelContext& context, const OpCall& call) {
   const int32_t* context_lens = call.in(4).as<int32_t>();
   const int32_t* starts = call.in(5).as<int32_t>();
   const int64_t num_sequences = call.in(4).rows(), group = a.num_heads / a.num_kv_heads, H = a.head_dim;
-  ORRERY_CHECK(a.num_heads % a.num_kv_heads == 0 && H % 2 == 0 && a.scale > 0 && a.block_tokens > 0,
+  ORRERY_CHECK(a.num_heads % a.num_kv_heads == 0 && H % 2 == 0 && a.scale > 0 && a.block_tokens > 0 && a.block_tokens % kKeyTileTokens == 0,
                "paged_attention attributes");
   const bool int8 = k_cache.dtype == DType::kI8;
   const int64_t row_bytes = cached_row_bytes(a, k_cache.dtype), head_bytes = row_bytes / a.num_kv_heads;
@@ -119,7 +125,7 @@ void run_paged_attention(const KernelContext& context, const OpCall& call) {
         for (int64_t head = 0; head < task.num_kv_heads; ++head) {
           one.q = static_cast<const std::byte*>(task.q) + head * group * H * size;
           one.o = static_cast<std::byte*>(task.o) + head * group * H * size;
-          one.k_cache = static_cast<const std::byte*>(task.k_cache) + head * head_bytes;
+          one.k_cache = static_cast<const std::byte*>(task.k_cache) + head * kKeyTileTokens * head_bytes;
           one.v_cache = static_cast<const std::byte*>(task.v_cache) + head * head_bytes;
           int8 ? kernels.paged_int8(one) : kernels.paged(one);
         }
@@ -148,7 +154,7 @@ void run_paged_attention(const KernelContext& context, const OpCall& call) {
       next.q_stride = q.row_stride;
       next.o = row_at(o, starts[s] + first_row) + first_head * group * H * size;
       next.o_stride = o.row_stride;
-      next.k_cache = k_cache.data + first_head * head_bytes;
+      next.k_cache = k_cache.data + first_head * kKeyTileTokens * head_bytes;
       next.v_cache = v_cache.data + first_head * head_bytes;
       next.token_stride = k_cache.dims[2];
       next.block_tokens = a.block_tokens;

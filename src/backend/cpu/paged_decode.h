@@ -11,18 +11,19 @@ namespace orrery {
 /// Query rows of one sequence up to which the decode kernel is taken, row by row.
 constexpr int64_t kDecodeRows = 4;
 
-/// For queries of `dtype` and a cache of `cache_dtype`. Null where the processor, arithmetic or head has none: f32, and a cache in 8 bits for both dtypes,
-/// with AVX-512; bf16 where vdpbf16ps is there too and sums it (kDp2, native); head_dim a multiple of 32, at most 256. task.num_queries must be 1.
-/// task.scratch: paged_decode_scratch_bytes of as many heads as the task has.
+/// For queries of `dtype` and a cache of `cache_dtype`. Null where the processor, arithmetic or head has none: with AVX-512 there is one for all but bf16 in
+/// kAmx32; head_dim a multiple of 32, at most 256. task.num_queries must be 1. task.scratch: paged_decode_scratch_bytes of as many heads as the task has.
 using PagedDecode = void (*)(const PagedTask& task);
-PagedDecode paged_decode(const KernelContext& context, DType dtype, DType cache_dtype, int64_t head_dim, const CpuFeatures& features = cpu_features());
+PagedDecode paged_decode(const KernelContext& context, DType dtype, DType cache_dtype, int64_t head_dim);
 
-/// A multiple of 64: of each query head what has been summed, and the query's codes.
+/// A multiple of 64: of each query head what has been summed, and the query in f32 or in codes.
 constexpr int64_t kPagedDecodeMaxHead = 256;
 constexpr int64_t paged_decode_scratch_bytes(int64_t num_heads, int64_t head_dim) {
-  return num_heads * (pad_to(4 * head_dim, 64) + kPagedDecodeMaxHead + 128);
+  const int64_t sums = pad_to(4 * head_dim, 64) + 64, codes = kPagedDecodeMaxHead + 64;
+  return num_heads * (sums + (4 * head_dim > codes ? pad_to(4 * head_dim, 64) : codes));
 }
 
-extern const PagedDecode kPagedDecodeBf16, kPagedDecodeF32, kPagedDecodeInt8Bf16, kPagedDecodeInt8F32;
+extern const PagedDecode kPagedDecodeF32, kPagedDecodeInt8Bf16, kPagedDecodeInt8F32;
+extern const PagedDecode kPagedDecodeDp2, kPagedDecodeDp2ByFma, kPagedDecodeFma1;  // bf16; the first by vdpbf16ps
 
 }  // namespace orrery

@@ -1,10 +1,9 @@
 // What the decode kernels of paged_decode.h share. Included only by files compiled with AVX-512.
 #pragma once
 
+#include "backend/cpu/paged_cache.h"
 #include "backend/cpu/paged_decode.h"
-#include "backend/cpu/transpose.h"
 #include "backend/cpu/vector_math.h"
-#include "ir/kv_format.h"
 
 namespace orrery::ORRERY_SIMD {
 namespace {
@@ -19,56 +18,59 @@ ORRERY_INLINE int32_t word_at(const void* p) {
   return word;
 }
 
-/// Of one head of a cached key or value.
-template <typename T>
-constexpr int64_t stored_head_bytes(int64_t head_dim) {
-  return sizeof(T) == 1 ? kv_int8_head_bytes(head_dim) : head_dim * static_cast<int64_t>(sizeof(T));
-}
-
 ORRERY_INLINE int64_t lowest_position(const PagedTask& t) { return t.window > 0 && t.context > t.window ? t.context - t.window : 0; }
+
+constexpr int64_t kTiles = B / kKeyTileTokens;
 
 /// The 64 keys and values of a block, or as many as there are: first kv head of the task, the others behind it.
 template <typename T>
 struct BlockRows {
-  const T *keys[B], *values[B];
+  const T *keys[kTiles], *values[B];  // tiles, rows
   int64_t rows = 0;
 
-  // Positions block * 64 on of task t. What the last block lacks is any row that can be read.
+  // Positions block * 64 on of task t. What the last block lacks is any place that can be read.
   ORRERY_MEMBER void find(const PagedTask& t, int64_t block) {
-    rows = add(t, block * B, 0);
-    pad(rows, t, block * B);
+    add_keys(t, block * B, 0);
+    rows = add_values(t, block * B, 0);
+    pad(t, block * B);
   }
-  // The rows 64 behind those of a block of t: the block that follows, and in the places that are left what the next task reads first, so that as many
-  // rows are asked for as are read, however long contexts are.
+  // What lies 64 positions behind those of a block of t: the block that follows, and in the places that are left what the next task reads first, so that
+  // as much is asked for as is read, however long contexts are.
   ORRERY_MEMBER void find_behind(const PagedTask& t, int64_t block) {
-    rows = add(t, (block + 1) * B, 0);
-    int64_t end = rows;
-    if (end < B && t.next != nullptr) end = add(*t.next, lowest_position(*t.next) / B * B + (block + 1) * B + end - t.context, end);
-    pad(end, t, block * B);
+    const int64_t tiles = add_keys(t, (block + 1) * B, 0);
+    rows = add_values(t, (block + 1) * B, 0);
+    if (t.next != nullptr) {
+      const int64_t first = lowest_position(*t.next) / B * B + (block + 1) * B;
+      add_keys(*t.next, first + tiles * kKeyTileTokens - pad_to(t.context, kKeyTileTokens), tiles);
+      add_values(*t.next, first + rows - t.context, rows);
+    }
+    pad(t, block * B);
   }
 
  private:
-  // Rows of t from `position` on, as places s; returns the first that is free.
-  ORRERY_MEMBER int64_t add(const PagedTask& t, int64_t position, int64_t s) {
-    const T *k_cache = static_cast<const T*>(t.k_cache), *v_cache = static_cast<const T*>(t.v_cache);
+  // Tiles of t from `position` on, as places i; returns the first that is free.
+  ORRERY_MEMBER int64_t add_keys(const PagedTask& t, int64_t position, int64_t i) {
+    for (; i < kTiles && position < t.context; ++i, position += kKeyTileTokens) keys[i] = cached<T>(t, t.k_cache, position);
+    num_keys_ = i;
+    return i;
+  }
+  ORRERY_MEMBER int64_t add_values(const PagedTask& t, int64_t position, int64_t s) {
     while (s < B && position < t.context) {
-      const int64_t cache_block = position / t.block_tokens, in_block = position - cache_block * t.block_tokens;
-      int64_t offset = (t.block_table[cache_block] * t.block_tokens + in_block) * t.token_stride;
-      const int64_t end_of_block = position + t.block_tokens - in_block, last = end_of_block < t.context ? end_of_block : t.context;
-      for (; s < B && position < last; ++s, ++position, offset += t.token_stride) {
-        keys[s] = k_cache + offset;
-        values[s] = v_cache + offset;
-      }
+      const T* row = cached<T>(t, t.v_cache, position);
+      const int64_t end_of_block = position + t.block_tokens - position % t.block_tokens, last = end_of_block < t.context ? end_of_block : t.context;
+      for (; s < B && position < last; ++s, ++position, row += t.token_stride) values[s] = row;
     }
+    num_values_ = s;
     return s;
   }
-  ORRERY_MEMBER void pad(int64_t s, const PagedTask& t, int64_t position) {
-    if (s == 0) s = add(t, position, 0);
-    for (; s < B; ++s) {
-      keys[s] = keys[s - 1];
-      values[s] = values[s - 1];
-    }
+  ORRERY_MEMBER void pad(const PagedTask& t, int64_t position) {
+    if (num_keys_ == 0) add_keys(t, position, 0);
+    if (num_values_ == 0) add_values(t, position, 0);
+    for (int64_t i = num_keys_; i < kTiles; ++i) keys[i] = keys[i - 1];
+    for (int64_t s = num_values_; s < B; ++s) values[s] = values[s - 1];
   }
+
+  int64_t num_keys_ = 0, num_values_ = 0;
 };
 
 /// Brings a line to L2. Each line that the kernels read asks for its like 64 rows behind: bursts of requests get lost.
@@ -132,21 +134,21 @@ ORRERY_INLINE float softmax_keys(float (&scores)[B], int64_t first_key, float sc
 }
 
 template <int kCount>
-struct HeadCount {
+struct Count {
   static constexpr int value = kCount;
 };
 
-/// Calls heads(HeadCount<n>, first) for the heads of a group, four at a time and then what is left.
+/// Calls heads(Count<n>, first) for the heads of a group, four at a time and then what is left.
 template <typename Heads>
 ORRERY_INLINE void by_fours(int64_t group, Heads&& heads) {
   int64_t head = 0;
-  for (; head + 4 <= group; head += 4) heads(HeadCount<4>{}, head);
-  if (group - head == 3) heads(HeadCount<3>{}, head);
-  if (group - head == 2) heads(HeadCount<2>{}, head);
-  if (group - head == 1) heads(HeadCount<1>{}, head);
+  for (; head + 4 <= group; head += 4) heads(Count<4>{}, head);
+  if (group - head == 3) heads(Count<3>{}, head);
+  if (group - head == 2) heads(Count<2>{}, head);
+  if (group - head == 1) heads(Count<1>{}, head);
 }
 
-/// Calls body(HeadCount<n>, j, block, behind, kv_head, first_head) for the blocks of keys that the query sees, in each for all kv heads of the task and
+/// Calls body(Count<n>, j, block, behind, kv_head, first_head) for the blocks of keys that the query sees, in each for all kv heads of the task and
 /// their groups by fours.
 template <typename T, typename Body>
 ORRERY_INLINE void each_block(const PagedTask& t, Body&& body) {
@@ -158,6 +160,31 @@ ORRERY_INLINE void each_block(const PagedTask& t, Body&& body) {
     for (int64_t kv_head = 0; kv_head < t.num_kv_heads; ++kv_head)
       by_fours(t.group, [&](auto count, int64_t head) { body(count, j, blocks[now], blocks[1 - now], kv_head, kv_head * t.group + head); });
   }
+}
+
+/// For the keys of a block, each tile's sixteen in the lanes of a sum: sum = add(sum, words, c, w) for word w of the head and query head c, from
+/// start(c) on; then done(i, c, sum) for tile i. The tiles of this head lie `column` elements behind their starts. Tiles that the block
+/// lacks may be left out: done gets their start.
+template <int C, typename T, typename Start, typename Add, typename Done>
+ORRERY_INLINE void fold_words(const BlockRows<T>& block, const BlockRows<T>& behind, int64_t column, int64_t words, Start&& start, Add&& add, Done&& done) {
+  const auto fold = [&](auto count) __attribute__((always_inline)) {
+    constexpr int kCount = decltype(count)::value;
+    F32x16 sum[kTiles][C];
+    for (int i = 0; i < kTiles; ++i)
+      for (int c = 0; c < C; ++c) sum[i][c] = start(c);
+    for (int64_t w = 0; w < words; ++w) {
+      const int64_t at = column + w * kKeyTileTokens * 4 / static_cast<int64_t>(sizeof(T));
+      for (int i = 0; i < kCount; ++i) {
+        prefetch_behind(behind.keys[i] + at);
+        const F32x16 keys = {_mm512_loadu_ps(reinterpret_cast<const float*>(block.keys[i] + at))};
+        for (int c = 0; c < C; ++c) sum[i][c] = add(sum[i][c], keys, c, w);
+      }
+    }
+    for (int i = 0; i < kTiles; ++i)
+      for (int c = 0; c < C; ++c) done(i, c, sum[i][c]);
+  };
+  if (block.rows > B / 2) fold(Count<kTiles>{});
+  else fold(Count<kTiles / 2>{});
 }
 
 }  // namespace

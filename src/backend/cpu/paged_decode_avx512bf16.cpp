@@ -8,6 +8,9 @@ ORRERY_INLINE __m512bh pairs(__m512i a) { return (__m512bh)a; }
 
 struct DotPairs {
   using Number = uint16_t;
+  using Query = uint16_t;
+
+  ORRERY_MEMBER static const uint16_t* in_queries(const uint16_t* q, int64_t, std::byte*) { return q; }
 
   ORRERY_MEMBER static F32x16 add_word(F32x16 sum, F32x16 keys, const uint16_t* q) {
     return {_mm512_dpbf16_ps(sum.v, pairs(_mm512_castps_si512(keys.v)), pairs(_mm512_set1_epi32(word_at(q))))};
@@ -52,5 +55,5 @@ struct DotPairs {
 }  // namespace orrery::ORRERY_SIMD
 
 namespace orrery {
-const PagedDecode kPagedDecodeBf16 = ORRERY_SIMD::decode<ORRERY_SIMD::DotPairs>;
+const PagedDecode kPagedDecodeDp2 = ORRERY_SIMD::decode<ORRERY_SIMD::DotPairs>;
 }  // namespace orrery

@@ -6,6 +6,9 @@ namespace {
 
 struct Fma {
   using Number = float;
+  using Query = float;
+
+  ORRERY_MEMBER static const float* in_queries(const float* q, int64_t, std::byte*) { return q; }
 
   ORRERY_MEMBER static F32x16 add_word(F32x16 sum, F32x16 keys, const float* q) { return fma(splat(*q), keys, sum); }
 

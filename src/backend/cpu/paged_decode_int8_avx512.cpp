@@ -22,31 +22,22 @@ struct Query {
   }
 };
 
-ORRERY_INLINE __mmask64 first_bytes(int64_t n) { return n >= 64 ? ~__mmask64{0} : (__mmask64{1} << n) - 1; }
+ORRERY_INLINE F32x16 as_floats(__m512i a) { return {_mm512_castsi512_ps(a)}; }
+ORRERY_INLINE __m512i as_words(F32x16 a) { return _mm512_castps_si512(a.v); }
 
+// The word behind a head's codes is its scale.
 template <int C>
-ORRERY_INLINE void block_scores(const BlockRows<int8_t>& block, const BlockRows<int8_t>& behind, int64_t column, int64_t H, const Query* q, const float (&key_scales)[B], float (&scores)[C][B]) {
+ORRERY_INLINE void block_scores(const BlockRows<int8_t>& block, const BlockRows<int8_t>& behind, int64_t column, int64_t H, const Query* q, float (&scores)[C][B]) {
   const __m512i offset = _mm512_set1_epi8(static_cast<char>(0x80));
-  for (int64_t s = 0; s < B; s += kLanes) {
-    __m512i sum[C];
-    for (int c = 0; c < C; ++c) sum[c] = _mm512_set1_epi32(q[c].minus_offset);
-    if (s < block.rows)
-      for (int64_t h = 0; h < H; h += 64) {
-        F32x16 tile[16];
-        for (int64_t i = 0; i < 16; ++i) {
-          prefetch_behind(behind.keys[s + i] + column + h);
-          const __m512i codes = s + i < block.rows ? _mm512_maskz_loadu_epi8(first_bytes(H - h), block.keys[s + i] + column + h) : _mm512_setzero_si512();
-          tile[i] = {_mm512_castsi512_ps(_mm512_xor_si512(codes, offset))};
-        }
-        transpose_16x16(tile);
-#pragma GCC unroll 16
-        for (int64_t i = 0; i < 16; ++i)
-#pragma GCC unroll 4
-          for (int c = 0; c < C; ++c) sum[c] = _mm512_dpbusd_epi32(sum[c], _mm512_castps_si512(tile[i].v), _mm512_set1_epi32(word_at(q[c].codes + h + 4 * i)));
-      }
-    const F32x16 of_keys = load(key_scales + s);
-    for (int c = 0; c < C; ++c) store(scores[c] + s, to_f32(I32x16{sum[c]}) * (splat(q[c].scale) * of_keys));
-  }
+  fold_words<C>(
+      block, behind, column, H / 4, [&](int c) { return as_floats(_mm512_set1_epi32(q[c].minus_offset)); },
+      [&](F32x16 sum, F32x16 keys, int c, int64_t w) {
+        return as_floats(_mm512_dpbusd_epi32(as_words(sum), _mm512_xor_si512(as_words(keys), offset), _mm512_set1_epi32(word_at(q[c].codes + 4 * w))));
+      },
+      [&](int i, int c, F32x16 sum) {
+        const F32x16 of_keys = {_mm512_loadu_ps(reinterpret_cast<const float*>(block.keys[i] + column + H * kKeyTileTokens))};
+        store(scores[c] + i * kLanes, to_f32(I32x16{as_words(sum)}) * (splat(q[c].scale) * of_keys));
+      });
 }
 
 // Probabilities times the values' scales as codes; returns their unit.
@@ -99,15 +90,12 @@ void decode(const PagedTask& t) {
   for (int64_t head = 0; head < num_heads; ++head) queries[head].quantize(static_cast<const T*>(t.q) + head * H, H);
   each_block<int8_t>(t, [&](auto count, int64_t j, const BlockRows<int8_t>& block, const BlockRows<int8_t>& behind, int64_t kv_head, int64_t head) {
     constexpr int C = decltype(count)::value;
-    const int64_t column = kv_head * stored_head_bytes<int8_t>(H);
-    alignas(64) float p[C][B], key_scales[B], value_scales[B];
+    const int64_t column = kv_head * kv_int8_head_bytes(H);
+    alignas(64) float p[C][B], value_scales[B];
     alignas(64) int16_t codes[C][B];
     float shrink[C], unit[C];
-    for (int64_t s = 0; s < B; ++s) {
-      key_scales[s] = s < block.rows ? scale_of_head(block.keys[s] + column, H) : 0.0f;
-      value_scales[s] = s < block.rows ? scale_of_head(block.values[s] + column, H) : 0.0f;
-    }
-    block_scores<C>(block, behind, column, H, queries + head, key_scales, p);
+    for (int64_t s = 0; s < B; ++s) value_scales[s] = s < block.rows ? scale_of_head(block.values[s] + column, H) : 0.0f;
+    block_scores<C>(block, behind, column * kKeyTileTokens, H, queries + head, p);
     for (int c = 0; c < C; ++c) {
       shrink[c] = softmax_keys(p[c], j * B, scale, first, last, sums.maximum[head + c], sums.sum[head + c]);
       unit[c] = weigh(p[c], value_scales, codes[c]);

@@ -25,20 +25,34 @@ ORRERY_INLINE void widen_codes(const int8_t* codes, int64_t H, int64_t Hp, T* ou
   }
 }
 
-// 64 keys or values of one kv head from their cache blocks, and their scales; zeros from `rows` on.
-template <typename T>
-ORRERY_INLINE void gather_codes(const PagedTask& t, const void* cache, int64_t first_key, int64_t rows, int64_t Hp, T* out, float (&scales)[B]) {
+// 64 heads in 8 bits as numbers, and their scales: codes(s) is where the s-th stands; zeros from `rows` on.
+template <typename T, typename Codes>
+ORRERY_INLINE void widen_rows(int64_t H, int64_t rows, int64_t Hp, T* out, float (&scales)[B], Codes&& codes) {
   for (int64_t s = 0; s < B; ++s) {
     if (s >= rows) {
       scales[s] = 0;
       for (int64_t i = 0; i < Hp; i += kLanes) store_same(out + s * Hp + i, zero());
       continue;
     }
-    const int64_t position = first_key + s, slot = t.block_table[position / t.block_tokens] * t.block_tokens + position % t.block_tokens;
-    const int8_t* codes = static_cast<const int8_t*>(cache) + slot * t.token_stride;
-    widen_codes(codes, t.head_dim, Hp, out + s * Hp);
-    scales[s] = scale_of_head(codes, t.head_dim);
+    const int8_t* row = codes(s);
+    widen_codes(row, H, Hp, out + s * Hp);
+    scales[s] = scale_of_head(row, H);
   }
+}
+
+template <typename T>
+ORRERY_INLINE void gather_value_codes(const PagedTask& t, int64_t first_key, int64_t rows, int64_t Hp, T* out, float (&scales)[B]) {
+  widen_rows(t.head_dim, rows, Hp, out, scales, [&](int64_t s) { return cached<int8_t>(t, t.v_cache, first_key + s); });
+}
+
+template <typename T>
+ORRERY_INLINE void gather_key_codes(const PagedTask& t, int64_t first_key, int64_t rows, int64_t Hp, T* out, float (&scales)[B]) {
+  alignas(64) int8_t tile[kKeyTileTokens * pad_to(kv_int8_head_bytes(kKvInt8HeadMost), 64)];
+  const int64_t words = kv_int8_head_bytes(t.head_dim) / 4, row_words = padded(words, kLanes);
+  widen_rows(t.head_dim, rows, Hp, out, scales, [&](int64_t s) {
+    if (s % kKeyTileTokens == 0) rows_of_tile(cached<int8_t>(t, t.k_cache, first_key + s), words, tile, row_words);
+    return tile + s % kKeyTileTokens * row_words * 4;
+  });
 }
 
 // For 16 columns: the codes of w[s] = p[s] * scale[s], their upper and lower part as panels of [64, 16]; returns the codes' unit. p is lost.
@@ -135,9 +149,9 @@ void paged_int8(const PagedTask& t) {
   }
   const auto begin = [&](Int8Columns<T>& part, int64_t column) { part.begin_columns(t, column, Hp, block.k_rows); };
   const auto gather = [&](int64_t first_key, int64_t rows) {
-    gather_codes(t, t.v_cache, first_key, rows, Hp, block.k_rows, block.v_scales);
+    gather_value_codes(t, first_key, rows, Hp, block.k_rows, block.v_scales);
     transpose_rows(block.k_rows, Hp, B, Hp, B, Hp, block.v_transposed, B);
-    gather_codes(t, t.k_cache, first_key, rows, Hp, block.k_rows, block.k_scales);
+    gather_key_codes(t, first_key, rows, Hp, block.k_rows, block.k_scales);
   };
   fold_keys(t, columns, begin, gather, [&](Int8Columns<T>& part, int64_t j) { part.add(t, j, Hp, block); });
 }

@@ -54,6 +54,10 @@ TileGemm by_avx512(Arithmetic arithmetic, bool native) {
 
 }  // namespace
 
+bool sums_by_vdpbf16ps(const KernelContext& context) {
+  return context.native_arithmetic && context.isa == VectorIsa::kAvx512 && context.arithmetic == Arithmetic::kDp2 && has_instruction(Arithmetic::kDp2) && vdpbf16ps_beats_fma();
+}
+
 const TileGemm& tile_gemm(const KernelContext& context) {
   // [arithmetic][AVX2, AVX-512, native]; empty where this processor has no such instructions.
   static const auto tables = [] {

@@ -77,6 +77,9 @@ struct TileGemm {
 constexpr int64_t panel_elements_bf16(int64_t k) { return round_up(k, kGranuleK) * kPanelColumns; }
 constexpr int64_t panel_elements_f32(int64_t k) { return k * kPanelColumns; }
 
+/// Whether the products of this context are summed by vdpbf16ps: it asks for dp2's own instruction, which is there and faster than FMAs that give its bits.
+bool sums_by_vdpbf16ps(const KernelContext& context);
+
 /// The products for this context's arithmetic. Errors: kUnsupported when the processor lacks what the context asks for.
 const TileGemm& tile_gemm(const KernelContext& context);
 
