@@ -18,7 +18,6 @@ namespace orrery {
 namespace {
 
 constexpr double kLeastGoodput = 1e-3;  // a run that faults and restarts keep from more than that does not end
-constexpr double kContextBytes = 2.5 * 1073741824.0;  // the device's context and the collectives' buffers
 
 struct Family {
   double best = std::numeric_limits<double>::infinity();
@@ -32,7 +31,8 @@ class Search : public LayoutVisitor {
     result_ = {};
     for (size_t group = 0; group < request.cluster.devices.size(); ++group) {
       result_.devices.push_back(request.cluster.device_spec(group));
-      result_.capacity_bytes.push_back(result_.devices.back().memory_bytes * request.memory_fraction - kContextBytes);
+      result_.capacity_bytes.push_back(request.memory.capacity_bytes(result_.devices.back()));
+      if (request.memory.binds(result_.devices.back())) result_.memory_limit = request.memory.text();
       counts_.push_back(request.cluster.devices[group].count);
     }
     host_capacity_ = request.cluster.tiers.host_gib_per_device * 1073741824.0;
@@ -86,8 +86,8 @@ class Search : public LayoutVisitor {
       return;
     }
     note_family(c);
-    if (!misses_.any_fits || c.run_seconds < misses_.fastest_seconds) misses_.fastest_seconds = c.run_seconds;
-    if (!misses_.any_fits || c.money < misses_.least_money) misses_.least_money = c.money;
+    if (!misses_.any_fits || c.run_seconds < misses_.fastest.seconds) misses_.fastest = {c.run_seconds, c.money};
+    if (!misses_.any_fits || c.money < misses_.cheapest.money) misses_.cheapest = {c.run_seconds, c.money};
     misses_.any_fits = true;
     if ((request_.deadline_seconds > 0 && c.run_seconds > request_.deadline_seconds) || (request_.budget > 0 && c.money > request_.budget)) return;
     keep(c);

@@ -23,6 +23,16 @@ std::string what_divides(const SearchRequest& request, const LayoutSpace& space)
   }
   if (fixed.pp > static_cast<int64_t>(m.num_layers)) return fmt::format("pipeline_parallel_size = {} is more than the layers; use at most {}", fixed.pp, m.num_layers);
   if (fixed.cp > 1 && static_cast<int64_t>(m.seq_len) % (2 * fixed.cp) != 0) return fmt::format("context_parallel_size = {} does not cut a sequence into {} chunks; use a seq_len that is a multiple of that", fixed.cp, 2 * fixed.cp);
+  if (fixed.cp > 1 && fixed.context_method == ContextMethod::kUlysses) {
+    const int64_t tp = std::max<int64_t>(1, fixed.tp);
+    if (!space.cuts_heads(tp, fixed.cp)) {
+      std::vector<int64_t> valid;
+      for (const int64_t cp : divisors(static_cast<int64_t>(m.num_heads) / tp, static_cast<int64_t>(m.num_heads)))
+        if (cp > 1 && space.cuts_heads(tp, cp)) valid.push_back(cp);
+      return fmt::format("context_method = \"ulysses\" exchanges tokens for heads, and context_parallel_size = {} does not divide the heads and kv heads of a rank; use {}context_method = \"ring\"", fixed.cp,
+                         valid.empty() ? "" : fmt::format("one of {}, or ", fmt::join(valid, ", ")));
+    }
+  }
   if (fixed.dp > 0 && std::fmod(request.global_batch, static_cast<double>(fixed.dp)) != 0) return fmt::format("data_parallel_size = {} does not divide the batch; use a batch that is a multiple of it", fixed.dp);
   if (request.cluster.devices.size() > 1) return "a batch that is a multiple of the devices of each kind, or of a large part of them, helps";
   const DevicesSection& hosts = request.cluster.devices.front();
@@ -69,6 +79,25 @@ int64_t smallest_that_fits(const SearchRequest& request, size_t group) {
   return 0;
 }
 
+/// What was wanted, what the layouts that fit take, and what would do. Time is mended by devices, money is not.
+std::string limits_text(const SearchRequest& request, const SearchMisses& misses, const std::string& where) {
+  const bool late = request.deadline_seconds > 0 && misses.fastest.seconds > request.deadline_seconds, dear = request.budget > 0 && misses.cheapest.money > request.budget;
+  const bool priced = request.cluster.has_prices();
+  std::vector<std::string> wanted, needs;
+  if (request.deadline_seconds > 0) wanted.push_back(fmt::format("--deadline {}", format_duration(request.deadline_seconds)));
+  if (request.budget > 0) wanted.push_back(fmt::format("--budget {}", money_text(request.budget)));
+  if (late) needs.push_back("more time or more devices");
+  if (dear) needs.push_back("more money or cheaper devices");
+  const bool only_together = needs.empty();  // each is met by some layout
+  if (only_together) needs.push_back("more time or more money");
+  const auto of = [&](std::string_view which, const SearchMisses::Run& run, bool money_first) {
+    const std::string time = "takes " + format_duration(run.seconds), money = "costs " + money_text(run.money);
+    return fmt::format("the {} {}", which, !priced ? time : money_first ? money + " and " + time : time + " and " + money);
+  };
+  return fmt::format("no layout meets {}{}: on {} {}{}; the run needs {}, or fewer tokens", fmt::join(wanted, " and "), only_together ? " together" : "", where, of("fastest layout", misses.fastest, false),
+                     priced ? ", " + of("cheapest", misses.cheapest, true) : "", fmt::join(needs, ", and "));
+}
+
 }  // namespace
 
 void refuse_search(const SearchRequest& request, const SearchResult& result, const LayoutSpace& space, const SearchMisses& misses) {
@@ -76,10 +105,7 @@ void refuse_search(const SearchRequest& request, const SearchResult& result, con
   const std::string fixed = request.fixed.text();
   const std::string where = fixed.empty() ? devices : devices + " with " + fixed;
   if (misses.any_fits)
-    throw Error(ErrorCode::kInvalidConfig, "no layout meets the limits: wanted {}{}{}; the fastest layout takes {}{}; give it more time or money, or more devices than {}",
-                request.deadline_seconds > 0 ? "at most " + format_duration(request.deadline_seconds) : "", request.deadline_seconds > 0 && request.budget > 0 ? " and " : "",
-                request.budget > 0 ? "at most " + money_text(request.budget) : "", format_duration(misses.fastest_seconds),
-                request.cluster.has_prices() ? ", the cheapest costs " + money_text(misses.least_money) : "", where);
+    throw Error(ErrorCode::kInvalidConfig, "{}", limits_text(request, misses, where));
   if (misses.ends_never)
     throw Error(ErrorCode::kInvalidConfig, "no run ends: {} have a fault every {}, and failures.restart_seconds = {} with reading a checkpoint back leave {:.2g} of the time for work; "
                 "fewer devices, a larger failures.device_mtbf_hours, a faster restart or faster tiers.storage_gbytes_per_second would do",
@@ -89,8 +115,9 @@ void refuse_search(const SearchRequest& request, const SearchResult& result, con
     const int64_t count = smallest_that_fits(request, grown);
     const bool several = result.devices.size() > 1;
     const std::string name(result.devices[grown].name);
-    throw Error(ErrorCode::kInvalidConfig, "the model does not fit: {:.1f} B parameters need {} more than the fullest of {} has for tensors ({}{}); {}", count_parameters(request.model).total / 1e9, format_bytes(misses.least_missing_bytes),
-                where, several ? "at most " : "", format_bytes(std::max(0.0, result.capacity_bytes[grown])),
+    const std::string& limit = result.memory_limit;
+    throw Error(ErrorCode::kInvalidConfig, "the model does not fit: {:.1f} B parameters need {} more than the fullest of {} has for tensors ({}{}{}); {}{}", count_parameters(request.model).total / 1e9, format_bytes(misses.least_missing_bytes),
+                where, several ? "at most " : "", format_bytes(std::max(0.0, result.capacity_bytes[grown])), limit.empty() ? "" : ", " + limit, limit.empty() ? "" : "raise budget.memory, or: ",
                 count == 0  ? fmt::format("no number of {} that global_batch_size = {} can use would hold it: more sequences, shorter ones, {}or devices with more memory", several ? name : "them", request.global_batch,
                                           fixed.empty() ? "" : "fewer fixed sizes, ")
                 : several   ? fmt::format("the smallest cluster with more {} that would hold it has of them {}", name, count)

@@ -11,7 +11,9 @@ namespace orrery {
 /// What a search has seen of layouts that it did not keep.
 struct SearchMisses {
   bool any_fits = false;  // within memory: these are the best that were too late or too dear
-  double fastest_seconds = 0, least_money = 0;
+  struct Run {
+    double seconds = 0, money = 0;
+  } fastest, cheapest;
   bool ends_never = false;  // some fit, but would be at faults and restarts all the time
   double best_goodput = 0;
   double least_missing_bytes = std::numeric_limits<double>::infinity();  // on the fullest rank of what does not fit

@@ -37,25 +37,32 @@ bool LayoutSpace::takes_pipeline(int64_t pp) const {
   return pp <= whole(request_.model.num_layers);
 }
 
+bool LayoutSpace::cuts_heads(int64_t tp, int64_t cp) const {
+  const ModelShape& m = request_.model;
+  if (request_.fixed.context_method != ContextMethod::kUlysses) return true;
+  const int64_t kv_heads = std::max<int64_t>(1, whole(m.num_kv_heads > 0 ? m.num_kv_heads : m.num_heads) / tp);
+  return whole(m.num_heads) / tp % cp == 0 && kv_heads % cp == 0;
+}
+
 bool LayoutSpace::takes_replicas(int64_t dp) const { return (request_.fixed.dp == 0 || dp == request_.fixed.dp) && std::fmod(request_.global_batch, static_cast<double>(dp)) == 0; }
 
 template <typename Use>
-void LayoutSpace::for_context_degrees(Use use) const {
+void LayoutSpace::for_context_degrees(int64_t tp, Use use) const {
   const int64_t tokens = whole(request_.model.seq_len);
-  const auto cuts_tokens = [&](int64_t cp) { return cp == 1 || tokens % (2 * cp) == 0; };
+  const auto cuts = [&](int64_t cp) { return cp == 1 || (tokens % (2 * cp) == 0 && cuts_heads(tp, cp)); };
   if (const int64_t fixed = request_.fixed.cp; fixed > 0) {
-    if (cuts_tokens(fixed)) use(fixed);
+    if (cuts(fixed)) use(fixed);
     return;
   }
   for (int64_t cp = 1; cp <= request_.max_context_parallel && cp * 4096 <= std::max<int64_t>(4096, tokens); cp *= 2)
-    if (cuts_tokens(cp)) use(cp);
+    if (cuts(cp)) use(cp);
 }
 
 bool LayoutSpace::any_model_degrees(int64_t n, const std::function<bool(int64_t)>& use) const {
   for (const int64_t tp : tensor_degrees(n))
     for (const int64_t pp : divisors(n, whole(request_.model.num_layers))) {
       bool found = false;
-      if (takes_pipeline(pp)) for_context_degrees([&](int64_t cp) { found = found || (n % (tp * pp * cp) == 0 && use(n / (tp * pp * cp))); });
+      if (takes_pipeline(pp)) for_context_degrees(tp, [&](int64_t cp) { found = found || (n % (tp * pp * cp) == 0 && use(n / (tp * pp * cp))); });
       if (found) return true;
     }
   return false;
@@ -100,7 +107,7 @@ void LayoutSpace::visit_pool(const std::vector<size_t>& groups) {
   for (const int64_t tp : tensor_degrees(n))
     for (const int64_t pp : divisors(n, whole(request_.model.num_layers))) {
       if (!takes_pipeline(pp) || n % (tp * pp) != 0) continue;
-      for_context_degrees([&](int64_t cp) {
+      for_context_degrees(tp, [&](int64_t cp) {
         if (n % (tp * pp * cp) != 0) return;
         if (groups.size() > 1 && std::any_of(groups.begin(), groups.end(), [&](size_t group) { return counts_[group] % (tp * pp * cp) != 0; })) return;
         const int64_t dp = n / (tp * pp * cp);
@@ -114,7 +121,7 @@ void LayoutSpace::visit_pipelines(const std::vector<size_t>& groups) {
   int64_t fewest = counts_[groups.front()];
   for (const size_t group : groups) fewest = std::min(fewest, counts_[group]);
   for (const int64_t tp : tensor_degrees(fewest))
-    for_context_degrees([&](int64_t cp) {
+    for_context_degrees(tp, [&](int64_t cp) {
       for (const int64_t dp : divisors(whole(request_.global_batch), fewest / (tp * cp))) {
         if (!takes_replicas(dp)) continue;
         const int64_t stage_devices = tp * cp * dp;
@@ -139,6 +146,7 @@ void LayoutSpace::visit_degrees(const std::vector<DevicePart>& parts, int64_t tp
     Candidate c;
     JobLayout& l = c.job.layout;
     l.tp = static_cast<double>(tp), l.pp = static_cast<double>(pp), l.cp = static_cast<double>(cp), l.dp = static_cast<double>(dp), l.ep = static_cast<double>(ep);
+    l.context_method = request_.fixed.context_method;
     c.job.model = request_.model;
     c.job.format = request_.format, c.job.lanes = request_.lanes;
     c.job.stack = SoftwareStack::kMegatronCore;

@@ -34,6 +34,8 @@ class LayoutSpace {
 
   /// Whether the model falls into `tp` equal parts: heads, columns of the MLP, and kv heads that are whole or shared by whole ranks.
   bool cuts_matrices(int64_t tp) const;
+  /// Whether `cp` context ranks, by the method that is fixed, can share what tensor ranks leave: ulysses gives each of them heads and kv heads of its own.
+  bool cuts_heads(int64_t tp, int64_t cp) const;
   /// Whether the batch, and what is fixed, allow `dp` replicas.
   bool takes_replicas(int64_t dp) const;
   /// Calls use(dp) for every (tp, pp, cp) whose ranks divide n devices, until one says true; whether one did.
@@ -44,7 +46,7 @@ class LayoutSpace {
   std::vector<int64_t> tensor_degrees(int64_t limit) const;
   bool takes_pipeline(int64_t pp) const;
   template <typename Use>
-  void for_context_degrees(Use use) const;
+  void for_context_degrees(int64_t tp, Use use) const;
   void visit_pool(const std::vector<size_t>& groups);
   void visit_pipelines(const std::vector<size_t>& groups);
   void visit_degrees(const std::vector<DevicePart>& parts, int64_t tp, int64_t pp, int64_t cp, int64_t dp);
