@@ -66,6 +66,16 @@ run 2 plan big.toml --cluster "$cluster" --budget 1; err_has "the cheapest costs
 run 2 plan big.toml --cluster "$cluster" --lose-nodes 128; err_has "none of 1024 devices is left"
 run 2 simulate big.toml --cluster "$cluster" --straggler nan; err_has "--straggler of at least 1"
 run 2 simulate big.toml --cluster "$cluster" --link-factor 0; err_has "--link-factor above 0"
+# What was given as a flag is named as a flag, not as the run file's key.
+run 2 simulate big.toml --cluster "$cluster" --schedule zbv; err_has 'error: --schedule "zbv": wanted one of gpipe, 1f1b'
+run 2 simulate big.toml --cluster "$cluster" --schedule dualpipe-v --set parallel.pipeline_parallel_size=32; err_has '--schedule "dualpipe-v" needs at least 2 x the layout'"'"'s pp = 32 micro-batches'
+run 2 simulate big.toml --cluster "$cluster" --straggler 2 --straggler-rank 99999; err_has "--straggler-rank 99999: the layout has ranks 0 to 1023"
+run 2 plan schedule zbv; err_has 'error: plan schedule "zbv": wanted one of gpipe, 1f1b'
+run 2 plan schedule dualpipe-v --ranks 4 --micro-batches 7; err_has 'plan schedule "dualpipe-v" needs at least 2 x --ranks 4 micro-batches, not 7; use "zb-v"'
+run 2 plan schedule interleaved --ranks 4 --micro-batches 8 --group 3; err_has "error: --group = 3 with plan schedule"; err_has "at least --ranks 4"
+run 4 plan schedule --file nowhere.txt; err_has "--file nowhere.txt: cannot be read"
+run 4 plan big.toml --schedule-file nowhere.txt; err_has "--schedule-file nowhere.txt: no such file"
+run 2 plan big.toml --cluster "$cluster" --set parallel.schedule=zbv; err_has "parallel.schedule"
 run 0 plan big.toml --cluster "$cluster" --html page.html --json; grep -q "http" page.html && fail "the page names an address"; grep -qiE "nan|inf[^o]" out && fail "plan --json holds a value that is no number"
 run 0 simulate big.toml --cluster "$cluster" --html page.html; grep -q "<svg" page.html || fail "simulate --html draws nothing"
 sed 's/"H100"/"H1000"/' "$cluster" >thousand.toml; run 2 plan big.toml --cluster thousand.toml; err_has "thousand.toml:3:8"; err_has "did you mean H100, "; err_has "docs/cluster_toml.md"

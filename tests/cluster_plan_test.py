@@ -130,8 +130,38 @@ with tempfile.TemporaryDirectory() as folder:
     refused(plan("--set", "parallel.schedule=2bw"), "use 1f1b, gpipe, interleaved, zb-h1 or zb-v")
     refused(plan("--set", "parallel.stage_layers=['16','16']"), "leave it out")
     assert plan("--set", "train.dtype=fp8").returncode == 0, "devices elsewhere compute in fp8"
-    refused(plan("--deadline", "1s"), "the fastest layout takes")
-    refused(plan("--budget", "1"), "the cheapest costs")
+    refused(plan("--deadline", "1s"), "no layout meets --deadline 1.0s: on 32 H100 the fastest layout takes", ", the cheapest costs", "the run needs more time or more devices, or fewer tokens")
+    refused(plan("--budget", "1"), "no layout meets --budget 1: on 32 H100 the fastest layout takes", ", the cheapest costs", "the run needs more money or cheaper devices, or fewer tokens")
+    refused(plan("--budget", "1", "--deadline", "1s"), "no layout meets --deadline 1.0s and --budget 1:", "more time or more devices, and more money or cheaper devices, or fewer tokens")
+    unpriced = plan("--deadline", "1s", cluster=prices_missing)
+    refused(unpriced, "no layout meets --deadline 1.0s: on 32 H100 the fastest layout takes")
+    assert "cost" not in unpriced.stderr and "money" not in unpriced.stderr, unpriced.stderr
+    enough = plan_of("--deadline", "1d", "--budget", "1000")
+    assert all(layout["run_seconds"] <= 86400 and layout["money"] <= 1000 for layout in enough["finalists"]), "limits that are met are kept"
+    # The optimizer on the host stays there: in every layout, in its memory, in what is said.
+    for layout in plan_of("--set", "parallel.offload=['optimizer']")["finalists"]:
+        assert layout["offload_optimizer"] and layout["host_bytes"] > 0 and layout["memory_map_bytes"], layout
+    offloaded = plan("--set", "parallel.offload=['optimizer']", "--explain").stdout
+    assert "fixed     the optimizer offloaded" in offloaded and "optimizer on the host on 32 devices" in offloaded and "optimizer 0 B" in offloaded, offloaded
+    poor_host = str(folder / "poor_host.toml")
+    pathlib.Path(poor_host).write_text(CLUSTER + "[tiers]\nhost_gib_per_device = 1\n")
+    refused(plan("--set", "parallel.offload=['optimizer']", "--set", "parallel.zero_stage=0", "--set", "parallel.layout=manual", cluster=poor_host), "does not fit", "the optimizer offloaded")
+    # budget.memory, where it is given; the default is a run's on a machine.
+    for given, limit in (("30GiB", 30 * 2**30), ("25%", 20 * 2**30)):
+        for layout in plan_of("--set", f"budget.memory={given}")["finalists"]:
+            assert all(part["memory_bytes"] <= part["capacity_bytes"] == limit for part in layout["placement"]), layout
+            assert layout["memory_map_bytes"] is None or layout["memory_map_bytes"] <= limit, layout
+    assert "(budget.memory = 30.0 GiB) on the fullest H100" in plan("--set", "budget.memory=30GiB").stdout
+    assert plan_of("--set", "budget.memory=100%") == plan_of(), "no more than a device has"
+    eighty = plan_of("--set", "budget.memory=80%")["finalists"][0]["placement"][0]["capacity_bytes"]
+    assert eighty == 64 * 2**30 < plan_of()["finalists"][0]["placement"][0]["capacity_bytes"], "80 % that is given is 80 % of a device"
+    refused(plan("--set", "budget.memory=1GiB"), "does not fit", "budget.memory = 1.00 GiB", "raise budget.memory")
+    # Context parallelism by ulysses: named, another price than ring's, bounded by the 8 kv heads.
+    context = ["parallel.context_parallel_size=4", "parallel.tensor_parallel_size=2"]
+    ring, ulysses = plan_of(*sets(context)), plan_of(*sets([*context, "parallel.context_method=ulysses"]))
+    assert {layout["context_method"] for layout in ulysses["finalists"]} == {"ulysses"} and {layout["context_method"] for layout in ring["finalists"]} == {"ring"}
+    assert ulysses["finalists"][0]["step_seconds"] != ring["finalists"][0]["step_seconds"]
+    refused(plan(*sets(["parallel.context_parallel_size=8", "parallel.tensor_parallel_size=2", "parallel.context_method=ulysses"])), "heads", "use one of 2, 4, or context_method = \"ring\"")
     refused(plan("--budget", "100", cluster=prices_missing), "needs prices", "prices.per_device_hour")
     refused(plan("--objective", "cost", cluster=prices_missing), "needs prices")
     refused(plan("--objective", "speed"), "time, cost, energy or memory")

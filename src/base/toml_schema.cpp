@@ -182,7 +182,7 @@ KeyValue read_path_list(const Given& given) {
 KeyValue read_byte_budget(const Given& given) {
   if (const auto* integer = given.node.as_integer()) {
     if (integer->get() <= 0) given.fail("is not above 0");
-    return ByteBudget{.fraction = 0, .bytes = integer->get()};
+    return ByteBudget{.bytes = integer->get()};
   }
   const auto* text = given.node.as_string();
   if (!text) given.wrong_type();
@@ -193,11 +193,11 @@ KeyValue read_byte_budget(const Given& given) {
     const auto [end, error] = std::from_chars(written.data(), written.data() + written.size(), percent);
     if (error != std::errc() || end != written.data() + written.size() || !(percent > 0 && percent <= 100))
       given.fail("is not between 0% and 100%");
-    return ByteBudget{.fraction = percent / 100, .bytes = 0};
+    return ByteBudget{.fraction = percent / 100};
   }
   const auto bytes = parse_bytes(written);
   if (!bytes || *bytes <= 0) given.fail(fmt::format("is \"{}\", neither bytes nor a share", written));
-  return ByteBudget{.fraction = 0, .bytes = *bytes};
+  return ByteBudget{.bytes = *bytes};
 }
 
 KeyValue read_value(const Given& given) {

@@ -32,7 +32,8 @@ struct WeightedPath {
 struct ByteBudget {
   double fraction = 0;  // used when bytes is 0
   int64_t bytes = 0;
-  bool operator==(const ByteBudget&) const = default;
+  bool is_default = false;  // nobody gave it
+  bool operator==(const ByteBudget& other) const { return fraction == other.fraction && bytes == other.bytes; }
 };
 
 enum class KeyKind { kBool, kInteger, kNumber, kString, kChoice, kStringList, kPathList, kByteBudget };

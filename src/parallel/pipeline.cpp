@@ -214,23 +214,21 @@ void check_options(const PipelineOptions& options) {
   const std::string_view name = pipeline_name(options.kind);
   const int32_t p = options.num_ranks, m = options.num_micro_batches, v = options.chunks_per_rank;
   ORRERY_CHECK(p >= 1 && m >= 1 && v >= 1, "p={} m={} v={}", p, m, v);
+  const auto& [schedule, ranks, group] = options.terms;
   const int32_t wanted_chunks = is_v_shaped(options.kind) ? 2 : 1;
   if (options.kind != PipelineKind::kInterleaved && v != wanted_chunks)
-    throw Error(ErrorCode::kInvalidConfig, "{} stages per rank with parallel.schedule = \"{}\": it has {}; use \"interleaved\" for more", v, name, wanted_chunks);
+    throw Error(ErrorCode::kInvalidConfig, "{} stages per rank with {} \"{}\": it has {}; use \"interleaved\" for more", v, schedule, name, wanted_chunks);
   const int32_t wanted_group = options.micro_batch_group_size;
   if (wanted_group != 0 && (options.kind != PipelineKind::kInterleaved || wanted_group < p))
-    throw Error(ErrorCode::kInvalidConfig, "parallel.microbatch_group_size_per_virtual_pipeline_stage = {} with parallel.schedule = \"{}\" on {} ranks: it is of \"interleaved\", and at least pipeline_parallel_size = {}", wanted_group,
-                name, p, p);
+    throw Error(ErrorCode::kInvalidConfig, "{} = {} with {} \"{}\" on {} ranks: it is of \"interleaved\", and at least {} {}", group, wanted_group, schedule, name, p, ranks, p);
   // The first backward of a group waits for its first micro-batch to have come round.
   if (const int32_t rest = m % group_size(options); options.kind == PipelineKind::kInterleaved && (m < p || (rest != 0 && rest < p)))
-    throw Error(ErrorCode::kInvalidConfig,
-                "parallel.schedule = \"interleaved\" sends groups of {} micro-batches and a last one of at least pipeline_parallel_size = {}; {} micro-batches leave {}, use {}, or another "
-                "parallel.microbatch_group_size_per_virtual_pipeline_stage",
-                group_size(options), p, m, rest, m < p ? p : m + p - rest);
+    throw Error(ErrorCode::kInvalidConfig, "{} \"interleaved\" sends groups of {} micro-batches and a last one of at least {} {}; {} micro-batches leave {}, use {}, or another {}", schedule,
+                group_size(options), ranks, p, m, rest, m < p ? p : m + p - rest, group);
   if (options.kind == PipelineKind::kDualPipeV && m < 2 * p)
-    throw Error(ErrorCode::kInvalidConfig, "parallel.schedule = \"dualpipe-v\" needs at least 2 x pipeline_parallel_size = {} micro-batches, not {}; use \"zb-v\"", 2 * p, m);
+    throw Error(ErrorCode::kInvalidConfig, "{} \"dualpipe-v\" needs at least 2 x {} {} micro-batches, not {}; use \"zb-v\"", schedule, ranks, p, m);
   if (options.kind == PipelineKind::k2Bw && m < p)
-    throw Error(ErrorCode::kInvalidConfig, "parallel.schedule = \"2bw\" keeps two weight versions only with at least pipeline_parallel_size = {} micro-batches, not {}", p, m);
+    throw Error(ErrorCode::kInvalidConfig, "{} \"2bw\" keeps two weight versions only with at least {} {} micro-batches, not {}; use \"1f1b\"", schedule, ranks, p, m);
   ORRERY_CHECK(!options.carries || options.kind == PipelineKind::k2Bw, "steps of {} run into each other", name);
 }
 
@@ -238,9 +236,9 @@ void check_options(const PipelineOptions& options) {
 
 std::string_view pipeline_name(PipelineKind kind) { return kNames[static_cast<size_t>(kind)]; }
 
-PipelineKind parse_pipeline_kind(std::string_view name) {
+PipelineKind parse_pipeline_kind(std::string_view name, const PipelineTerms& terms) {
   const auto found = std::find(kNames.begin(), kNames.end(), name);
-  if (found == kNames.end()) throw Error(ErrorCode::kInvalidConfig, "parallel.schedule = \"{}\": wanted one of {}", name, fmt::join(kNames, ", "));
+  if (found == kNames.end()) throw Error(ErrorCode::kInvalidConfig, "{} \"{}\": wanted one of {}", terms.schedule, name, fmt::join(kNames, ", "));
   return static_cast<PipelineKind>(found - kNames.begin());
 }
 

@@ -26,8 +26,14 @@ enum class PipelineKind : uint8_t {
 
 /// "gpipe", "1f1b", "interleaved", "zb-h1", "zb-v", "dualpipe-v", "2bw".
 std::string_view pipeline_name(PipelineKind kind);
+
+/// What the settings are called where they were made, for messages: keys of a run file, or a command's flags.
+struct PipelineTerms {
+  std::string_view schedule = "parallel.schedule =", ranks = "pipeline_parallel_size =", group = "parallel.microbatch_group_size_per_virtual_pipeline_stage";
+};
+
 /// Error: kInvalidConfig listing the names.
-PipelineKind parse_pipeline_kind(std::string_view name);
+PipelineKind parse_pipeline_kind(std::string_view name, const PipelineTerms& terms = {});
 
 struct PipelineOptions {
   PipelineKind kind = PipelineKind::k1F1B;
@@ -39,6 +45,7 @@ struct PipelineOptions {
   int32_t micro_batch_group_size = 0;
   /// k2Bw: a step that begins and ends in the middle of the flow, with the first micro-batches of the next step in place of the drain.
   bool carries = false;
+  PipelineTerms terms = {};
 };
 
 struct ComputeStep {

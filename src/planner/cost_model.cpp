@@ -316,8 +316,18 @@ class StepModel {
   double tensor_collective() const { return ring(links_, domain_, l_.tp, 1, 2 * message_bytes()) * k_[l_.sequence_parallel ? kTpExposedModern : kTpExposedOld]; }
   double context_exchange() const {
     if (l_.cp <= 1) return 0;
+    if (l_.context_method == ContextMethod::kUlysses) return head_exchange();
     const double kv_bytes = m_.seq_len * l_.micro_batch * 2 * (m_.kv_lora > 0 ? q_ : kv_) / l_.tp * 2;
     return 3 * ring(links_, domain_, l_.cp, l_.tp, kv_bytes) * k_[kCpExposed];
+  }
+  // Ulysses (Jacobs et al. 2023, arXiv:2309.14509): before attention q, k and v leave for the ranks that have their heads, behind it the output comes back; their
+  // gradients the other way. A rank keeps 1/cp of each; nothing is computed meanwhile.
+  double head_exchange() const {
+    const double width = 2 * q_ / l_.tp + 2 * std::max((m_.kv_lora > 0 ? q_ : kv_) / l_.tp, m_.head_dim), bytes = tokens_ * width * 2;
+    const double inside = std::clamp(std::floor(domain_ / l_.tp), 1.0, l_.cp);
+    const double moved = bytes * ((inside - 1) / l_.cp / links_.link + (1 - inside / l_.cp) / links_.network);
+    constexpr double kCalls = 4;
+    return (forwards() + 1) * (moved + kCalls * (inside < l_.cp ? links_.latency : links_.hop));
   }
   double expert_exchange() const {
     if (moe_share_ <= 0 || l_.ep <= 1) return 0;

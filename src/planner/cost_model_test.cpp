@@ -54,6 +54,42 @@ TEST(CostModel, SlowerLinksNeverHelp) {
   }
 }
 
+// Ulysses: what leaves a rank is counted by hand: of q, k, v and the output, cut among the tensor ranks, all but the share that stays, forward and backward,
+// and once more where the forward is repeated; inside a domain over its links, beyond it over the network. Ring's price depends on neither method's field.
+TEST(CostModel, UlyssesIsItsAllToAlls) {
+  TrainingJob job = job_13b();
+  const double tp = 2, heads = 40, kv_heads = 20, head_dim = 128, tokens = 4096;
+  job.model.num_kv_heads = kv_heads;
+  job.layout.pp = 1, job.layout.dp = 1, job.layout.num_micro_batches = 1, job.layout.zero = ZeroStage::kNone;
+  using enum Constant;
+  const CostConstants& k = default_constants();
+  const auto communication = [&](double cp, ContextMethod method, double domain, RecomputeKind recompute) {
+    TrainingJob of = job;
+    of.layout.cp = cp, of.layout.context_method = method, of.layout.recompute = recompute, of.cluster.domain_size = domain;
+    of.model.seq_len = tokens * cp;  // so that a rank's tokens, and with them all other messages, are the same
+    return predict_step(of, k);
+  };
+  const double sent = tokens * 2 * (2 * heads + 2 * kv_heads) * head_dim / tp;
+  for (const RecomputeKind recompute : {RecomputeKind::kNone, RecomputeKind::kFull})
+    for (const double cp : {2.0, 4.0, 10.0}) {
+      const double passes = recompute == RecomputeKind::kFull ? 3 : 2;
+      for (const double domain : {8.0, 64.0}) {
+        const double inside = std::min(cp, domain / tp);
+        const double moved = sent * ((inside - 1) / cp / (450e9 * k[kLinkShare]) + (cp - inside) / cp / (50e9 * k[kNetworkShare]));
+        const double waits = 4 * (inside < cp ? k[kNetworkLatency] : k[kHopModern]);
+        // Less the layers' other messages: those of one context rank. What is left beside is the gradients' reduction over context ranks, equal for both methods.
+        const double ulysses = communication(cp, ContextMethod::kUlysses, domain, recompute).communication_seconds;
+        const double ring = communication(cp, ContextMethod::kRing, domain, recompute).communication_seconds;
+        const double one = communication(1, ContextMethod::kRing, domain, recompute).communication_seconds;
+        TrainingJob reduced = job;  // the reduction alone: as many data-parallel ranks in their place
+        reduced.layout.dp = cp, reduced.layout.recompute = recompute, reduced.cluster.domain_size = domain;
+        const double reduction = predict_step(reduced, k).communication_seconds - one;
+        EXPECT_NEAR(ulysses - one - reduction, 40 * passes * (moved + waits), 1e-9 * ulysses) << cp << " of " << domain;
+        EXPECT_GT(ring, one);
+      }
+    }
+}
+
 TEST(CostModel, BubbleIsTheFormulas) {
   // One micro-batch more adds a slot; the fill is (p - 1) / v slots of the mean stage.
   TrainingJob job = job_13b();

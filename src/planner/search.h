@@ -28,7 +28,18 @@ struct FixedLayout {
   std::optional<PipelineSchedule> schedule;
   std::optional<RecomputeKind> recompute;
   std::optional<bool> sequence_parallel, offload_optimizer;
+  ContextMethod context_method = ContextMethod::kRing;
   /// "tensor_parallel_size = 8, zero_stage = 1"; empty: nothing is fixed.
+  std::string text() const;
+};
+
+/// What a rank's tensors may take of its device: bytes, or a share of its memory. Neither: what the device has for them, 92 % less 2.5 GiB for its context and
+/// the collectives' buffers, which it never gives whatever is asked.
+struct MemoryBudget {
+  double bytes = 0, fraction = 0;
+  double capacity_bytes(const AcceleratorSpec& device) const;
+  bool binds(const AcceleratorSpec& device) const;
+  /// "budget.memory = 40.0 GiB", "budget.memory = 60 %"; empty: none.
   std::string text() const;
 };
 
@@ -42,7 +53,7 @@ struct SearchRequest {
   Cluster cluster;
   Objective objective = Objective::kTime;
   double deadline_seconds = 0, budget = 0;  // 0: none
-  double memory_fraction = 0.92;            // of a device, what tensors may use
+  MemoryBudget memory;
   int64_t max_tensor_parallel = 64, max_pipeline_parallel = 256, max_context_parallel = 64;
   bool front = true;  // also look at half the devices, a quarter, ...: what less money costs in time
   bool prune = true;  // false: score everything (to check that pruning loses nothing)
@@ -86,6 +97,7 @@ struct SearchResult {
   int64_t considered = 0, pruned_by_memory = 0, pruned_by_time = 0, scored = 0;
   int64_t simulated = 0, mapped = 0, dropped = 0;  // of the finalists: stepped through by events, laid out to the byte, found not to fit or too late
   std::vector<double> capacity_bytes;              // of a device of each group, for tensors
+  std::string memory_limit;                        // MemoryBudget::text() where it is less than some device has; else empty
 };
 
 inline constexpr int64_t kFinalists = 200;

@@ -7,6 +7,7 @@
 #include <limits>
 #include <utility>
 
+#include "base/units.h"
 #include "planner/goodput.h"
 
 namespace orrery {
@@ -22,6 +23,22 @@ void sort_by_time(std::vector<Candidate>& points) {
 }
 
 }  // namespace
+
+static double device_capacity(const AcceleratorSpec& device) {
+  constexpr double kShare = 0.92, kContextBytes = 2.5 * 1073741824.0;  // the device's context and the collectives' buffers
+  return device.memory_bytes * kShare - kContextBytes;
+}
+
+double MemoryBudget::capacity_bytes(const AcceleratorSpec& device) const {
+  const double asked = bytes > 0 ? bytes : fraction * device.memory_bytes;
+  return asked > 0 ? std::min(asked, device_capacity(device)) : device_capacity(device);
+}
+
+bool MemoryBudget::binds(const AcceleratorSpec& device) const { return capacity_bytes(device) < device_capacity(device); }
+
+std::string MemoryBudget::text() const {
+  return bytes > 0 ? fmt::format("budget.memory = {}", format_bytes(bytes)) : fraction > 0 ? fmt::format("budget.memory = {:g} %", 100 * fraction) : std::string();
+}
 
 double num_steps(const SearchRequest& request) {
   return request.total_tokens > 0 ? std::ceil(request.total_tokens / (request.global_batch * request.model.seq_len)) : 1;

@@ -23,7 +23,7 @@ void explain_families(SearchResult& result) {
   for (FamilyVerdict& verdict : result.families) {
     const Candidate& best = verdict.best;
     if (!verdict.feasible) {
-      verdict.reason = fmt::format("does not fit: at least {} over on the fullest rank", format_bytes(verdict.missing_bytes));
+      verdict.reason = fmt::format("does not fit{}{}: at least {} over on the fullest rank", result.memory_limit.empty() ? "" : " into ", result.memory_limit, format_bytes(verdict.missing_bytes));
       continue;
     }
     const double least = result.best.front().objective;

@@ -75,11 +75,32 @@ TEST(Search, EveryCandidateFitsAndDivides) {
 
 TEST(Search, ImpossibleWishesSayTheWayOut) {
   SearchRequest request = small_request();
-  request.deadline_seconds = 1;
-  EXPECT_NE(message_of(request).find("fastest layout takes"), std::string::npos) << message_of(request);
+  // A missed limit: the flag that was given, what the fastest and the cheapest layout take of both, and what helps against which.
+  const auto has = [](const std::string& message, std::initializer_list<std::string_view> parts) {
+    size_t at = 0;
+    for (const std::string_view part : parts) {
+      at = message.find(part, at);
+      EXPECT_NE(at, std::string::npos) << part << " is not, or not there, in: " << message;
+    }
+  };
+  request.deadline_seconds = 60;
+  has(message_of(request), {"no layout meets --deadline 1m00s: on 64 H100 the fastest layout takes ", " and costs ", ", the cheapest costs ", " and takes ",
+                            "; the run needs more time or more devices, or fewer tokens"});
+  request.cluster = parse_cluster("[devices]\nkind = \"H100\"\ncount = 64\n", "c.toml");
+  EXPECT_EQ(message_of(request).find("costs"), std::string::npos) << "without prices there is no talk of money: " << message_of(request);
   request = small_request();
   request.budget = 1;
-  EXPECT_NE(message_of(request).find("cheapest costs"), std::string::npos);
+  has(message_of(request), {"no layout meets --budget 1: on 64 H100 the fastest layout takes ", "; the run needs more money or cheaper devices, or fewer tokens"});
+  request.deadline_seconds = 60;
+  has(message_of(request), {"no layout meets --deadline 1m00s and --budget 1: ", "; the run needs more time or more devices, and more money or cheaper devices, or fewer tokens"});
+  // Each limit by itself can be met, by the fastest layout and by the cheapest, but no layout meets both.
+  request = small_request();
+  const Candidate fastest = search(request).best.front();
+  request.objective = Objective::kCost;
+  const Candidate cheapest = search(request).best.front();
+  ASSERT_LT(cheapest.money, fastest.money);
+  request.deadline_seconds = fastest.run_seconds * (1 + 1e-9), request.budget = cheapest.money * (1 + 1e-9);
+  has(message_of(request), {"no layout meets --deadline ", " together: on 64 H100", "; the run needs more time or more money, or fewer tokens"});
   request = small_request();
   request.model.num_layers = 400, request.model.hidden = 32768, request.model.num_heads = 256, request.model.ffn_hidden = 131072;
   EXPECT_NE(message_of(request).find("smallest cluster of them that would hold it has"), std::string::npos) << message_of(request);
@@ -98,6 +119,49 @@ TEST(Search, ImpossibleWishesSayTheWayOut) {
   request.cluster.devices[0].count = request.cluster.devices[0].per_node = 7;
   request.model.num_heads = request.model.num_kv_heads = request.model.num_layers = 1;
   EXPECT_NE(message_of(request).find("divides"), std::string::npos);
+}
+
+// budget.memory bounds the tensors of a rank on every device; one that asks for more than there is changes nothing; what does not fit says by which limit.
+TEST(Search, AMemoryBudgetIsKept) {
+  const SearchRequest usual = small_request();
+  const SearchResult all = search(usual);
+  SearchRequest request = usual;
+  request.memory.fraction = 1;
+  EXPECT_EQ(search_to_json(request, search(request)), search_to_json(usual, all));
+  EXPECT_EQ(search_to_text(request, search(request), true), search_to_text(usual, all, true));
+  for (const MemoryBudget& memory : {MemoryBudget{.bytes = 6.0 * (1 << 30)}, MemoryBudget{.fraction = 0.075}}) {
+    request.memory = memory;
+    const double limit = memory.capacity_bytes(all.devices[0]);
+    EXPECT_DOUBLE_EQ(limit, 6.0 * (1 << 30));  // of 80 GiB
+    const SearchResult result = search(request);
+    for (const Candidate& c : result.best) EXPECT_LE(c.memory.total(), limit) << layout_text(c.job.layout);
+    EXPECT_GT(result.best.front().run_seconds, all.best.front().run_seconds) << "the best of all needs more";
+    const std::string text = search_to_text(request, result, true);
+    EXPECT_NE(text.find("of 6.00 GiB (" + memory.text() + ") on the fullest H100"), std::string::npos) << text;
+    EXPECT_NE(text.find("does not fit into " + memory.text() + ": at least "), std::string::npos) << text;
+  }
+  request.memory = {.bytes = 1 << 20};
+  const std::string message = message_of(request);
+  EXPECT_NE(message.find("than the fullest of 64 H100 has for tensors (1.00 MiB, budget.memory = 1.00 MiB); raise budget.memory, or: "), std::string::npos) << message;
+}
+
+// Ulysses: a context rank gets heads and kv heads of its own, so its number divides what tensor ranks leave of both (here 32 and 8).
+TEST(Search, UlyssesSharesHeads) {
+  SearchRequest request = small_request();
+  request.model.seq_len = 65536, request.global_batch = 32;
+  request.fixed.context_method = ContextMethod::kUlysses;
+  double most = 0;
+  for (const Candidate& c : search(request).best) {
+    const JobLayout& l = c.job.layout;
+    EXPECT_EQ(l.context_method, ContextMethod::kUlysses);
+    EXPECT_EQ(std::fmod(std::max(1.0, 8 / l.tp), l.cp), 0) << layout_text(l);
+    EXPECT_EQ(layout_text(l).find("(ulysses)") != std::string::npos, l.cp > 1) << layout_text(l);
+    most = std::max(most, l.cp);
+  }
+  EXPECT_GT(most, 1) << "no layout shares a sequence";
+  request.fixed.cp = 16;
+  const std::string message = message_of(request);
+  EXPECT_NE(message.find("context_parallel_size = 16 does not divide the heads and kv heads of a rank; use one of 2, 4, 8, or context_method = \"ring\""), std::string::npos) << message;
 }
 
 TEST(Search, WhatIsFixedStays) {

@@ -41,7 +41,7 @@ nlohmann::ordered_json candidate_json(const Candidate& c) {
   const JobLayout& l = c.job.layout;
   return {{"devices", c.job.cluster.num_devices},
           {"tensor_parallel_size", l.tp}, {"sequence_parallel", l.sequence_parallel}, {"pipeline_parallel_size", l.pp}, {"virtual_stages", l.virtual_stages},
-          {"schedule", pipeline_schedule_name(l.schedule)}, {"context_parallel_size", l.cp}, {"expert_parallel_size", l.ep}, {"data_parallel_size", l.dp},
+          {"schedule", pipeline_schedule_name(l.schedule)}, {"context_parallel_size", l.cp}, {"context_method", context_method_name(l.context_method)}, {"expert_parallel_size", l.ep}, {"data_parallel_size", l.dp},
           {"zero_stage", static_cast<int>(l.zero)}, {"shard_size", l.shard_size}, {"micro_batch_size", l.micro_batch}, {"num_micro_batches", l.num_micro_batches},
           {"recompute", recompute_word(l.recompute)}, {"offload_optimizer", l.offload_optimizer}, {"placement", placement_json(c)}, {"axes", axes_json(c)},
           {"step_seconds", c.step.seconds}, {"step_seconds_by", c.closed_form_seconds > 0 ? "events" : "closed form"}, {"step_seconds_low", c.low_seconds}, {"step_seconds_high", c.high_seconds},
@@ -68,12 +68,13 @@ std::string FixedLayout::text() const {
   if (schedule) parts.push_back(fmt::format("schedule = \"{}\"", pipeline_schedule_name(*schedule)));
   if (recompute) parts.push_back(fmt::format("recompute = \"{}\"", recompute_word(*recompute)));
   if (sequence_parallel) parts.push_back(fmt::format("sequence_parallel = {}", *sequence_parallel));
+  if (context_method != ContextMethod::kRing) parts.push_back(fmt::format("context_method = \"{}\"", context_method_name(context_method)));
   if (offload_optimizer) parts.push_back(*offload_optimizer ? "the optimizer offloaded" : "nothing offloaded");
   return fmt::format("{}", fmt::join(parts, ", "));
 }
 
 std::string layout_text(const JobLayout& l) {
-  std::string text = fmt::format("tp {}{} x pp {}{} x cp {} x dp {}", l.tp, l.sequence_parallel ? "+sp" : "", l.pp, l.virtual_stages > 1 ? fmt::format(" (v {})", l.virtual_stages) : "", l.cp, l.dp);
+  std::string text = fmt::format("tp {}{} x pp {}{} x cp {}{} x dp {}", l.tp, l.sequence_parallel ? "+sp" : "", l.pp, l.virtual_stages > 1 ? fmt::format(" (v {})", l.virtual_stages) : "", l.cp, l.cp > 1 && l.context_method != ContextMethod::kRing ? fmt::format(" ({})", context_method_name(l.context_method)) : "", l.dp);
   if (l.ep > 1) text += fmt::format(", ep {}", l.ep);
   if (l.pp > 1) text += fmt::format(", {}", pipeline_schedule_name(l.schedule));
   text += fmt::format(", zero {}", static_cast<int>(l.zero));
@@ -116,7 +117,8 @@ std::string search_to_text(const SearchRequest& request, const SearchResult& res
                       100 * best.step.communication_seconds / best.step.seconds);
   for (const DevicePart& part : best.parts) {
     const AcceleratorSpec& device = *part.cluster.device;
-    text += fmt::format("memory    {} of {} on the fullest {}: weights {}, gradients {}, optimizer {}, activations {}\n", format_bytes(part.memory.total()), format_bytes(device.memory_bytes), device.name,
+    text += fmt::format("memory    {} of {}{} on the fullest {}: weights {}, gradients {}, optimizer {}, activations {}\n", format_bytes(part.memory.total()), format_bytes(request.memory.binds(device) ? part.capacity_bytes : device.memory_bytes),
+                        request.memory.binds(device) ? " (" + request.memory.text() + ")" : "", device.name,
                         format_bytes(part.memory.weights), format_bytes(part.memory.gradients), format_bytes(part.memory.optimizer), format_bytes(part.memory.activations));
   }
   if (best.mapped_bytes > 0) text += fmt::format("          {} by the exact map of its tensors; what an accelerator's kernels work in comes on top\n", format_bytes(static_cast<double>(best.mapped_bytes)));

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string_view>
 
+#include "ir/parallel_context.h"
 #include "topology/device_catalogue.h"
 
 namespace orrery {
@@ -40,6 +41,7 @@ struct JobLayout {
   double tp = 1, cp = 1, pp = 1, virtual_stages = 1, dp = 1, ep = 1;
   double micro_batch = 1, num_micro_batches = 1;
   bool sequence_parallel = false;
+  ContextMethod context_method = ContextMethod::kRing;
   ZeroStage zero = ZeroStage::kNone;
   double shard_size = 1;  // ranks that ZeRO-3 shards over
   RecomputeKind recompute = RecomputeKind::kNone;

@@ -25,8 +25,9 @@ Recompute recompute_of(RecomputeKind kind) {
 }
 
 // Which rank computes what in which order.
-PipelineOrder pipeline_order_of(const JobLayout& layout, PipelineKind kind) {
+PipelineOrder pipeline_order_of(const JobLayout& layout, PipelineKind kind, const PipelineTerms& terms = {}) {
   PipelineOptions options;
+  options.terms = terms;
   options.kind = kind;
   options.num_ranks = static_cast<int32_t>(layout.pp), options.num_micro_batches = static_cast<int32_t>(layout.num_micro_batches);
   const bool v_shape = kind == PipelineKind::kZbV || kind == PipelineKind::kDualPipeV;
@@ -163,9 +164,9 @@ PipelineKind pipeline_kind_of(PipelineSchedule schedule) {
   return PipelineKind::k1F1B;
 }
 
-SimulatedPipeline simulated_pipeline(const Candidate& candidate, PipelineKind kind) {
+SimulatedPipeline simulated_pipeline(const Candidate& candidate, PipelineKind kind, const PipelineTerms& terms) {
   const JobLayout& layout = candidate.job.layout;
-  const PipelineOrder order = pipeline_order_of(layout, kind);
+  const PipelineOrder order = pipeline_order_of(layout, kind, terms);
   SimulatedPipeline pipeline;
   pipeline.rank_of_stage = order.rank_of_stage;
   for (const auto& steps : order.steps) {

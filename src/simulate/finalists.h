@@ -17,7 +17,7 @@ PipelineKind pipeline_kind_of(PipelineSchedule schedule);
 /// The pipeline of a layout: layers cut into stages by cost, embedding and head counted, or, over several kinds of devices, as they were dealt
 /// to the ranks, each with its device's seconds from the closed form. What
 /// messages keep a rank waiting for is part of its stages' time.
-SimulatedPipeline simulated_pipeline(const Candidate& candidate, PipelineKind kind);
+SimulatedPipeline simulated_pipeline(const Candidate& candidate, PipelineKind kind, const PipelineTerms& terms = {});
 
 /// Called after each of `total` layouts, from any of the threads that look at them, one at a time.
 using FinalistProgress = std::function<void(int64_t done, int64_t total)>;

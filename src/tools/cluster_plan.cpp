@@ -76,6 +76,7 @@ FixedLayout fixed_layout(const RunConfig& config) {
   }
   if (!keys.stage_layers.empty())
     throw Error(ErrorCode::kUnsupported, "parallel.stage_layers: a plan for a cluster cuts the layers itself, by cost; leave it out");
+  fixed.context_method = keys.context_method;
   fixed.micro_batch = config.train.micro_batch_size.value_or(0);
   switch (config.train.recompute) {
     case RecomputeMode::kAuto: break;
@@ -111,6 +112,8 @@ ClusterRequest cluster_request(const ClusterPlanOptions& options) {
   request.total_tokens = number(num_train_steps(config, seq_len)) * request.global_batch * request.model.seq_len;
   request.format = config.train.dtype == ComputeDType::kFp8 ? NumberFormat::kFp8 : NumberFormat::kBf16;
   request.fixed = fixed_layout(config);
+  // The default is for a machine that does other things too; a device that is described does nothing else.
+  if (const ByteBudget& memory = config.budget.memory; !memory.is_default) request.memory = {.bytes = number(memory.bytes), .fraction = memory.fraction};
   request.cluster = load_cluster(options.cluster_path);
   if (!options.lost_nodes.empty()) both.lost = parse_lost_nodes(options.lost_nodes, request.cluster);
   request.objective = parse_objective(options.objective);

@@ -34,9 +34,12 @@ constexpr std::string_view kClusterDocsHead =
     "Hosts of one kind are written `[devices]`; where there are several kinds, each is a `[[devices]]`, at most 4 of them. The plan then may leave a\n"
     "kind out, put whole replicas on each kind (all as slow as the slowest and no larger than the smallest allows), or put stages of every pipeline on\n"
     "several kinds, in the order that is best, with layers by their speed as far as they fit into their memory. `--explain` says which ranks are where.\n\n"
-    "What the run file gives stays: sizes of `[parallel]`, `zero_stage`, `hybrid_shard_size`, `schedule`, `sequence_parallel`, the optimizer in `offload`,\n"
-    "`train.micro_batch_size` and `train.recompute` where they are not the default, and with `parallel.layout = \"manual\"` also where they are; the rest is\n"
-    "searched. `train.lanes` and `budget.memory`, which are of a run here, are not looked at.\n";
+    "What the run file gives stays: sizes of `[parallel]`, `zero_stage`, `hybrid_shard_size`, `schedule`, `sequence_parallel`, `context_method`, the optimizer in\n"
+    "`offload`, `train.micro_batch_size` and `train.recompute` where they are not the default, and with `parallel.layout = \"manual\"` also where they are; the rest is\n"
+    "searched. With `context_method = \"ulysses\"` a context-parallel size must divide the heads and kv heads that tensor ranks leave.\n\n"
+    "`budget.memory`, where the run file gives it, bounds what a rank's tensors may take of its device: bytes, or a share of the memory of each kind. Without\n"
+    "it, and at most, they take 92 % of a device's memory less 2.5 GiB for its context and the collectives' buffers: the 80 % that is the default of a run here\n"
+    "leaves room for whatever else a machine does, and a device of a cluster does nothing else.\n";
 
 }  // namespace
 

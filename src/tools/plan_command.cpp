@@ -116,6 +116,8 @@ void add_plan_command(CLI::App& app, int& exit_code) {
       exit_code = 0;
       return;
     }
+    if (!options->schedule_file.empty() && !std::filesystem::is_regular_file(options->schedule_file))
+      throw Error(ErrorCode::kCorruptData, "--schedule-file {}: no such file; wanted lines like `rank 0: F0 F1 B0 B1`, one a rank", options->schedule_file);
     if (!options->schedule_file.empty()) options->overrides.push_back("parallel.schedule=" + options->schedule_file);
     const RunConfig config = load_run_config(options->path, options->overrides);
     const SetupNote note = [](std::string_view line) { fmt::print(stderr, "{}\n", line); };

@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cerrno>
 #include <fstream>
 #include <iterator>
 #include <memory>
@@ -29,11 +30,12 @@ struct Options {
 PipelineOrder order_of(const Options& options) {
   if (!options.file.empty()) {
     std::ifstream stream(options.file);
-    if (!stream) throw Error(ErrorCode::kIo, "cannot read schedule file {}", options.file);
+    if (!stream) throw_io_error(errno, fmt::format("--file {}: cannot be read", options.file));
     return parse_pipeline_order(std::string(std::istreambuf_iterator<char>(stream), {}));
   }
   PipelineOptions pipeline = options.pipeline;
-  pipeline.kind = parse_pipeline_kind(options.kind);
+  pipeline.terms = {.schedule = "plan schedule", .ranks = "--ranks", .group = "--group"};
+  pipeline.kind = parse_pipeline_kind(options.kind, pipeline.terms);
   const bool two_chunks = pipeline.kind == PipelineKind::kInterleaved || pipeline.kind == PipelineKind::kZbV || pipeline.kind == PipelineKind::kDualPipeV;
   if (pipeline.chunks_per_rank == 0) pipeline.chunks_per_rank = two_chunks ? 2 : 1;
   pipeline.carries = pipeline.kind == PipelineKind::k2Bw && pipeline.num_ranks > 1;

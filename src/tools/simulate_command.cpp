@@ -6,6 +6,7 @@
 #include <cmath>
 #include <fstream>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "base/error.h"
@@ -32,6 +33,9 @@ void run(const Options& options) {
   if (!(options.link_factor > 0 && options.straggler >= 1 && options.fail_rate >= 0 && options.straggler_rank >= 0) || !std::isfinite(options.link_factor + options.straggler + options.fail_rate))
     throw Error(ErrorCode::kInvalidArgument, "wanted --link-factor above 0, --straggler of at least 1 and --fail-rate and --straggler-rank of at least 0; found {}, {}, {} and {}",
                 options.link_factor, options.straggler, options.fail_rate, options.straggler_rank);
+  constexpr PipelineTerms kTerms = {.schedule = "--schedule", .ranks = "the layout's pp =", .group = "number of micro-batches (train.micro_batch_size)"};
+  std::optional<PipelineKind> other;
+  if (!options.schedule.empty()) other = parse_pipeline_kind(options.schedule, kTerms);
   ClusterRequest both = cluster_request(options.plan);
   SearchRequest& request = both.search;
   for (size_t group = 0; options.link_factor != 1 && group < request.cluster.devices.size(); ++group) {
@@ -43,11 +47,13 @@ void run(const Options& options) {
   search_and_refine(both, result);
   const Candidate& best = result.best.front();
   const JobLayout& layout = best.job.layout;
-  const PipelineKind kind = options.schedule.empty() ? pipeline_kind_of(layout.schedule) : parse_pipeline_kind(options.schedule);
+  const PipelineKind kind = other.value_or(pipeline_kind_of(layout.schedule));
   SimulatedCluster cluster;
-  cluster.pipeline = simulated_pipeline(best, kind);
+  cluster.pipeline = simulated_pipeline(best, kind, kTerms);
   cluster.replicas = static_cast<int64_t>(best.job.cluster.num_devices / layout.pp);
   const double base = simulate_cluster(cluster).step_seconds;
+  if (const double ranks = best.job.cluster.num_devices; static_cast<double>(options.straggler_rank) >= ranks)
+    throw Error(ErrorCode::kInvalidArgument, "--straggler-rank {}: the layout has ranks 0 to {}", options.straggler_rank, ranks - 1);
   if (options.straggler > 1) cluster.straggler_rank = options.straggler_rank, cluster.straggler_slowdown = options.straggler;
   const ClusterTimeline timeline = simulate_cluster(cluster);
   std::string text;

@@ -119,7 +119,7 @@ struct CheckpointSection {
 };
 
 struct BudgetSection {
-  ByteBudget memory{.fraction = 0.8, .bytes = 0};
+  ByteBudget memory{.fraction = 0.8, .bytes = 0, .is_default = true};
   std::optional<double> hours, price_per_hour, energy;  // energy in kWh
   bool operator==(const BudgetSection&) const = default;
 };

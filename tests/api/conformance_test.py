@@ -72,6 +72,20 @@ class Checklist(unittest.TestCase):
         one = self.ok(CHAT, messages=HELLO, max_completion_tokens=1)
         self.assertEqual((one["usage"]["completion_tokens"], one["choices"][0]["finish_reason"]), (1, "length"))
 
+    def test_02_members_are_in_the_order_that_people_expect(self):
+        def in_order(answer, *names):
+            self.assertEqual([name for name in answer if name in names], list(names))
+        for path, kind, body in ((CHAT, "message", dict(messages=HELLO)), (TEXT, "text", dict(prompt="Hello"))):
+            whole = self.ok(path, max_tokens=2, **body)
+            in_order(whole, "id", "object", "created", "model", "choices", "usage")
+            in_order(whole["choices"][0], "index", kind, "logprobs", "finish_reason")
+            in_order(whole["usage"], "prompt_tokens", "completion_tokens", "total_tokens")
+            for event in self.server.stream(path, max_tokens=2, **body)[0]:
+                in_order(event, "id", "object", "created", "model", "choices", "usage")
+                for choice in event["choices"]:
+                    in_order(choice, "index", "delta" if path == CHAT else kind, "logprobs", "finish_reason")
+        in_order(self.server.call("GET", "/v1/models")[1]["data"][0], "id", "object", "created", "owned_by")
+
     def test_03_content_parts(self):
         parts = [{"role": "user", "content": [{"type": "text", "text": "Hello"}, {"type": "text", "text": " there"}]}]
         whole, cut = (self.ok(CHAT, messages=m, temperature=0, max_tokens=8) for m in (HELLO, parts))

@@ -15,7 +15,7 @@
 
 namespace orrery {
 
-using nlohmann::json;
+using json = nlohmann::ordered_json;  // members as they are written here: id, object, ..., usage
 
 namespace {
 

@@ -16,7 +16,7 @@
 namespace orrery {
 namespace {
 
-using nlohmann::json;
+using json = nlohmann::ordered_json;  // members as they are written here: id, object, ..., usage
 
 std::string dump(const json& value) { return value.dump(-1, ' ', false, json::error_handler_t::replace); }
 
@@ -257,7 +257,7 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
       json top = entry["top_logprobs"].is_null() ? json(nullptr) : json::object();
       for (const json& other : entry["top_logprobs"]) top[other["token"].get<std::string>()] = other["logprob"];
       // The token itself is always among them, so there may be one more than was asked for.
-      if (!top.is_null()) top.emplace(entry["token"].get<std::string>(), entry["logprob"]);
+      if (const std::string token = entry["token"].get<std::string>(); !top.is_null() && !top.contains(token)) top[token] = entry["logprob"];
       tops.push_back(std::move(top));
       // In characters: a byte that goes on with one begins none.
       offsets.push_back(choice.text_offset);
@@ -294,8 +294,9 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
   }
 
   json chunk_choice(size_t index, json delta_or_text, const json& logprobs, const json& finish_reason, const json& stop_reason) const {
-    json choice = {{"index", index}, {"logprobs", logprobs}, {"finish_reason", finish_reason}};
+    json choice = {{"index", index}};
     choice[request_.chat ? "delta" : "text"] = std::move(delta_or_text);
+    choice["logprobs"] = logprobs, choice["finish_reason"] = finish_reason;
     if (!finish_reason.is_null()) choice["stop_reason"] = stop_reason;
     return choice;
   }
@@ -311,12 +312,9 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
         choice.calls[place] = {fmt::format("call_{}_{}", request_id_, place), piece.name, {}};
       }
       choice.calls[place].arguments += piece.arguments;
-      json event = {{"index", piece.index}, {"function", {{"arguments", piece.arguments}}}};
-      if (first) {
-        event["id"] = choice.calls[place].id;
-        event["type"] = "function";
-        event["function"]["name"] = piece.name;
-      }
+      json event = {{"index", piece.index}};
+      if (first) event["id"] = choice.calls[place].id, event["type"] = "function", event["function"]["name"] = piece.name;
+      event["function"]["arguments"] = piece.arguments;
       events.push_back(std::move(event));
     }
     return events;
@@ -385,7 +383,7 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
     const std::vector<size_t> told = told_choices();
     for (size_t i = 0; i < told.size(); ++i) {
       Choice& each = *choices_[told[i]];
-      json out = {{"index", i}, {"logprobs", take_logprobs(each)}, {"finish_reason", each.finish_reason}, {"stop_reason", each.stop_reason}};
+      json out = {{"index", i}};
       if (request_.chat)
         out["message"] = {{"role", "assistant"}, {"content", each.text}, {"refusal", nullptr}};
       if (request_.chat && !each.calls.empty()) {
@@ -395,6 +393,7 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
         if (each.text.empty()) out["message"]["content"] = nullptr;
       }
       if (!request_.chat) out["text"] = each.echoed + each.text;
+      out["logprobs"] = take_logprobs(each), out["finish_reason"] = each.finish_reason, out["stop_reason"] = each.stop_reason;
       choices.push_back(std::move(out));
     }
     body["choices"] = std::move(choices);

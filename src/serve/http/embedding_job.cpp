@@ -8,7 +8,7 @@
 namespace orrery {
 namespace {
 
-using nlohmann::json;
+using json = nlohmann::ordered_json;  // members as they are written here: id, object, ..., usage
 
 std::string base64(const void* data, size_t size) {
   constexpr char kAlphabet[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
