@@ -62,7 +62,7 @@ sed 's/count = 1024/count = 1025/' "$cluster" >odd.toml; run 2 plan big.toml --c
 sed 's/network_gbytes_per_second = 50/domain_gbytes_per_second = 1/' "$cluster" >slow.toml; run 2 plan big.toml --cluster slow.toml; err_has "slower than the network"
 sed -e 's/count = 1024/count = 1/' -e 's/host_gib_per_device = 256/host_gib_per_device = 1/' "$cluster" >one.toml; run 2 plan big.toml --cluster one.toml; err_has "would hold"
 run 2 plan big.toml --cluster "$cluster" --deadline 1s; err_has "the fastest layout takes"
-run 2 plan big.toml --cluster "$cluster" --budget 1; err_has "the cheapest costs"
+run 2 plan big.toml --cluster "$cluster" --budget 1; err_has "the cheapest layout takes"
 run 2 plan big.toml --cluster "$cluster" --lose-nodes 128; err_has "none of 1024 devices is left"
 run 2 simulate big.toml --cluster "$cluster" --straggler nan; err_has "--straggler of at least 1"
 run 2 simulate big.toml --cluster "$cluster" --link-factor 0; err_has "--link-factor above 0"

@@ -130,14 +130,18 @@ with tempfile.TemporaryDirectory() as folder:
     refused(plan("--set", "parallel.schedule=2bw"), "use 1f1b, gpipe, interleaved, zb-h1 or zb-v")
     refused(plan("--set", "parallel.stage_layers=['16','16']"), "leave it out")
     assert plan("--set", "train.dtype=fp8").returncode == 0, "devices elsewhere compute in fp8"
-    refused(plan("--deadline", "1s"), "no layout meets --deadline 1.0s: on 32 H100 the fastest layout takes", ", the cheapest costs", "the run needs more time or more devices, or fewer tokens")
-    refused(plan("--budget", "1"), "no layout meets --budget 1: on 32 H100 the fastest layout takes", ", the cheapest costs", "the run needs more money or cheaper devices, or fewer tokens")
-    refused(plan("--budget", "1", "--deadline", "1s"), "no layout meets --deadline 1.0s and --budget 1:", "more time or more devices, and more money or cheaper devices, or fewer tokens")
+    refused(plan("--deadline", "1s"), "no layout meets a deadline of 1.0s: on 32 H100 the fastest layout takes", ", the cheapest layout takes", "the run needs more time or more devices, or fewer tokens")
+    refused(plan("--budget", "1"), "no layout meets a budget of 1: on 32 H100 the fastest layout takes", ", the cheapest layout takes", "the run needs more money or cheaper devices, or fewer tokens")
+    refused(plan("--budget", "1", "--deadline", "1s"), "no layout meets a deadline of 1.0s and a budget of 1:", "more time or more devices, and more money or cheaper devices, or fewer tokens")
     unpriced = plan("--deadline", "1s", cluster=prices_missing)
-    refused(unpriced, "no layout meets --deadline 1.0s: on 32 H100 the fastest layout takes")
+    refused(unpriced, "no layout meets a deadline of 1.0s: on 32 H100 the fastest layout takes")
     assert "cost" not in unpriced.stderr and "money" not in unpriced.stderr, unpriced.stderr
     enough = plan_of("--deadline", "1d", "--budget", "1000")
     assert all(layout["run_seconds"] <= 86400 and layout["money"] <= 1000 for layout in enough["finalists"]), "limits that are met are kept"
+    # The run file's limits hold here too; a flag comes before them.
+    refused(plan("--set", "budget.hours=0.001"), "no layout meets a deadline of 3.6s")
+    refused(plan("--set", "budget.energy=0.001"), "no layout meets 0.001 kWh of energy", "the thriftiest layout takes")
+    assert plan("--set", "budget.hours=0.001", "--deadline", "1d").returncode == 0
     # The optimizer on the host stays there: in every layout, in its memory, in what is said.
     for layout in plan_of("--set", "parallel.offload=['optimizer']")["finalists"]:
         assert layout["offload_optimizer"] and layout["host_bytes"] > 0 and layout["memory_map_bytes"], layout

@@ -58,12 +58,13 @@ std::string forecast_to_text(const RunForecast& f) {
 
 std::vector<std::string> missed_limits(const RunForecast& f, const RunLimits& limits) {
   std::vector<std::string> missed;
-  if (limits.hours > 0) {
+  if (limits.seconds > 0) {
+    const double hours = limits.seconds / kSecondsPerHour;
     if (f.seconds == 0)
-      missed.push_back(fmt::format("budget.hours={:g} cannot be compared: {}; leave it out", limits.hours, kNotTimed));
-    else if (const double limit = limits.hours * kSecondsPerHour; f.seconds > limit)
-      missed.push_back(fmt::format("budget.hours={:g} and the run is predicted to take {:.3g} ({} to {}, 90 %): {}", limits.hours, f.seconds / kSecondsPerHour, format_duration(f.low),
-                                   format_duration(f.high), way_out(f, limit / f.seconds, "budget.hours")));
+      missed.push_back(fmt::format("budget.hours={:g} cannot be compared: {}; leave it out", hours, kNotTimed));
+    else if (f.seconds > limits.seconds)
+      missed.push_back(fmt::format("budget.hours={:g} and the run is predicted to take {:.3g} ({} to {}, 90 %): {}", hours, f.seconds / kSecondsPerHour, format_duration(f.low),
+                                   format_duration(f.high), way_out(f, limits.seconds / f.seconds, "budget.hours")));
   }
   if (limits.kwh > 0) {
     if (f.kwh == 0)

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "planner/run_limits.h"
 #include "planner/step_time.h"
 
 namespace orrery {
@@ -26,11 +27,6 @@ struct RunPrices {
   std::string energy_source;  // of `watts`: "powercap", or "n/a: why"
 };
 
-/// What the run file allows at most; 0: no limit.
-struct RunLimits {
-  double hours = 0, kwh = 0;
-};
-
 /// Everything is 0 where the step's time is not known, and what has no price stays 0.
 struct RunForecast {
   RunWork work;
@@ -46,7 +42,7 @@ RunForecast forecast_run(const StepPrediction& step, const RunWork& work, const 
 /// "run       1,000 steps and 4 evaluations (9.1s): 6m41s (6m09s to 7m14s, 90 %)", then cost and energy.
 std::string forecast_to_text(const RunForecast& forecast);
 
-/// What the forecast has above the limits, and what would meet them, a sentence each; a limit that cannot be compared is named too.
+/// What the forecast has above the limits of time and energy, and what would meet them, a sentence each; a limit that cannot be compared is named too.
 std::vector<std::string> missed_limits(const RunForecast& forecast, const RunLimits& limits);
 
 }  // namespace orrery

@@ -56,8 +56,8 @@ TEST(RunForecast, NothingWithoutAStepTime) {
 TEST(RunForecast, LimitsNameWhatFits) {
   const RunForecast f = forecast_run(step(), kWork, {.watts = 100, .energy_source = "powercap"});  // 3,800 s, 0.1056 kWh
   EXPECT_TRUE(missed_limits(f, {}).empty());
-  EXPECT_TRUE(missed_limits(f, {.hours = 1.06, .kwh = 0.106}).empty());
-  const auto missed = missed_limits(f, {.hours = 0.5, .kwh = 0.01});
+  EXPECT_TRUE(missed_limits(f, {.seconds = 3816, .kwh = 0.106}).empty());
+  const auto missed = missed_limits(f, {.seconds = 1800, .kwh = 0.01});
   ASSERT_EQ(missed.size(), 2u);
   EXPECT_EQ(missed[0], "budget.hours=0.5 and the run is predicted to take 1.06 (57m00s to 1h13m, 90 %): train.steps=852 would fit; or raise budget.hours, or take a smaller model");
   EXPECT_EQ(missed[1], "budget.energy=0.01 kWh and the run is predicted to take 0.106: train.steps=170 would fit; or raise budget.energy, or take a smaller model");
@@ -65,9 +65,9 @@ TEST(RunForecast, LimitsNameWhatFits) {
 
 TEST(RunForecast, ALimitThatCannotBeComparedIsNotPassedOver) {
   const RunForecast dark = forecast_run(step(), kWork, {.energy_source = "n/a: no counter"});
-  ASSERT_EQ(missed_limits(dark, {.hours = 2, .kwh = 1}).size(), 1u);
+  ASSERT_EQ(missed_limits(dark, {.seconds = 7200, .kwh = 1}).size(), 1u);
   EXPECT_EQ(missed_limits(dark, {.kwh = 1})[0], "budget.energy=1 cannot be compared: this machine's energy is n/a: no counter; leave it out");
-  const auto untimed = missed_limits(RunForecast{}, {.hours = 2, .kwh = 1});
+  const auto untimed = missed_limits(RunForecast{}, {.seconds = 7200, .kwh = 1});
   ASSERT_EQ(untimed.size(), 2u);
   for (const std::string& sentence : untimed) EXPECT_NE(sentence.find("the time of a step is not known"), std::string::npos) << sentence;
 }

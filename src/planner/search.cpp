@@ -86,10 +86,12 @@ class Search : public LayoutVisitor {
       return;
     }
     note_family(c);
-    if (!misses_.any_fits || c.run_seconds < misses_.fastest.seconds) misses_.fastest = {c.run_seconds, c.money};
-    if (!misses_.any_fits || c.money < misses_.cheapest.money) misses_.cheapest = {c.run_seconds, c.money};
+    const SearchMisses::Run run{c.run_seconds, c.money, c.kwh};
+    if (!misses_.any_fits || run.seconds < misses_.fastest.seconds) misses_.fastest = run;
+    if (!misses_.any_fits || run.money < misses_.cheapest.money) misses_.cheapest = run;
+    if (!misses_.any_fits || run.kwh < misses_.thriftiest.kwh) misses_.thriftiest = run;
     misses_.any_fits = true;
-    if ((request_.deadline_seconds > 0 && c.run_seconds > request_.deadline_seconds) || (request_.budget > 0 && c.money > request_.budget)) return;
+    if (!request_.limits.allow(c.run_seconds, c.money, c.kwh)) return;
     keep(c);
     keep_point(c);
   }
@@ -237,7 +239,7 @@ void search_layouts(const SearchRequest& request, SearchResult& result) {
   // For time every device counts, so the search above saw one number of them; the front of time against money has more points.
   constexpr int kHalvings = 5;
   SearchRequest fewer = request;
-  fewer.front = false, fewer.deadline_seconds = fewer.budget = 0;
+  fewer.front = false, fewer.limits = {};
   SearchResult other;
   const auto halves = [](const DevicesSection& hosts) { return hosts.count % (2 * hosts.per_node) == 0; };
   for (int i = 0; i < kHalvings && std::all_of(fewer.cluster.devices.begin(), fewer.cluster.devices.end(), halves); ++i) {

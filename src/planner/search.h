@@ -14,6 +14,7 @@
 
 #include "planner/cost_constants.h"
 #include "planner/mixed_pipeline.h"
+#include "planner/run_limits.h"
 #include "topology/cluster.h"
 
 namespace orrery {
@@ -52,7 +53,7 @@ struct SearchRequest {
   NumberFormat format = NumberFormat::kBf16;
   Cluster cluster;
   Objective objective = Objective::kTime;
-  double deadline_seconds = 0, budget = 0;  // 0: none
+  RunLimits limits;
   MemoryBudget memory;
   int64_t max_tensor_parallel = 64, max_pipeline_parallel = 256, max_context_parallel = 64;
   bool front = true;  // also look at half the devices, a quarter, ...: what less money costs in time
@@ -103,7 +104,7 @@ struct SearchResult {
 inline constexpr int64_t kFinalists = 200;
 
 /// Errors: kInvalidConfig when no layout divides the model, the batch and the devices (says which number would do), when none fits in memory (says the smallest cluster that would
-/// hold the model: of this device, or with more of the kind that has most memory), and when deadline or budget cannot be met (says what the best layout takes).
+/// hold the model: of this device, or with more of the kind that has most memory), and when no layout keeps the limits (says what the best ones take).
 void search_layouts(const SearchRequest& request, SearchResult& result);
 
 /// Leaves of `points` the fastest of each set of devices, fastest first, and of these the ones that are cheaper than all before.

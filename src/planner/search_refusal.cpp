@@ -60,7 +60,7 @@ size_t roomiest_group(const SearchResult& result) {
 /// The fewest devices of the group in whole hosts that some layout fits on: twice as many until one does, then by halves between. 0: none.
 int64_t smallest_that_fits(const SearchRequest& request, size_t group) {
   SearchRequest more = request;
-  more.objective = Objective::kTime, more.deadline_seconds = more.budget = 0;
+  more.objective = Objective::kTime, more.limits = {};
   DevicesSection& devices = more.cluster.devices[group];
   const auto fits_on = [&](int64_t hosts) {
     devices.count = hosts * devices.per_node;
@@ -79,23 +79,31 @@ int64_t smallest_that_fits(const SearchRequest& request, size_t group) {
   return 0;
 }
 
-/// What was wanted, what the layouts that fit take, and what would do. Time is mended by devices, money is not.
+/// What was wanted, what the layouts that fit take, and what would do. Time is mended by devices, money and energy are not.
 std::string limits_text(const SearchRequest& request, const SearchMisses& misses, const std::string& where) {
-  const bool late = request.deadline_seconds > 0 && misses.fastest.seconds > request.deadline_seconds, dear = request.budget > 0 && misses.cheapest.money > request.budget;
-  const bool priced = request.cluster.has_prices();
-  std::vector<std::string> wanted, needs;
-  if (request.deadline_seconds > 0) wanted.push_back(fmt::format("--deadline {}", format_duration(request.deadline_seconds)));
-  if (request.budget > 0) wanted.push_back(fmt::format("--budget {}", money_text(request.budget)));
-  if (late) needs.push_back("more time or more devices");
-  if (dear) needs.push_back("more money or cheaper devices");
-  const bool only_together = needs.empty();  // each is met by some layout
-  if (only_together) needs.push_back("more time or more money");
-  const auto of = [&](std::string_view which, const SearchMisses::Run& run, bool money_first) {
-    const std::string time = "takes " + format_duration(run.seconds), money = "costs " + money_text(run.money);
-    return fmt::format("the {} {}", which, !priced ? time : money_first ? money + " and " + time : time + " and " + money);
+  const RunLimits& limits = request.limits;
+  std::vector<std::string> wanted, best, needs;
+  // A limit, the layout that has least of it, and what else that takes.
+  const auto limit = [&](double most, double least, std::string text, std::string_view need) {
+    if (most == 0) return;
+    wanted.push_back(std::move(text));
+    if (least > most) needs.emplace_back(need);
   };
-  return fmt::format("no layout meets {}{}: on {} {}{}; the run needs {}, or fewer tokens", fmt::join(wanted, " and "), only_together ? " together" : "", where, of("fastest layout", misses.fastest, false),
-                     priced ? ", " + of("cheapest", misses.cheapest, true) : "", fmt::join(needs, ", and "));
+  limit(limits.seconds, misses.fastest.seconds, "a deadline of " + format_duration(limits.seconds), "more time or more devices");
+  limit(limits.money, misses.cheapest.money, "a budget of " + money_text(limits.money), "more money or cheaper devices");
+  limit(limits.kwh, misses.thriftiest.kwh, fmt::format("{:.3g} kWh of energy", limits.kwh), "more energy or thriftier devices");
+  const bool only_together = needs.empty();  // each is met by some layout
+  if (only_together) needs.emplace_back("more of one of them");
+  const auto run = [&](std::string_view which, const SearchMisses::Run& taken) {
+    std::string text = fmt::format("the {} layout takes {}", which, format_duration(taken.seconds));
+    if (request.cluster.has_prices()) text += " and costs " + money_text(taken.money);
+    return limits.kwh > 0 ? text + fmt::format(" and {:.3g} kWh", taken.kwh) : text;
+  };
+  best.push_back(run("fastest", misses.fastest));
+  if (request.cluster.has_prices()) best.push_back(run("cheapest", misses.cheapest));
+  if (limits.kwh > 0) best.push_back(run("thriftiest", misses.thriftiest));
+  return fmt::format("no layout meets {}{}: on {} {}; the run needs {}, or fewer tokens", fmt::join(wanted, " and "), only_together ? " together" : "", where, fmt::join(best, ", "),
+                     fmt::join(needs, ", and "));
 }
 
 }  // namespace

@@ -12,8 +12,8 @@ namespace orrery {
 struct SearchMisses {
   bool any_fits = false;  // within memory: these are the best that were too late or too dear
   struct Run {
-    double seconds = 0, money = 0;
-  } fastest, cheapest;
+    double seconds = 0, money = 0, kwh = 0;
+  } fastest, cheapest, thriftiest;
   bool ends_never = false;  // some fit, but would be at faults and restarts all the time
   double best_goodput = 0;
   double least_missing_bytes = std::numeric_limits<double>::infinity();  // on the fullest rank of what does not fit

@@ -75,7 +75,7 @@ TEST(Search, EveryCandidateFitsAndDivides) {
 
 TEST(Search, ImpossibleWishesSayTheWayOut) {
   SearchRequest request = small_request();
-  // A missed limit: the flag that was given, what the fastest and the cheapest layout take of both, and what helps against which.
+  // A missed limit: what was wanted, what the fastest and the cheapest layout take of both, and what helps against which.
   const auto has = [](const std::string& message, std::initializer_list<std::string_view> parts) {
     size_t at = 0;
     for (const std::string_view part : parts) {
@@ -83,24 +83,32 @@ TEST(Search, ImpossibleWishesSayTheWayOut) {
       EXPECT_NE(at, std::string::npos) << part << " is not, or not there, in: " << message;
     }
   };
-  request.deadline_seconds = 60;
-  has(message_of(request), {"no layout meets --deadline 1m00s: on 64 H100 the fastest layout takes ", " and costs ", ", the cheapest costs ", " and takes ",
+  request.limits.seconds = 60;
+  has(message_of(request), {"no layout meets a deadline of 1m00s: on 64 H100 the fastest layout takes ", " and ", ", the cheapest layout takes ",
                             "; the run needs more time or more devices, or fewer tokens"});
   request.cluster = parse_cluster("[devices]\nkind = \"H100\"\ncount = 64\n", "c.toml");
   EXPECT_EQ(message_of(request).find("costs"), std::string::npos) << "without prices there is no talk of money: " << message_of(request);
   request = small_request();
-  request.budget = 1;
-  has(message_of(request), {"no layout meets --budget 1: on 64 H100 the fastest layout takes ", "; the run needs more money or cheaper devices, or fewer tokens"});
-  request.deadline_seconds = 60;
-  has(message_of(request), {"no layout meets --deadline 1m00s and --budget 1: ", "; the run needs more time or more devices, and more money or cheaper devices, or fewer tokens"});
+  request.limits.money = 1;
+  has(message_of(request), {"no layout meets a budget of 1: on 64 H100 the fastest layout takes ", "; the run needs more money or cheaper devices, or fewer tokens"});
+  request.limits.seconds = 60;
+  has(message_of(request), {"no layout meets a deadline of 1m00s and a budget of 1: ", "; the run needs more time or more devices, and more money or cheaper devices, or fewer tokens"});
   // Each limit by itself can be met, by the fastest layout and by the cheapest, but no layout meets both.
   request = small_request();
   const Candidate fastest = search(request).best.front();
   request.objective = Objective::kCost;
   const Candidate cheapest = search(request).best.front();
   ASSERT_LT(cheapest.money, fastest.money);
-  request.deadline_seconds = fastest.run_seconds * (1 + 1e-9), request.budget = cheapest.money * (1 + 1e-9);
-  has(message_of(request), {"no layout meets --deadline ", " together: on 64 H100", "; the run needs more time or more money, or fewer tokens"});
+  request.limits.seconds = fastest.run_seconds * (1 + 1e-9), request.limits.money = cheapest.money * (1 + 1e-9);
+  has(message_of(request), {"no layout meets a deadline of ", " together: on 64 H100", "; the run needs more of one of them, or fewer tokens"});
+  // Energy: what the thriftiest layout takes is enough, less is not.
+  request = small_request();
+  request.objective = Objective::kEnergy;
+  const double least_kwh = search(request).best.front().kwh;
+  request.limits.kwh = least_kwh * (1 + 1e-9);
+  for (const Candidate& c : search(request).best) EXPECT_LE(c.kwh, request.limits.kwh);
+  request.limits.kwh = least_kwh * (1 - 1e-9);
+  has(message_of(request), {"no layout meets ", " kWh of energy: on 64 H100 the fastest layout takes ", ", the thriftiest layout takes ", " kWh; the run needs more energy or thriftier devices, or fewer tokens"});
   request = small_request();
   request.model.num_layers = 400, request.model.hidden = 32768, request.model.num_heads = 256, request.model.ffn_hidden = 131072;
   EXPECT_NE(message_of(request).find("smallest cluster of them that would hold it has"), std::string::npos) << message_of(request);

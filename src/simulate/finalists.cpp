@@ -217,7 +217,7 @@ void refine_finalists(const SearchRequest& request, const TrainingPlanOptions& r
   }
   if (failure) std::rethrow_exception(failure);
   auto is_out = [&](const Candidate& c) {
-    return c.mapped_over > 0 || (request.deadline_seconds > 0 && c.run_seconds > request.deadline_seconds) || (request.budget > 0 && c.money > request.budget);
+    return c.mapped_over > 0 || !request.limits.allow(c.run_seconds, c.money, c.kwh);
   };
   const Candidate closest = result.best.front();
   result.dropped = static_cast<int64_t>(std::erase_if(result.best, is_out));

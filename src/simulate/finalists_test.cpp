@@ -196,7 +196,7 @@ TEST(Finalists, WhatIsTooLateIsDroppedWithTheWayOut) {
   SearchResult result;
   search_layouts(request, result);
   SearchResult copy = result;
-  request.deadline_seconds = 1e-6;  // tightened after the search, as events may find
+  request.limits.seconds = 1e-6;  // tightened after the search, as events may find
   try {
     refine_finalists(request, run, result);
     FAIL() << "nothing can be that fast";
@@ -205,12 +205,12 @@ TEST(Finalists, WhatIsTooLateIsDroppedWithTheWayOut) {
   }
   const SearchRequest open = request_of(run);
   const SearchResult all = refined(open, run);
-  request.deadline_seconds = all.best[all.best.size() / 2].run_seconds;
+  request.limits.seconds = all.best[all.best.size() / 2].run_seconds;
   for (std::vector<Candidate>* list : {&copy.best, &copy.pareto})
     for (Candidate& c : *list) use_devices_of(copy, c);
   refine_finalists(request, run, copy);
   EXPECT_GT(copy.dropped, 0);
-  for (const Candidate& c : copy.best) EXPECT_LE(c.run_seconds, request.deadline_seconds);
+  for (const Candidate& c : copy.best) EXPECT_LE(c.run_seconds, request.limits.seconds);
 }
 
 }  // namespace

@@ -117,17 +117,18 @@ ClusterRequest cluster_request(const ClusterPlanOptions& options) {
   request.cluster = load_cluster(options.cluster_path);
   if (!options.lost_nodes.empty()) both.lost = parse_lost_nodes(options.lost_nodes, request.cluster);
   request.objective = parse_objective(options.objective);
+  request.limits.seconds = 3600 * config.budget.hours.value_or(0), request.limits.kwh = config.budget.energy.value_or(0);
   if (!options.deadline.empty()) {
     const auto seconds = parse_duration_seconds(options.deadline);
     if (!seconds || *seconds <= 0) throw Error(ErrorCode::kInvalidArgument, "--deadline {}: wanted a duration such as 12h or 30d", options.deadline);
-    request.deadline_seconds = *seconds;
+    request.limits.seconds = *seconds;
   }
   if (!options.budget.empty()) {
     const auto money = parse_count(options.budget);
     if (!money || *money <= 0) throw Error(ErrorCode::kInvalidArgument, "--budget {}: wanted an amount such as 50000 or 2M, in the unit of the cluster's prices", options.budget);
     if (!request.cluster.has_prices())
       throw Error(ErrorCode::kInvalidConfig, "--budget {} needs prices: set prices.per_device_hour or prices.per_kwh in {}", options.budget, options.cluster_path);
-    request.budget = number(*money);
+    request.limits.money = number(*money);
   }
   if (request.objective == Objective::kCost && !request.cluster.has_prices())
     throw Error(ErrorCode::kInvalidConfig, "--objective cost needs prices: set prices.per_device_hour or prices.per_kwh in {}", options.cluster_path);

@@ -22,7 +22,7 @@ RunForecast forecast_run(const RunSetup& setup, const StepPrediction& step) {
 }
 
 void require_budget(const RunConfig& config, const RunForecast& forecast) {
-  const std::vector<std::string> missed = missed_limits(forecast, {.hours = config.budget.hours.value_or(0), .kwh = config.budget.energy.value_or(0)});
+  const std::vector<std::string> missed = missed_limits(forecast, {.seconds = 3600 * config.budget.hours.value_or(0), .kwh = config.budget.energy.value_or(0)});
   if (!missed.empty()) throw Error(ErrorCode::kInvalidConfig, "{}", fmt::join(missed, "\n"));
 }
 
