@@ -68,6 +68,7 @@ run 2 simulate big.toml --cluster "$cluster" --straggler nan; err_has "--straggl
 run 2 simulate big.toml --cluster "$cluster" --link-factor 0; err_has "--link-factor above 0"
 # What was given as a flag is named as a flag, not as the run file's key.
 run 2 simulate big.toml --cluster "$cluster" --schedule zbv; err_has 'error: --schedule "zbv": wanted one of gpipe, 1f1b'
+run 2 simulate big.toml --cluster "$cluster" --schedule 2bw; err_has "its steps run into each other"; err_has "orrery plan schedule 2bw"
 run 2 simulate big.toml --cluster "$cluster" --schedule dualpipe-v --set parallel.pipeline_parallel_size=32; err_has '--schedule "dualpipe-v" needs at least 2 x the layout'"'"'s pp = 32 micro-batches'
 run 2 simulate big.toml --cluster "$cluster" --straggler 2 --straggler-rank 99999; err_has "--straggler-rank 99999: the layout has ranks 0 to 1023"
 run 2 plan schedule zbv; err_has 'error: plan schedule "zbv": wanted one of gpipe, 1f1b'

@@ -128,6 +128,7 @@ with tempfile.TemporaryDirectory() as folder:
     refused(plan("--set", "parallel.tensor_parallel_size=3"), "tensor_parallel_size = 3", "use one of 1, 2, 4, 8, 16, 32")
     refused(plan("--set", "parallel.pipeline_parallel_size=3"), "use 24 of the devices")
     refused(plan("--set", "parallel.schedule=2bw"), "use 1f1b, gpipe, interleaved, zb-h1 or zb-v")
+    refused(plan("--set", "parallel.offload=['optimizer', 'activations']"), '"activations" is not among what a plan for a cluster weighs')
     refused(plan("--set", "parallel.stage_layers=['16','16']"), "leave it out")
     assert plan("--set", "train.dtype=fp8").returncode == 0, "devices elsewhere compute in fp8"
     refused(plan("--deadline", "1s"), "no layout meets a deadline of 1.0s: on 32 H100 the fastest layout takes", ", the cheapest layout takes", "the run needs more time or more devices, or fewer tokens")

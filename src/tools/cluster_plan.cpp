@@ -2,7 +2,6 @@
 
 #include <unistd.h>
 
-#include <algorithm>
 #include <fstream>
 
 #include "base/error.h"
@@ -65,7 +64,9 @@ FixedLayout fixed_layout(const RunConfig& config) {
   if (manual || keys.zero_stage != usual.zero_stage) fixed.zero = static_cast<ZeroStage>(keys.zero_stage);
   fixed.shard_size = keys.hybrid_shard_size;
   if (manual || keys.sequence_parallel) fixed.sequence_parallel = keys.sequence_parallel;
-  const bool offloads = std::find(keys.offload.begin(), keys.offload.end(), "optimizer") != keys.offload.end();
+  for (const std::string& what : keys.offload)
+    if (what != "optimizer") throw Error(ErrorCode::kUnsupported, "parallel.offload: \"{}\" is not among what a plan for a cluster weighs, which is \"optimizer\"; leave it out, or plan it for ranks of this machine", what);
+  const bool offloads = !keys.offload.empty();
   if (manual || offloads) fixed.offload_optimizer = offloads;
   if (manual ? keys.pipeline_parallel_size > 1 : keys.schedule != usual.schedule) {
     for (const PipelineSchedule schedule : {PipelineSchedule::kOneForwardOneBackward, PipelineSchedule::kGpipe, PipelineSchedule::kInterleaved, PipelineSchedule::kZeroBubbleH1, PipelineSchedule::kZeroBubbleV})

@@ -36,6 +36,8 @@ void run(const Options& options) {
   constexpr PipelineTerms kTerms = {.schedule = "--schedule", .ranks = "the layout's pp =", .group = "number of micro-batches (train.micro_batch_size)"};
   std::optional<PipelineKind> other;
   if (!options.schedule.empty()) other = parse_pipeline_kind(options.schedule, kTerms);
+  if (other == PipelineKind::k2Bw)
+    throw Error(ErrorCode::kUnsupported, "--schedule 2bw: its steps run into each other, and what is simulated is one step by itself; see a step in the middle of a run with orrery plan schedule 2bw");
   ClusterRequest both = cluster_request(options.plan);
   SearchRequest& request = both.search;
   for (size_t group = 0; options.link_factor != 1 && group < request.cluster.devices.size(); ++group) {
