@@ -29,12 +29,15 @@ run 2 examples --jsno; err_has 'unknown option `--jsno`'
 run 2 probe --jsno; err_has 'did you mean `--json`?'; err_has "see: orrery probe --help"
 "$orrery" doctor >out 2>err; [ $? -eq 0 ] || fail "orrery doctor on this machine"; out_has "disk"; out_has "memory"
 mkdir -p cache/orrery; echo '{"version": 2, "cpu_model": "another"}' >cache/orrery/probe.json; run 0 probe; err_has "no probe of this version"; out_has "links"; out_has "gemm"; out_has "packages: "; out_has "memory nodes: 0 ("
-run 0 probe --json; err_has "rates from"; python3 -c 'import json; p=json.load(open("out")); assert p["packages"] >= 1 and p["memory_nodes"][0]["bytes"] > 0' || fail "probe --json"
+# What was measured beside other work is measured again; else it is kept. (This machine may be busy, so what the probe saw is overwritten.)
+beside_other_work() { sed -i "s/\"core_share\": .*/\"core_share\": $1,/" cache/orrery/probe.json; }
+beside_other_work 0.5; run 0 probe; err_has "were measured beside other work; measuring again"; err_has "wrote "
+beside_other_work 0.99; run 0 probe --json; err_has "rates from"; python3 -c 'import json; p=json.load(open("out")); assert p["packages"] >= 1 and p["memory_nodes"][0]["bytes"] > 0' || fail "probe --json"
 # What was measured elsewhere is not used, and what differs is named.
 sed -i 's/"cpu_model": ".*"/"cpu_model": "Abacus 9"/' cache/orrery/probe.json
 run 0 doctor; out_has "the one that is kept is not used: processor: Abacus 9 where it was measured"; out_has "fix: orrery probe"
 run 0 probe; err_has "probe.json is not used: processor: Abacus 9 where it was measured"; err_has "measuring again"
-run 0 probe --json; err_has "rates from"
+beside_other_work 0.99; run 0 probe --json; err_has "rates from"
 run 0 doctor --json; python3 -c 'import json; assert all(f["severity"] == "good" or f["found"] for f in json.load(open("out")))' || fail "doctor --json"
 run 3 doctor --dir nowhere; out_has "cannot be looked at"
 run 2 plan; err_has "a run file"; err_has "orrery examples"

@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -33,6 +34,13 @@ constexpr int64_t kDiskBytes = int64_t{64} << 20, kDiskChunkBytes = int64_t{8} <
 constexpr int64_t kGemmRows = 512, kGemmWidth = 2048;
 
 double now_seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+// Of all threads of this process. Those of a pool spin where they wait, so that they use all that they are given.
+double processor_seconds() {
+  timespec now{};
+  ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
 
 /// The shortest of the runs that fit into the time, after one to warm up. Other work on the machine only makes a run longer.
 template <typename Body>
@@ -136,14 +144,18 @@ void measure_gemms(ThreadPool& pool, MachineProbe& probe) {
   }
   try {
     EnergyCounter energy;
-    const double begin = now_seconds();
+    const double begin = now_seconds(), processor_begin = processor_seconds();
     probe.gemm_bf16_flops_per_second = measure_gemm(pool, DType::kBF16, kGemmRows, kGemmWidth, kGemmWidth, kSecondsPerRate);
     probe.gemm_f32_flops_per_second = measure_gemm(pool, DType::kF32, kGemmRows, kGemmWidth, kGemmWidth, kSecondsPerRate);
     for (const DType dtype : {DType::kBF16, DType::kF32})
       for (const auto& shape : kGemmShapes)
         probe.gemm_shapes.push_back({std::string(dtype_name(dtype)), shape.rows, shape.columns, shape.depth,
                                      measure_gemm(pool, dtype, shape.rows, shape.columns, shape.depth, kSecondsPerShape)});
-    probe.busy_watts = energy.joules() / (now_seconds() - begin);
+    const double seconds = now_seconds() - begin;
+    probe.busy_watts = energy.joules() / seconds;
+    probe.core_share = (processor_seconds() - processor_begin) / (seconds * pool.num_threads());
+    if (measured_beside_other_work(probe))
+      probe.notes += fmt::format("other work took {:.0f} % of the cores: the rates are low, and are measured again by the next `orrery probe`; ", 100 * (1 - probe.core_share));
   } catch (const Error& error) {
     if (error.code() != ErrorCode::kUnsupported) throw;
     probe.notes += fmt::format("matrix products: {}; ", error.what());
@@ -236,15 +248,14 @@ void measure_disk(const std::string& folder, MachineProbe& probe) {
 
 }  // namespace
 
+bool measured_beside_other_work(const MachineProbe& probe) {
+  constexpr double kAlone = 0.9;
+  return probe.core_share > 0 && probe.core_share < kAlone;
+}
+
 MachineProbe measure_machine(const ProbeOptions& options) {
   MachineProbe probe;
   probe.facts = machine_facts();
-  // A rate measured beside other work is low, and everything relative to it looks better than it is.
-  double load = 0;
-  if (::getloadavg(&load, 1) == 1 && load > 0.5 * probe.facts.usable_cores) {
-    probe.notes += fmt::format(
-        "other work was running (load {:.1f}): the rates are low; repeat with --fresh when the machine is idle; ", load);
-  }
   ThreadPool pool(options.num_threads > 0 ? options.num_threads : probe.facts.usable_cores);
   if (probe.facts.isa.find("avx2") != std::string::npos) measure_memory(pool, probe);
   measure_gemms(pool, probe);
@@ -289,6 +300,7 @@ std::string probe_to_json(const MachineProbe& probe) {
                                        {"gemm_bf16_flops_per_second", probe.gemm_bf16_flops_per_second},
                                        {"gemm_f32_flops_per_second", probe.gemm_f32_flops_per_second},
                                        {"gemm_shapes", shapes},
+                                       {"core_share", probe.core_share},
                                        {"busy_watts", probe.busy_watts},
                                        {"link_bytes_per_second", probe.link_bytes_per_second},
                                        {"link_latency_seconds", probe.link_latency_seconds},
@@ -331,6 +343,7 @@ std::optional<MachineProbe> probe_from_json(const std::string& text) {
     root.at("gemm_f32_flops_per_second").get_to(probe.gemm_f32_flops_per_second);
     for (const auto& entry : root.at("gemm_shapes"))
       probe.gemm_shapes.push_back({entry.at("dtype"), entry.at("rows"), entry.at("columns"), entry.at("depth"), entry.at("flops_per_second")});
+    root.at("core_share").get_to(probe.core_share);
     root.at("busy_watts").get_to(probe.busy_watts);
     root.at("link_bytes_per_second").get_to(probe.link_bytes_per_second);
     root.at("link_latency_seconds").get_to(probe.link_latency_seconds);

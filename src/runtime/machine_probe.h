@@ -27,6 +27,7 @@ struct MachineProbe {
   double gemm_bf16_flops_per_second = 0;    // kLinear, T = 512, K = N = 2048, the arithmetic that is native here
   double gemm_f32_flops_per_second = 0;
   std::vector<GemmRate> gemm_shapes;       // thin and wide products of small and middle models
+  double core_share = 0;                   // of the cores' time, what its threads got in those products: less than 1 beside other work
   double busy_watts = 0;                   // of the processor packages, in those products; 0 where nobody counts
   double link_bytes_per_second = 0;        // between two ranks as threads, one direction, both busy: 16 MiB messages
   double link_latency_seconds = 0;         // half of a round trip of 8 bytes
@@ -36,6 +37,9 @@ struct MachineProbe {
   std::string notes;
   bool operator==(const MachineProbe&) const = default;
 };
+
+/// Whether other work took so much of the cores that the rates are low, and what is relative to them looks better than it is.
+bool measured_beside_other_work(const MachineProbe& probe);
 
 struct ProbeOptions {
   std::string disk_folder = ".";  // empty: no disk measurement

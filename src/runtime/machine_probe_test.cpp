@@ -128,6 +128,15 @@ TEST(MachineProbe, WhatIsKeptIsOfThisMachine) {
   ::unsetenv("XDG_CACHE_HOME");
 }
 
+TEST(MachineProbe, KnowsWhetherItWasAlone) {
+  MachineProbe probe;
+  EXPECT_FALSE(measured_beside_other_work(probe)) << "nothing was measured";
+  probe.core_share = 0.99;
+  EXPECT_FALSE(measured_beside_other_work(probe));
+  probe.core_share = 0.6;
+  EXPECT_TRUE(measured_beside_other_work(probe));
+}
+
 TEST(MachineFacts, DifferencesAreNamed) {
   EXPECT_EQ(fingerprint_difference("a: 1 | b: 2", "a: 1 | b: 2"), "");
   EXPECT_EQ(fingerprint_difference("a: 1 | b: 2", "a: 1 | b: 3"), "b: 2 where it was measured, 3 here");
@@ -143,6 +152,7 @@ TEST(MachineProbe, JsonRoundTripAndDamage) {
   probe.disk_folder = "/tmp";
   probe.gemm_shapes = {{"bf16", 16, 2048, 2048, 1.5e11}};
   probe.link_bytes_per_second = 4e9;
+  probe.core_share = 0.75, probe.busy_watts = 98.5;
   const std::string text = probe_to_json(probe);
   EXPECT_EQ(probe_from_json(text), probe);
   EXPECT_FALSE(probe_from_json(""));

@@ -73,10 +73,11 @@ int run_probe(const Options& options) {
   KeptProbe kept = options.fresh ? KeptProbe{} : kept_probe();
   if (!kept.not_used.empty()) fmt::print(stderr, "{} is not used: {}; measuring again\n", probe_cache_path(), kept.not_used);
   std::optional<MachineProbe> probe = std::move(kept.probe);
-  const bool cached = probe.has_value();
+  const bool cached = probe.has_value() && !measured_beside_other_work(*probe);
   if (cached) {
     probe->facts = machine_facts();  // what is available now
   } else {
+    if (probe) fmt::print(stderr, "the rates of {} were measured beside other work; measuring again\n", probe_cache_path());
     probe = measure_machine({.disk_folder = options.folder});
     if (store_probe(*probe))
       fmt::print(stderr, "wrote {}\n", probe_cache_path());
