@@ -227,15 +227,16 @@ struct CachedSequence {
 
 const std::vector<AttentionAttributes> kDecodedShapes = {heads(9, 3, 64), heads(4, 1, 256), heads(5, 1, 32, 70), heads(6, 3, 128), heads(7, 1, 96)};
 
-// The kernel for one query row gives the block kernel's bits, whatever the group, the head, the window and the cache's blocks.
+// The kernel for one query row gives the block kernel's bits, whatever the group, the head, the window, the cache's blocks and the instruction set.
 TEST_P(AttentionTest, DecodedAloneOrInAChunkTheBitsAreEqual) {
   const DType dtype = GetParam();
-  int num_kernels = 0;
+  std::vector<Machine> machines;
   for (const auto& [arithmetic, native] : {std::pair(Arithmetic::kDp2, true), std::pair(Arithmetic::kDp2, false), std::pair(Arithmetic::kFma1, true)})
+    for (VectorIsa isa : {VectorIsa::kAvx2, VectorIsa::kAvx512})
+      if (isa <= cpu_features().best_isa()) machines.push_back({isa, 2, arithmetic, native});
+  for (const Machine& machine : machines)
     for (DType cache_dtype : {dtype, DType::kI8}) {
-      const Machine machine{cpu_features().best_isa(), 2, arithmetic, native};
-      if (paged_decode({&pool_of(2), machine.isa, arithmetic, native}, dtype, cache_dtype, 64) == nullptr) continue;
-      ++num_kernels;
+      if (paged_decode({&pool_of(2), machine.isa, machine.arithmetic, machine.native_arithmetic}, dtype, cache_dtype, 64) == nullptr) continue;
       for (const AttentionAttributes& shape : kDecodedShapes) {
         const CachedSequence sequence(machine, dtype, cache_dtype, shape);
         const int64_t T = CachedSequence::kTokens, N = shape.num_heads * shape.head_dim;
@@ -252,7 +253,6 @@ TEST_P(AttentionTest, DecodedAloneOrInAChunkTheBitsAreEqual) {
         EXPECT_TRUE(by_three.same_bits(whole)) << shape.num_heads << " heads of " << shape.head_dim;
       }
     }
-  if (num_kernels == 0) GTEST_SKIP() << "no decode kernel on this processor";
 }
 
 // The two kernels for dp2, of which the op takes the faster one.
@@ -273,26 +273,22 @@ TEST(PagedDecodeTest, Vdpbf16psGivesTheBitsOfFmas) {
     for (task.context = 1; task.context <= CachedSequence::kTokens; ++task.context) {
       const Tensor by_dots(DType::kBF16, {1, N}), by_fmas(DType::kBF16, {1, N});
       task.q = sequence.q.rows(task.context - 1, task.context).data;
-      task.o = by_dots.data(), kPagedDecodeDp2(task);
-      task.o = by_fmas.data(), kPagedDecodeDp2ByFma(task);
+      task.o = by_dots.data(), kPagedDecodeVdpbf16ps(task);
+      task.o = by_fmas.data(), simd_avx512::kPagedDecodeDp2(task);
       ASSERT_TRUE(by_dots.same_bits(by_fmas)) << shape.num_heads << " heads of " << shape.head_dim << ", " << task.context << " keys";
     }
   }
 }
 
-// Only amx32, whose sums are not made word by word, does without.
+// Only amx32, whose sums are not made word by word, and a cache in 8 bits on AVX2 do without.
 TEST(PagedDecodeTest, EveryOtherArithmeticHasAKernel) {
-  if (!cpu_features().avx512) GTEST_SKIP() << "no AVX-512 here: there are no decode kernels";
-  for (Arithmetic arithmetic : {Arithmetic::kAmx32, Arithmetic::kDp2, Arithmetic::kFma1})
-    for (bool native : {true, false}) {
-      const KernelContext context{&pool_of(1), VectorIsa::kAvx512, arithmetic, native};
-      EXPECT_EQ(paged_decode(context, DType::kF32, DType::kF32, 64), kPagedDecodeF32);
-      EXPECT_EQ(paged_decode(context, DType::kF32, DType::kI8, 64), kPagedDecodeInt8F32);
-      EXPECT_EQ(paged_decode(context, DType::kBF16, DType::kI8, 64), kPagedDecodeInt8Bf16);
-      const PagedDecode bf16 = paged_decode(context, DType::kBF16, DType::kBF16, 64);
-      if (arithmetic == Arithmetic::kAmx32) EXPECT_EQ(bf16, nullptr);
-      else if (arithmetic == Arithmetic::kFma1) EXPECT_EQ(bf16, kPagedDecodeFma1);
-      else EXPECT_TRUE(bf16 == kPagedDecodeDp2ByFma || (native && cpu_features().avx512_bf16 && bf16 == kPagedDecodeDp2));
+  for (VectorIsa isa : {VectorIsa::kAvx2, VectorIsa::kAvx512})
+    for (Arithmetic arithmetic : {Arithmetic::kAmx32, Arithmetic::kDp2, Arithmetic::kFma1}) {
+      const KernelContext context{&pool_of(1), isa, arithmetic, false};
+      EXPECT_EQ(paged_decode(context, DType::kF32, DType::kF32, 64) != nullptr, true);
+      EXPECT_EQ(paged_decode(context, DType::kF32, DType::kI8, 64) != nullptr, isa == VectorIsa::kAvx512);
+      EXPECT_EQ(paged_decode(context, DType::kBF16, DType::kI8, 64) != nullptr, isa == VectorIsa::kAvx512);
+      EXPECT_EQ(paged_decode(context, DType::kBF16, DType::kBF16, 64) != nullptr, arithmetic != Arithmetic::kAmx32);
     }
 }
 

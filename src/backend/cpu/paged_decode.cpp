@@ -5,16 +5,18 @@
 namespace orrery {
 
 PagedDecode paged_decode(const KernelContext& context, DType dtype, DType cache_dtype, int64_t head_dim) {
-  const bool here = context.isa == VectorIsa::kAvx512 && head_dim % 32 == 0 && head_dim <= kPagedDecodeMaxHead;
-  if (!here) return nullptr;
-  if (cache_dtype == DType::kI8) return dtype == DType::kF32 ? kPagedDecodeInt8F32 : kPagedDecodeInt8Bf16;
-  if (dtype == DType::kF32) return kPagedDecodeF32;
+  if (head_dim % 32 != 0 || head_dim > kPagedDecodeMaxHead) return nullptr;
+  const bool avx512 = context.isa == VectorIsa::kAvx512;
+  if (cache_dtype == DType::kI8) return !avx512 ? nullptr : dtype == DType::kF32 ? kPagedDecodeInt8F32 : kPagedDecodeInt8Bf16;
+  if (dtype == DType::kF32) return avx512 ? simd_avx512::kPagedDecodeF32 : simd_avx2::kPagedDecodeF32;
   switch (context.arithmetic) {
     case Arithmetic::kAmx32: return nullptr;
-    case Arithmetic::kDp2: return sums_by_vdpbf16ps(context) ? kPagedDecodeDp2 : kPagedDecodeDp2ByFma;
+    case Arithmetic::kDp2:
+      if (sums_by_vdpbf16ps(context)) return kPagedDecodeVdpbf16ps;
+      return avx512 ? simd_avx512::kPagedDecodeDp2 : simd_avx2::kPagedDecodeDp2;
     case Arithmetic::kFma1: break;
   }
-  return kPagedDecodeFma1;
+  return avx512 ? simd_avx512::kPagedDecodeFma1 : simd_avx2::kPagedDecodeFma1;
 }
 
 }  // namespace orrery

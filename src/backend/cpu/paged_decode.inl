@@ -1,4 +1,4 @@
-// What the decode kernels of paged_decode.h share. Included only by files compiled with AVX-512.
+// What the decode kernels of paged_decode.h share. Included only by files compiled for one instruction set (simd.h).
 #pragma once
 
 #include "backend/cpu/paged_cache.h"
@@ -93,6 +93,7 @@ struct HeadSums {
   }
 };
 
+#if ORRERY_SIMD_AVX512
 /// `o` holds, for 32 numbers, first the lower and then the upper four of each eight: what interleaving two rows gives.
 ORRERY_INLINE void deinterleave(const float* o, int64_t H, float* out) {
   for (int64_t h = 0; h < H; h += 32) {
@@ -103,10 +104,12 @@ ORRERY_INLINE void deinterleave(const float* o, int64_t H, float* out) {
     _mm512_storeu_ps(out + h + 16, _mm512_permutex2var_ps(low, second, high));
   }
 }
+#endif
 
 // softmax_block() of the block kernel for one query, lanes being keys: p replaces the scores.
 ORRERY_INLINE float softmax_keys(float (&scores)[B], int64_t first_key, float scale, float first, float last, float& maximum, float& sum) {
-  const F32x16 hidden = splat(-__builtin_inff()), steps = {_mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)};
+  alignas(64) constexpr float kSteps[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const F32x16 hidden = splat(-__builtin_inff()), steps = load(kSteps);
   F32x16 s[4], top = hidden;
   for (int v = 0; v < 4; ++v) {
     const F32x16 key = splat(static_cast<float>(first_key + 16 * v)) + steps;
@@ -163,28 +166,34 @@ ORRERY_INLINE void each_block(const PagedTask& t, Body&& body) {
 }
 
 /// For the keys of a block, each tile's sixteen in the lanes of a sum: sum = add(sum, words, c, w) for word w of the head and query head c, from
-/// start(c) on; then done(i, c, sum) for tile i. The tiles of this head lie `column` elements behind their starts. Tiles that the block
-/// lacks may be left out: done gets their start.
+/// start(c) on; then done(i, c, sum) for tile i. The tiles of this head lie `column` elements behind their starts; for one that the block lacks done gets
+/// the start.
 template <int C, typename T, typename Start, typename Add, typename Done>
 ORRERY_INLINE void fold_words(const BlockRows<T>& block, const BlockRows<T>& behind, int64_t column, int64_t words, Start&& start, Add&& add, Done&& done) {
-  const auto fold = [&](auto count) __attribute__((always_inline)) {
+  const auto fold = [&](auto count, int64_t tile) __attribute__((always_inline)) {
     constexpr int kCount = decltype(count)::value;
-    F32x16 sum[kTiles][C];
-    for (int i = 0; i < kTiles; ++i)
+    F32x16 sum[kCount][C];
+    for (int i = 0; i < kCount; ++i)
       for (int c = 0; c < C; ++c) sum[i][c] = start(c);
     for (int64_t w = 0; w < words; ++w) {
       const int64_t at = column + w * kKeyTileTokens * 4 / static_cast<int64_t>(sizeof(T));
       for (int i = 0; i < kCount; ++i) {
-        prefetch_behind(behind.keys[i] + at);
-        const F32x16 keys = {_mm512_loadu_ps(reinterpret_cast<const float*>(block.keys[i] + at))};
+        prefetch_behind(behind.keys[tile + i] + at);
+        const F32x16 keys = load(reinterpret_cast<const float*>(block.keys[tile + i] + at));
         for (int c = 0; c < C; ++c) sum[i][c] = add(sum[i][c], keys, c, w);
       }
     }
-    for (int i = 0; i < kTiles; ++i)
-      for (int c = 0; c < C; ++c) done(i, c, sum[i][c]);
+    for (int i = 0; i < kCount; ++i)
+      for (int c = 0; c < C; ++c) done(tile + i, c, sum[i][c]);
   };
-  if (block.rows > B / 2) fold(Count<kTiles>{});
-  else fold(Count<kTiles / 2>{});
+  // Tiles side by side share the query's words; registers hold the sums of four for four heads, and with AVX2 those of one.
+  constexpr int kAtOnce = ORRERY_SIMD_AVX512 ? 4 : 1;
+  const int64_t tiles = (block.rows + kKeyTileTokens - 1) / kKeyTileTokens;
+  int64_t tile = 0;
+  for (; tile + kAtOnce <= tiles; tile += kAtOnce) fold(Count<kAtOnce>{}, tile);
+  for (; tile < tiles; ++tile) fold(Count<1>{}, tile);
+  for (; tile < kTiles; ++tile)
+    for (int c = 0; c < C; ++c) done(tile, c, start(c));
 }
 
 }  // namespace

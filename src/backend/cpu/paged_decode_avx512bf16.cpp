@@ -55,5 +55,5 @@ struct DotPairs {
 }  // namespace orrery::ORRERY_SIMD
 
 namespace orrery {
-const PagedDecode kPagedDecodeDp2 = ORRERY_SIMD::decode<ORRERY_SIMD::DotPairs>;
+const PagedDecode kPagedDecodeVdpbf16ps = ORRERY_SIMD::decode<ORRERY_SIMD::DotPairs>;
 }  // namespace orrery

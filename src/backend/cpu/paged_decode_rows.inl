@@ -1,4 +1,4 @@
-// The decode kernel of paged_decode.h over a cache of f32 or bf16; included by paged_decode_f32_avx512.cpp and paged_decode_avx512bf16.cpp. Every sum
+// The decode kernel of paged_decode.h over a cache of f32 or bf16; included by paged_decode_fma.inl and paged_decode_avx512bf16.cpp. Every sum
 // has the order of the block kernel: scores over the head in pairs (bf16) or one chain (f32), 64 keys a block from position 0, probabilities in four
 // chains over key mod 4, values over keys in order. What differs is in Sums:
 //   Number                      of queries and of the cache
