@@ -11,8 +11,7 @@ namespace orrery {
 /// Query rows of one sequence up to which the decode kernel is taken, row by row.
 constexpr int64_t kDecodeRows = 4;
 
-/// For queries of `dtype` and a cache of `cache_dtype`. Null where the arithmetic, instruction set or head has none: none for bf16 in kAmx32, for a cache in 8
-/// bits with AVX-512 only; head_dim a multiple of 32, at most 256. task.num_queries must be 1. task.scratch: paged_decode_scratch_bytes of as many heads as the task has.
+/// For queries of `dtype` and a cache of `cache_dtype`. Null where there is none: for bf16 in kAmx32, and for a head_dim that is no multiple of 32 or above 256. task.num_queries must be 1. task.scratch: paged_decode_scratch_bytes of as many heads as the task has.
 using PagedDecode = void (*)(const PagedTask& task);
 PagedDecode paged_decode(const KernelContext& context, DType dtype, DType cache_dtype, int64_t head_dim);
 
@@ -25,11 +24,12 @@ constexpr int64_t paged_decode_scratch_bytes(int64_t num_heads, int64_t head_dim
 
 namespace simd_avx2 {
 extern const PagedDecode kPagedDecodeF32, kPagedDecodeDp2, kPagedDecodeFma1;  // by FMAs; the last two over bf16
+extern const PagedDecode kPagedDecodeInt8Bf16, kPagedDecodeInt8F32;
 }
 namespace simd_avx512 {
 extern const PagedDecode kPagedDecodeF32, kPagedDecodeDp2, kPagedDecodeFma1;
+extern const PagedDecode kPagedDecodeInt8Bf16, kPagedDecodeInt8F32;
 }
 extern const PagedDecode kPagedDecodeVdpbf16ps;  // dp2 by its own instruction
-extern const PagedDecode kPagedDecodeInt8Bf16, kPagedDecodeInt8F32;
 
 }  // namespace orrery

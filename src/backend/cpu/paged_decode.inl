@@ -93,9 +93,9 @@ struct HeadSums {
   }
 };
 
-#if ORRERY_SIMD_AVX512
-/// `o` holds, for 32 numbers, first the lower and then the upper four of each eight: what interleaving two rows gives.
+/// `o` holds, for as many numbers as a register has of 16 bits, first the lower and then the upper four of each eight: what interleaving two rows gives.
 ORRERY_INLINE void deinterleave(const float* o, int64_t H, float* out) {
+#if ORRERY_SIMD_AVX512
   for (int64_t h = 0; h < H; h += 32) {
     const __m512 low = _mm512_loadu_ps(o + h), high = _mm512_loadu_ps(o + h + 16);
     const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
@@ -103,8 +103,14 @@ ORRERY_INLINE void deinterleave(const float* o, int64_t H, float* out) {
     _mm512_storeu_ps(out + h, _mm512_permutex2var_ps(low, first, high));
     _mm512_storeu_ps(out + h + 16, _mm512_permutex2var_ps(low, second, high));
   }
-}
+#else
+  for (int64_t h = 0; h < H; h += 16) {
+    const __m256 low = _mm256_loadu_ps(o + h), high = _mm256_loadu_ps(o + h + 8);
+    _mm256_storeu_ps(out + h, _mm256_permute2f128_ps(low, high, 0x20));
+    _mm256_storeu_ps(out + h + 8, _mm256_permute2f128_ps(low, high, 0x31));
+  }
 #endif
+}
 
 // softmax_block() of the block kernel for one query, lanes being keys: p replaces the scores.
 ORRERY_INLINE float softmax_keys(float (&scores)[B], int64_t first_key, float scale, float first, float last, float& maximum, float& sum) {

@@ -1,0 +1,1 @@
+#include "backend/cpu/paged_decode_int8.inl"
