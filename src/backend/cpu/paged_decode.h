@@ -1,7 +1,8 @@
 // Paged attention of one query row: what decoding spends its time on when sequences are many. The same bits as the block kernel of
-// attention_kernels.inl, which pads one row to a block of columns; here lanes are keys for the scores and the softmax, and numbers of the
-// head for the sum over values. A block of 64 positions is read once, for all kv heads of the task: its rows lie behind each other, and
-// processors fetch ahead what is read in order, but not a head's part of each row (single sequences of a batch of 32: 8.6 GB/s a core).
+// attention_kernels.inl, which pads one row to a block of columns; here lanes are keys for the scores and the softmax, which read tiles of keys as they
+// lie, and numbers of the head for the sum over values. A block of 64 positions is read once, for all kv heads of the task: its tiles and rows lie
+// behind each other, and processors fetch ahead what is read in order, but not a head's part of each row (single sequences of a batch of 32: 8.6 GB/s
+// a core).
 #pragma once
 
 #include "backend/cpu/attention_kernels.h"

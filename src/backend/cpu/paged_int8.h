@@ -1,5 +1,5 @@
 // Attention over a cache in 8 bits: its arithmetic, which is the same for every compute dtype, instruction set and number of query rows, because
-// all sums over the head and over a block of keys are exact. The block kernel is in paged_int8.inl, that of one row in paged_decode_int8_avx512.cpp.
+// all sums over the head and over a block of keys are exact. The block kernel is in paged_int8.inl, that of one row in paged_decode_int8.inl.
 //
 // Arithmetic   quantize(x): scale = amax / 127, code = x (127 / amax) to nearest even; keys and values as they are written, queries when they are read.
 //              score[s]   = f32(q codes . k codes) * (q scale * k scale)
